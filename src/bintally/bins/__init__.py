@@ -1,0 +1,1 @@
+"""What a bin is: record, source, demo bins, shards, groups, split. No torch."""

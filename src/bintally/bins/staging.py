@@ -1,0 +1,57 @@
+"""What an interrupted fetch has already got, so that nothing is fetched twice."""
+
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+
+from bintally.bins.source import Source
+from bintally.faults import Fault, full_disk_is_a_fault
+
+
+class Staging:
+    """Objects by key in one SQLite file: each is whole or absent, whatever kills the process."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._database = sqlite3.connect(path, isolation_level=None)
+        self._database.executescript(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
+            "CREATE TABLE IF NOT EXISTS object (key TEXT PRIMARY KEY, body BLOB)"
+        )
+
+    def fetch(self, source: Source, keys: Iterable[str]) -> Iterable[str]:
+        """Get the objects not here yet; yield each key as it arrives, those already here first.
+
+        Raises Fault if the disk is full or the source fails.
+        """
+        wanted = list(keys)
+        have = [key for key in wanted if self._has(key)]
+        yield from have
+        missing = sorted(set(wanted).difference(have))
+        for key, body in source.read(missing):
+            with full_disk_is_a_fault(self._path):
+                try:
+                    self._database.execute("INSERT INTO object VALUES (?, ?)", (key, body))
+                except sqlite3.OperationalError as error:
+                    if "full" in str(error):
+                        raise Fault(
+                            f"the disk is full: could not write {self._path}; free some space and run it again"
+                        ) from error
+                    raise
+            yield key
+
+    def get(self, key: str) -> bytes | None:
+        """The bytes of an object that was fetched; None where the source has none."""
+        row = self._database.execute("SELECT body FROM object WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise KeyError(key)
+        return row[0]  # type: ignore[no-any-return]
+
+    def _has(self, key: str) -> bool:
+        with closing(self._database.execute("SELECT 1 FROM object WHERE key = ?", (key,))) as found:
+            return found.fetchone() is not None
+
+    def close(self) -> None:
+        self._database.close()

@@ -1,0 +1,30 @@
+"""From a distribution over counts to one count. No torch, so that scoring and serving share it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DECODINGS = ("most_probable", "rounded_mean")
+
+
+def decode_counts(probabilities: NDArray[np.floating[Any]], counts: Sequence[int], rule: str) -> NDArray[np.int64]:
+    """One count a row.
+
+    ``most_probable`` is right most often; ``rounded_mean``, the expected count rounded, has the least squared error.
+
+    Args:
+        probabilities: (n, classes), rows sum to 1.
+        counts: the count each class stands for, ascending.
+        rule: one of DECODINGS.
+
+    Returns:
+        int64 (n,). Raises ValueError for another rule.
+    """
+    values = np.asarray(counts)
+    if rule == "most_probable":
+        return values[probabilities.argmax(1)].astype(np.int64)
+    if rule == "rounded_mean":
+        return np.rint(probabilities @ values).astype(np.int64)
+    raise ValueError(f"unknown decoding rule {rule!r}")

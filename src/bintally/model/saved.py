@@ -1,0 +1,68 @@
+"""A model on disk: ``model.safetensors`` and a card that says how to use it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from bintally.faults import Fault
+from bintally.files import replacing, write_text
+from bintally.model.network import CountingNetwork, make_head
+from bintally.model.trunk import Trunk
+
+
+class Card(BaseModel):
+    """What is needed to build the network again and to know where it came from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trunk: str
+    features: str
+    image_size: int
+    """Side of the square input in pixels; resized by squashing, bilinear with antialiasing."""
+    mean: list[float]
+    std: list[float]
+    """Normalisation of the pixels, scale 0–255, RGB."""
+    mirror: bool
+    """Whether both mirror images are averaged."""
+    counts: list[int]
+    """The count each output stands for."""
+    hidden: int
+    parameters: dict[str, Any]
+    """The parameters it was trained with."""
+    data: str
+    """SHA-256 over the encoded images and the split it was trained on."""
+    validation: dict[str, float]
+
+
+def save_model(folder: Path, network: CountingNetwork, card: Card) -> None:
+    """Write weights and card; equal weights give equal bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file(state, temporary)
+    write_text(folder / "card.json", card.model_dump_json(indent=2) + "\n")
+
+
+def load_model(folder: Path) -> tuple[CountingNetwork, Card]:
+    """Read a model without running any code of its file. Raises Fault if it is missing or damaged."""
+    try:
+        card = Card.model_validate_json((folder / "card.json").read_text(encoding="utf-8"))
+        state = load_file(folder / "model.safetensors")
+    except (OSError, ValidationError, SafetensorError) as error:
+        raise Fault(f"{folder} holds no whole model: {' '.join(str(error).split())[:200]}") from error
+    trunk = Trunk(card.trunk, card.image_size, card.features == "every_scale")
+    network = CountingNetwork(trunk, make_head(trunk.width, card.hidden, len(card.counts), seed=0))
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise Fault(f"{folder}: the weights do not fit the card: {str(error).splitlines()[-1].strip()}") from error
+    return network.eval(), card
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

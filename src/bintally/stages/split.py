@@ -1,0 +1,21 @@
+"""Share the bins out to training, validation and test, keeping photographs of one bin together."""
+
+
+from bintally.bins.groups import split_groups
+from bintally.bins.shards import read_index
+from bintally.files import write_csv
+from bintally.params import Params
+from bintally.stages import run
+from bintally.stages.paths import BINS, SPLITS
+
+
+def main(params: Params) -> None:
+    entries = read_index(BINS)
+    shares = {name: getattr(params.split, name) for name in ("train", "validation", "test")}
+    splits = split_groups([e.group for e in entries], [e.count for e in entries], shares, params.split.seed)
+    rows = [(e.id, e.count, e.group, split) for e, split in zip(entries, splits, strict=True)]
+    write_csv(SPLITS, ["id", "count", "group", "split"], rows)
+
+
+if __name__ == "__main__":
+    run("split", main)

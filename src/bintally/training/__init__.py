@@ -1,0 +1,1 @@
+"""The loop, its distribution over processes, its checkpoints."""
