@@ -1,0 +1,70 @@
+"""Put the model beside the published benchmark, the study and answers that need no model."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+
+from bintally.files import read_csv, write_json, write_text
+from bintally.params import Params
+from bintally.scoring import plots
+from bintally.scoring.references import REFERENCES, Row, trivial
+from bintally.stages import paths, run
+
+DEMO_NOTE = "The bins of this run are rendered demo bins: its figures are not comparable with those on real bins."
+
+
+def main(params: Params) -> None:
+    metrics = json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))
+    table = read_csv(paths.SPLITS)
+    counts = {split: np.array([int(row["count"]) for row in table if row["split"] == split]) for split in ("train", "test")}
+    demo = params.fetch.source == "demo"
+    rule = metrics["decoding"]
+    overall, interval = metrics[rule], metrics["interval_95"][rule]
+    model = Row(
+        f"this model, {rule.replace('_', ' ')}",
+        f"{metrics['images']:,} {'demo ' if demo else ''}test bins of this run",
+        overall["accuracy"],
+        overall["rmse"],
+        accuracy_interval=tuple(interval["accuracy"]),
+        rmse_interval=tuple(interval["rmse"]),
+    )
+    baselines = trivial(counts["train"], counts["test"], params.fetch.counts)
+    rows = [model, *baselines, *REFERENCES]
+    note = DEMO_NOTE if demo else "Other test images than the published figures: compare with care."
+    write_json(
+        paths.BENCHMARK,
+        {"comparable": not demo, "note": note, "rows": {row.name: _figures(row) for row in rows}},
+    )
+    write_text(paths.BENCHMARK_TABLE, _markdown(rows, note))
+    title = ("DEMO BINS, not comparable: " if demo else "") + "counting items in bins"
+    plots.save(plots.benchmark_picture(rows, title), paths.BENCHMARK_PICTURE)
+
+
+def _figures(row: Row) -> dict[str, object]:
+    return {name: value for name, value in asdict(row).items() if name != "name" and value is not None}
+
+
+def _markdown(rows: list[Row], note: str) -> str:
+    lines = [f"**{note}**", "", "| | measured on | accuracy % | RMSE |", "|---|---|---|---|"]
+    for row in rows:
+        accuracy = _cell(row.accuracy, row.accuracy_high, row.accuracy_interval, 100, 1)
+        lines.append(f"| {row.name} | {row.data} | {accuracy} | {_cell(row.rmse, None, row.rmse_interval, 1, 3)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(
+    value: float | None, high: float | None, interval: tuple[float, float] | None, scale: float, digits: int
+) -> str:
+    if value is None:
+        return "not known"
+    text = f"{value * scale:.{digits}f}"
+    if high is not None:
+        text += f"–{high * scale:.{digits}f}"
+    if interval is not None:
+        text += f" ({interval[0] * scale:.{digits}f}–{interval[1] * scale:.{digits}f})"
+    return text
+
+
+if __name__ == "__main__":
+    run("compare", main)
