@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
 from bintally.files import full_disk_is_a_fault, replacing, write_text
-from bintally.model.images import decode
 from bintally.model.network import views
 from bintally.model.trunk import Trunk
 from bintally.progress import progress
@@ -79,6 +78,8 @@ def _features(trunk: Trunk, pixels: torch.Tensor, mirrored: bool, device: torch.
 
 def _batches(images: Sequence[Callable[[], bytes]], size: int, batch: int) -> Iterator[torch.Tensor]:
     """Decoded images in batches, uint8 (n, 3, size, size), decoded one batch ahead of the caller."""
+    from bintally.model.images import decode  # brings torchvision, which loading arrays does not need
+
     # One thread an image: nested thread teams would fight the network's for the cores.
     with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting: list[Future[torch.Tensor]] = []

@@ -24,8 +24,3 @@ def decode(body: bytes, size: int) -> torch.Tensor:
     except (RuntimeError, ValueError) as error:
         raise Fault(f"an image of {len(body)} bytes does not decode: {str(error).splitlines()[0]}") from error
     return resize(pixels, [size, size], antialias=True)
-
-
-def mirror(images: torch.Tensor) -> torch.Tensor:
-    """Flip images left to right: (..., height, width) to the same shape."""
-    return images.flip(-1)

@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from bintally.model.images import mirror
 from bintally.model.trunk import Trunk
 
 
@@ -25,6 +24,11 @@ class CountingNetwork(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(n, 3, size, size) of 0–255 to logits (n, classes)."""
         return self.head(self.trunk(images))  # type: ignore[no-any-return]
+
+
+def mirror(images: torch.Tensor) -> torch.Tensor:
+    """Flip images left to right: (..., height, width) to the same shape."""
+    return images.flip(-1)
 
 
 def views(images: torch.Tensor, mirrored: bool) -> torch.Tensor:

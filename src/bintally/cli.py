@@ -1,0 +1,46 @@
+"""The command `bintally`: what a person runs beside `dvc`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bintally.faults import Fault
+from bintally.progress import log_to_stderr
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bintally", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("repro", help="dvc repro, push what is new, write the plots page, print the metrics")
+    commands.add_parser("pull", help="dvc pull with the run-cache, from a loopback remote too")
+    store = commands.add_parser("store", help="the loopback S3 server, in the foreground")
+    store.add_argument("--dir", type=Path, default=Path(".store"), help="where its data lies (default: .store)")
+    store.add_argument("--port", type=int, help="default: that of the default DVC remote")
+    store.add_argument(
+        "--public", action="append", default=[], metavar="BUCKET", help="a bucket anyone may list and read (repeatable)"
+    )
+    return parser
+
+
+def main() -> None:
+    """Run a command; a Fault becomes one line and exit code 1."""
+    arguments = _parser().parse_args()
+    log_to_stderr()
+    try:
+        if arguments.command == "repro":
+            from bintally.apps.repro import reproduce
+
+            reproduce()
+        elif arguments.command == "pull":
+            from bintally.apps.repro import pull
+
+            pull()
+        else:
+            from bintally.apps.remote import serve_forever
+
+            serve_forever(arguments.dir, arguments.port, arguments.public)
+    except Fault as fault:
+        print(f"bintally: {fault}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
