@@ -17,7 +17,11 @@ def _parser() -> argparse.ArgumentParser:
     store.add_argument("--dir", type=Path, default=Path(".store"), help="where its data lies (default: .store)")
     store.add_argument("--port", type=int, help="default: that of the default DVC remote")
     store.add_argument(
-        "--public", action="append", default=[], metavar="BUCKET", help="a bucket anyone may list and read (repeatable)"
+        "--public",
+        action="append",
+        default=[],
+        metavar="BUCKET",
+        help="a bucket anyone may list and read (repeatable)",
     )
     return parser
 

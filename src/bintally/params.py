@@ -129,7 +129,9 @@ def _sentence(error: ValidationError) -> str:
         elif detail["type"] == "extra_forbidden":
             section = Params.model_fields.get(str(detail["loc"][0])) if len(detail["loc"]) > 1 else None
             known = section.annotation.model_fields if section else Params.model_fields  # type: ignore[union-attr]
-            faults.append(f"{key}: there is no such parameter (its value: {detail['input']!r}), only {', '.join(known)}")
+            faults.append(
+                f"{key}: there is no such parameter (its value: {detail['input']!r}), only {', '.join(known)}"
+            )
         elif detail["type"] == "missing":
             faults.append(f"{key}: is missing")
         else:
@@ -151,4 +153,3 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         raise Fault(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise Fault(f"{path}: {_sentence(error)}") from error
-

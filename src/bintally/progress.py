@@ -19,9 +19,7 @@ def log_to_stderr() -> None:
 
 
 @contextmanager
-def progress(
-    what: str, total: int | None, unit: str, quiet: bool = False
-) -> Iterator[Callable[[int], object]]:
+def progress(what: str, total: int | None, unit: str, quiet: bool = False) -> Iterator[Callable[[int], object]]:
     """Yield a function to call with the number of units just finished; ``quiet`` says nothing at all."""
     if quiet:
         yield lambda _units: None
@@ -46,4 +44,3 @@ def progress(
     yield advance
     seconds = time.monotonic() - start
     log.info("%s: %d %s in %.1f s (%.1f %s/s)", what, done, unit, seconds, done / max(seconds, 1e-9), unit)
-

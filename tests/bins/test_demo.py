@@ -128,11 +128,7 @@ def test_groups_read_from_the_records_are_those_of_the_warehouse(
         for m in (n + 1, n + 2):
             if m in bins and asins[n] & asins[m]:
                 found.add((n, m))
-            if (
-                m in bins
-                and bins[n].group == bins[m].group
-                and not {bins[n].fault, bins[m].fault} & set(FAULTS)
-            ):
+            if m in bins and bins[n].group == bins[m].group and not {bins[n].fault, bins[m].fault} & set(FAULTS):
                 linked.add((n, m))
     assert linked <= found
     assert all(bins[n].group == bins[m].group for n, m in found)

@@ -54,7 +54,6 @@ def test_an_item_is_seen_where_it_lies_and_nowhere_else(kind: Kind) -> None:
 def test_a_lens_out_of_focus_takes_the_detail_away() -> None:
     photo = photo_of("box", "book", "bottle")
     sharp, soft = (
-        np.asarray(render(replace(photo, blur=blur)).convert("L").reduce(4), np.float32)
-        for blur in (0.0, 6.0)
+        np.asarray(render(replace(photo, blur=blur)).convert("L").reduce(4), np.float32) for blur in (0.0, 6.0)
     )
     assert np.abs(np.diff(soft)).mean() < 0.7 * np.abs(np.diff(sharp)).mean()

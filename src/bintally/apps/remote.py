@@ -12,7 +12,6 @@ from dvc.repo import Repo
 from bintally.apps.store import FOLDER, HOST, is_up, keys, serving
 from bintally.faults import Fault
 
-
 STOP = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -76,5 +75,8 @@ def serve_forever(folder: Path, port: int | None, public: Sequence[str]) -> None
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     with serving(folder, port, [remote.bucket], public) as store:
         share_keys(remote, folder)
-        print(f"S3 at {store.endpoint}, data in {folder}, keys in .dvc/config.local; Ctrl-C stops it", flush=True)
+        print(
+            f"S3 at {store.endpoint}, data in {folder}, keys in .dvc/config.local; Ctrl-C stops it",
+            flush=True,
+        )
         signal.sigwait(STOP)

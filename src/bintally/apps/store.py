@@ -70,9 +70,7 @@ def keys(folder: Path) -> tuple[str, str]:
 
 
 @contextmanager
-def serving(
-    folder: Path, port: int, buckets: Sequence[str] = (), public: Sequence[str] = ()
-) -> Iterator[Store]:
+def serving(folder: Path, port: int, buckets: Sequence[str] = (), public: Sequence[str] = ()) -> Iterator[Store]:
     """Run the server while the block runs.
 
     Args:
@@ -112,9 +110,7 @@ def serving(
     store = Store(f"http://{HOST}:{port}", access, secret)
     with (folder / "server.log").open("wb") as log:
         # A session of its own: Ctrl-C in the terminal must not reach it before its clients are done.
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=folder
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=folder)
     try:
         _make_buckets(store, process, [*buckets, *public], folder)
         yield store
@@ -134,9 +130,7 @@ def _server() -> str:
     return found
 
 
-def _make_buckets(
-    store: Store, process: subprocess.Popen[bytes], buckets: Sequence[str], folder: Path
-) -> None:
+def _make_buckets(store: Store, process: subprocess.Popen[bytes], buckets: Sequence[str], folder: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:

@@ -37,12 +37,14 @@ TOPICS = ("pattern", "bin", "shot", "fault", "record")  # one stream of random n
 BATCH = 1024  # images handed to the pool at once, so that a slow reader does not fill the memory
 WORTH_A_PROCESS = 32  # images: fewer are drawn sooner than another process starts
 
-SIZE = (0.48, 0.6)  # of an item that is alone in its bin, bin heights
-FRUGAL = 0.1  # the size of an item falls with count ** FRUGAL
+SIZE = (0.56, 0.68)  # of an item that is alone in its bin, sides of a square as large as the opening
+FRUGAL = 0.12  # the size of an item falls with count ** FRUGAL
 SPREAD = 0.12  # of the logarithm of the size of one bin's products
+FILLED = (1.0, 1.2)  # at most, the widths of the columns together over that of the bin: above 1 they overlap
 COPIES = (0.5, 0.27, 0.14, 0.09)  # shares of products with 1, 2, 3 and 4 copies
-WAYS = {"row": 0.6, "pile": 0.3, "deep": 0.1}  # how copies lie; deep: one behind the other
-STACKED = 0.5  # the share of the heaps that could lie on another which do
+WAYS = {"row": 0.6, "pile": 0.32, "deep": 0.08}  # how copies lie; deep: one behind the other
+STACKED = 0.75  # the share of the heaps that could lie on another which do
+LEAN = {"box": 6.0, "book": 12.0, "bottle": 4.0, "bag": 14.0}  # degrees
 INCHES = 11.0  # the height of a bin
 
 # Of each kind: how common it is, the height of its face over its width, its goods.
@@ -80,19 +82,17 @@ class DemoWarehouse:
         """What is true of bin `number`."""
         block, place = divmod(number - 1, BLOCK)
         pattern = PATTERNS[self._rng("pattern", block).integers(len(PATTERNS))]
-        letter = pattern[place]
-        group = block * BLOCK + pattern.index(letter) + 1
+        group = block * BLOCK + pattern.index(pattern[place]) + 1
         rng, shot = self._rng("bin", group), self._rng("shot", number)
-        counts = _counts(rng, photos=pattern.count(letter))
-        width, height = _size(rng)
-        photo = Photo(width, height, bin=_seed(rng), shot=0, items=())
-        left, top, right, bottom = photo.opening
+        counts = _counts(rng, photos=pattern.count(pattern[place]))
+        photo = Photo(*_size(rng), bin=int(rng.integers(2**63)), shot=int(shot.integers(2**63)), items=())
+        left, top, right, bottom = replace(photo, shot=0).opening
         arrivals = _arrange(rng, max(counts), (right - left) / (bottom - top))
-        count = counts[pattern[:place].count(letter)]
+        count = counts[pattern[:place].count(pattern[place])]
         items = tuple(item for turn, item in arrivals if turn < count)
         fault = self.fault(number)
-        blur = width * float(shot.uniform(0.010, 0.018)) if fault == "blurred" else 0.0
-        return Bin(replace(photo, shot=_seed(shot), items=items, blur=blur), fault, group)
+        blur = photo.width * float(shot.uniform(0.010, 0.018)) if fault == "blurred" else 0.0
+        return Bin(replace(photo, items=items, blur=blur), fault, group)
 
     def fault(self, number: int) -> FaultKind | None:
         """What is wrong with bin `number`: nothing, or one thing."""
@@ -163,9 +163,6 @@ class DemoSource:
                 yield from zip(batch, drawn, strict=True)
 
 
-# --- what lies in a bin --------------------------------------------------------------------------------
-
-
 def _counts(rng: Rng, photos: int) -> list[int]:
     """The number of items in each of `photos` photographs of one bin, each one off the one before."""
     shares = COUNT_SHARES.copy()
@@ -193,40 +190,42 @@ def _product(rng: Rng, size: float) -> Product:
     title = f"{rng.choice(MAKERS)} {rng.choice(goods.split(','))}{rng.choice(EXTRAS)}"
     size *= rng.lognormal(0, SPREAD) * (0.75 if kind == "book" else 1.0)
     slim, depth = rng.uniform(*ratios) ** 0.5, size * rng.uniform(0.4, 1.2)
-    return Product(kind, title, width=size / slim, height=size * slim, depth=depth, look=_seed(rng))
+    return Product(kind, title, width=size / slim, height=size * slim, depth=depth, look=int(rng.integers(2**63)))
 
 
 def _arrange(rng: Rng, count: int, width: float) -> list[tuple[int, Item]]:
     """Lay `count` items into a bin `width` wide, farthest first; with each its turn of arrival.
 
-    The copies of a product make a heap, one or two heaps a column, and columns stand side by side.
+    The copies of a product make a heap, heaps lie on each other where there is room, columns side by side.
     """
-    size = rng.uniform(*SIZE) * max(count, 1) ** -FRUGAL
+    size = rng.uniform(*SIZE) * width**0.5 * max(count, 1) ** -FRUGAL
     columns: list[list[Item]] = []
     while missing := count - sum(map(len, columns)):
         heap = _heap(rng, _product(rng, size), min(missing, int(rng.choice((1, 2, 3, 4), p=COPIES))))
-        below = [column for column in columns if _carries(column, heap)]
-        if below and rng.random() < STACKED:
-            aside, floor = (_right(below[0]) - _right(heap)) * rng.uniform(0.2, 0.8), _top(below[0])
-            below[0] += [replace(item, x=item.x + aside, y=item.y + floor) for item in heap]
+        right, top = _reach(heap)
+        for column in columns:
+            wide, floor = _reach(column)
+            if right < 1.5 * wide and top + floor < 1.1 and rng.random() < STACKED:
+                aside = (wide - right) * rng.uniform(0.2, 0.8)
+                column += [replace(item, x=item.x + aside, y=item.y + floor) for item in heap]
+                break
         else:
             columns.append(heap)
     rng.shuffle(columns)
-    total = sum(map(_right, columns))
-    scale = min(1.0, width / max(total, 0.1), 0.95 / max(map(_top, columns), default=1.0))
-    gaps = rng.dirichlet(np.ones(len(columns) + 1)) * (width - scale * total)
-    turns, left = rng.permutation(count).tolist(), 0.0
-    placed: list[tuple[int, Item]] = []
-    for column, gap in zip(columns, gaps, strict=False):
-        left += gap
-        back = rng.uniform(0, 0.5)
+    widths = [_reach(column)[0] for column in columns]
+    total, tall = sum(widths), max((_reach(column)[1] for column in columns), default=1.0)
+    scale = min(1.0, width * rng.uniform(*FILLED) / max(total, 0.1), rng.uniform(0.9, 1.05) / tall)
+    gaps = rng.dirichlet(np.full(len(columns) + 1, 2.0)) * (width - scale * total)
+    turns, left, placed = rng.permutation(count).tolist(), 0.0, list[tuple[int, Item]]()
+    for column, gap, across in zip(columns, gaps, widths, strict=False):
+        left, back = left + gap, rng.uniform(0, 0.4)
         first = sorted(turns.pop() for _ in column)  # what lies below came before what lies on it
         for turn, item in zip(first, column, strict=True):
             p = item.product
             p = replace(p, width=p.width * scale, height=p.height * scale, depth=p.depth * scale)
-            x, y = left + item.x * scale, item.y * scale
-            placed.append((turn, replace(item, product=p, x=x, y=y, back=item.back + back)))
-        left += _right(column) * scale
+            x, y, z = left + item.x * scale, item.y * scale, item.back + back
+            placed.append((turn, replace(item, product=p, x=x, y=y, back=z)))
+        left += across * scale
     return sorted(placed, key=lambda pair: (-pair[1].back, pair[1].y))
 
 
@@ -234,36 +233,21 @@ def _heap(rng: Rng, product: Product, copies: int) -> list[Item]:
     """Copies of one product in a row, in piles or behind each other, the first at the left wall."""
     kind, way = product.kind, rng.choice(list(WAYS), p=list(WAYS.values()))
     level = int(rng.integers(2, 4)) if way == "pile" and kind != "bottle" else 1
-    lying = level > 1 and product.height > product.width
-    w, h = (product.height, product.width) if lying else (product.width, product.height)
-    stride, deeper = (w * rng.uniform(0.35, 0.7), 0.16) if way == "deep" else (w * 1.02, 0.0)
-    lean = rng.uniform(-12, 12) if kind in ("book", "bag") and level == 1 and rng.random() < 0.5 else 0.0
-    tilts = lean + rng.normal(0, {"box": 1.5, "book": 1.0, "bottle": 0.5, "bag": 5.0}[kind], copies)
-    aside = w / 2 + w * rng.normal(0, 0.02, copies)
+    lying = product.height > product.width and (level > 1 or (kind == "book" and rng.random() < 0.25))
+    w, h = Item(product, 0, 0, 0, 0, lying).extent
+    stride, deeper = (rng.uniform(0.3, 0.6), 0.2) if way == "deep" else (rng.uniform(0.85, 1.05), 0.0)
+    lean = 0.0 if lying or level > 1 else rng.normal(0, LEAN[kind])
+    tilts = lean + rng.normal(0, 1 + LEAN[kind] / 4, copies)
+    aside = w * rng.normal(0.5, 0.03, copies)
     return [
-        Item(product, aside[k] + k // level * stride, k % level * h, deeper * k, tilts[k], lying)
+        Item(product, aside[k] + k // level * stride * w, k % level * h, deeper * k, tilts[k], lying)
         for k in range(copies)
     ]
 
 
-def _carries(column: list[Item], heap: list[Item]) -> bool:
-    """Whether `heap` could lie on `column`: one heap of flat things, about as wide, and nothing upright."""
-    low, high = column[0], heap[0]
-    flat = column[-1].product == low.product and (low.product.kind == "box" or low.lying)
-    return (
-        flat and (high.lying or high.product.kind in ("box", "bag")) and _right(heap) < 1.2 * _right(column)
-    )
-
-
-def _right(items: list[Item]) -> float:
-    return max(item.x + (item.product.height if item.lying else item.product.width) / 2 for item in items)
-
-
-def _top(items: list[Item]) -> float:
-    return max(item.y + (item.product.width if item.lying else item.product.height) for item in items)
-
-
-# --- what its record says ------------------------------------------------------------------------------
+def _reach(items: list[Item]) -> tuple[float, float]:
+    """How far a heap or column comes to the right, and how high."""
+    return max(it.x + it.extent[0] / 2 for it in items), max(it.y + it.extent[1] for it in items)
 
 
 def _entry(product: Product, quantity: int) -> dict[str, Any]:
@@ -271,14 +255,11 @@ def _entry(product: Product, quantity: int) -> dict[str, Any]:
     rng = np.random.default_rng(product.look)
     letters = list("0123456789" if product.kind == "book" else "0123456789ABCDEFGHJKLMNPQRSTUVWXYZ")
     sides = {"height": product.depth, "length": product.height, "width": product.width}
-    entry: dict[str, Any] = {
-        "asin": ("17" if product.kind == "book" else "B0") + "".join(rng.choice(letters, 8)),
-        "name": product.title,
-        "normalizedName": product.title,
-        "quantity": quantity,
-        "weight": {"unit": "pounds", "value": round(rng.uniform(0.1, 4.0), 2)},
-        **{side: {"unit": "IN", "value": round(size * INCHES, 1)} for side, size in sides.items()},
-    }
+    entry: dict[str, Any] = {side: {"unit": "IN", "value": round(v * INCHES, 1)} for side, v in sides.items()}
+    entry["asin"] = ("17" if product.kind == "book" else "B0") + "".join(rng.choice(letters, 8))
+    entry["name"] = entry["normalizedName"] = product.title
+    entry["quantity"] = quantity
+    entry["weight"] = {"unit": "pounds", "value": round(rng.uniform(0.1, 4.0), 2)}
     if rng.random() < 0.04:
         entry[str(rng.choice(("weight", "height", "length", "width", "normalizedName")))] = None
     return entry
@@ -292,7 +273,3 @@ def _miscount(rng: Rng, book: Counter[Product]) -> None:
         book.subtract(there[k] for k in rng.permutation(len(there))[:change])
     else:
         book[_product(rng, SIZE[0])] += change
-
-
-def _seed(rng: Rng) -> int:
-    return int(rng.integers(2**63))

@@ -35,9 +35,7 @@ def group_bins(asins: Mapping[str, frozenset[str]]) -> dict[str, str]:
     return {bin_id: root(bin_id) for bin_id in asins}
 
 
-def split_groups(
-    groups: Sequence[str], counts: Sequence[int], shares: Mapping[str, float], seed: int
-) -> list[str]:
+def split_groups(groups: Sequence[str], counts: Sequence[int], shares: Mapping[str, float], seed: int) -> list[str]:
     """Give every bin a split so that no group is in two and each count is shared out as asked.
 
     Groups go, largest first and otherwise in random order, to the split that lacks most of what they hold.

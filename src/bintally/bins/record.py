@@ -47,10 +47,11 @@ def parse_record(body: bytes) -> Record:
     if not isinstance(items, dict):
         raise BadBin("record has no BIN_FCSKU_DATA")
     quantities = [item.get("quantity") if isinstance(item, dict) else None for item in items.values()]
-    if not all(type(quantity) is int for quantity in quantities):
+    whole = [quantity for quantity in quantities if type(quantity) is int]
+    if len(whole) < len(quantities):
         raise BadBin("an item of the record has no whole quantity")
-    if sum(quantities) != count:
-        raise BadBin(f"quantities add up to {sum(quantities)}, EXPECTED_QUANTITY is {count}")
+    if sum(whole) != count:
+        raise BadBin(f"quantities add up to {sum(whole)}, EXPECTED_QUANTITY is {count}")
     return Record(count, frozenset(items))
 
 

@@ -5,13 +5,15 @@ many small ones (benchmarks/transfer.py).
 """
 
 import io
+import itertools
 import os
 import tarfile
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from bintally.files import full_disk_is_a_fault, read_csv, write_csv
+from bintally.faults import full_disk_is_a_fault
+from bintally.files import read_csv, write_csv
 
 SHARD_BYTES = 32 * 2**20
 
@@ -47,45 +49,42 @@ def write_shards(folder: Path, bins: Iterable[Bin]) -> list[Entry]:
     Every shard but the last holds at least SHARD_BYTES. Equal bins give equal bytes.
     """
     entries: list[Entry] = []
-    tar: tarfile.TarFile | None = None
-
-    def add(name: str, body: bytes) -> int:
-        assert tar is not None
-        info = tarfile.TarInfo(name)
-        info.size = len(body)
-        offset = tar.offset + tarfile.BLOCKSIZE
-        tar.addfile(info, io.BytesIO(body))
-        return offset
-
-    shard = 0
+    waiting = iter(bins)
+    one = next(waiting, None)
     with full_disk_is_a_fault(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for one in bins:
-            if tar is None:
-                name = f"bins-{shard:05d}.tar"
-                tar = tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT)
-            image_at = add(f"{one.id}.jpg", one.image)
-            record_at = add(f"{one.id}.json", one.record)
-            sizes = (image_at, len(one.image), record_at, len(one.record))
-            entries.append(Entry(one.id, one.count, one.group, name, *sizes))
-            if tar.offset >= SHARD_BYTES:
-                tar.close()
-                tar, shard = None, shard + 1
-        if tar is not None:
-            tar.close()
+        for shard in itertools.count():
+            if one is None:
+                break
+            name = f"bins-{shard:05d}.tar"
+            with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
+                while one is not None and tar.offset < SHARD_BYTES:
+                    image = _add(tar, f"{one.id}.jpg", one.image)
+                    record = _add(tar, f"{one.id}.json", one.record)
+                    entries.append(
+                        Entry(one.id, one.count, one.group, name, image, len(one.image), record, len(one.record))
+                    )
+                    one = next(waiting, None)
         write_csv(folder / "index.csv", [field.name for field in fields(Entry)], map(astuple, entries))
     return entries
 
 
+def _add(tar: tarfile.TarFile, name: str, body: bytes) -> int:
+    """Append a member; return where its bytes begin. A fresh TarInfo has no owner and no time."""
+    info = tarfile.TarInfo(name)
+    info.size = len(body)
+    start = tar.offset + tarfile.BLOCKSIZE
+    tar.addfile(info, io.BytesIO(body))
+    return start
+
+
 def read_index(folder: Path) -> list[Entry]:
     """The entries of ``folder/index.csv`` in order of id."""
+    places = ("image_offset", "image_size", "record_offset", "record_size")
     return [
-        Entry(row["id"], int(row["count"]), row["group"], row["shard"], *(int(row[name]) for name in _NUMBERS))
+        Entry(row["id"], int(row["count"]), row["group"], row["shard"], *(int(row[name]) for name in places))
         for row in read_csv(folder / "index.csv")
     ]
-
-
-_NUMBERS = ("image_offset", "image_size", "record_offset", "record_size")
 
 
 class ShardReader:

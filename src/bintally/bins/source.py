@@ -3,16 +3,18 @@
 A source holds ``metadata/<id>.json`` and ``bin-images/<id>.jpg``, as the public ABID bucket does.
 """
 
+import itertools
 import logging
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
 from bintally.bins.demo import DemoSource
@@ -22,6 +24,16 @@ from bintally.params import Fetch
 
 log = logging.getLogger("bintally.source")
 TRIES = 4
+T = TypeVar("T")
+REFUSALS = (
+    "NoSuchBucket",
+    "AccessDenied",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "PermanentRedirect",
+    "301",
+    "403",
+)
 
 
 def record_key(bin_id: str) -> str:
@@ -52,10 +64,11 @@ class ObjectSource:
 
     def ids(self) -> list[str]:
         """Every id that has a record, sorted. Raises Fault if the store cannot be listed."""
-        try:
-            listing = [entry["path"] for page in self._store.list("metadata/") for entry in page]
-        except (BaseError, OSError) as error:
-            raise self._fault("be listed", error) from error
+        listing = self._tried(
+            "be listed",
+            "metadata/",
+            lambda: [entry["path"] for page in self._store.list("metadata/") for entry in page],
+        )
         stems = {PurePosixPath(path).stem for path in listing if path.endswith(".json")}
         if not stems:
             raise Fault(f"{self._name} has no metadata/<id>.json: check fetch.source and its prefix")
@@ -70,41 +83,46 @@ class ObjectSource:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def _get(self, key: str) -> bytes | None:
-        for attempt in range(1, TRIES + 1):
+        try:
+            return self._tried("be read", key, lambda: bytes(self._store.get(key).bytes()))
+        except FileNotFoundError:
+            return None
+
+    def _tried(self, what: str, key: str, action: Callable[[], T]) -> T:
+        """The result of ``action``, tried a few times. Raises FileNotFoundError as it is, Fault for the rest."""
+        for attempt in itertools.count(1):
             try:
-                return bytes(self._store.get(key).bytes())
-            except FileNotFoundError as error:
-                if "NoSuchBucket" in str(error):
-                    raise self._fault("be read", error) from error
-                return None
-            except (PermissionDeniedError, UnauthenticatedError) as error:
-                raise self._fault("be read", error) from error
+                return action()
             except (BaseError, OSError) as error:
-                if attempt == TRIES:
-                    raise self._fault("be read", error) from error
+                code = _code(error)
+                if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
+                    raise
+                # A refusal stays one however often it is asked again; throttling and time-outs pass.
+                if attempt == TRIES or code in REFUSALS:
+                    raise self._fault(what, error) from error
                 log.info("%s/%s: try %d of %d failed, trying again", self._name, key, attempt, TRIES)
                 time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
 
     def _fault(self, what: str, error: Exception) -> Fault:
-        text = str(error)
-        if "NoSuchBucket" in text:
+        code = _code(error)
+        if code == "NoSuchBucket":
             return Fault(f"{self._name}: there is no such bucket; check fetch.source")
-        if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        if code in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"):
             return Fault(
-                f"{self._name} may not {what}: access denied; check fetch.source, give the ids in fetch.ids if only "
-                "listing is forbidden, or set fetch.anonymous to false to use AWS credentials"
+                f"{self._name} may not {what}: access denied; check that fetch.source exists, name the ids in "
+                "fetch.ids if only listing is forbidden, or sign with AWS credentials by fetch.anonymous: false"
             )
-        if isinstance(error, FileNotFoundError):
-            return Fault(f"{self._name} is not there; check fetch.source")
-        return Fault(f"{self._name} cannot {what}: {_cause(error)}; check fetch.endpoint and the network")
+        if code in ("PermanentRedirect", "301"):
+            return Fault(f"{self._name} lies in another region; set fetch.region")
+        cause = " ".join(str(error).partition("Debug source")[0].split())
+        return Fault(f"{self._name} cannot {what}: {cause[:200]}; check fetch.endpoint and the network")
 
 
-def _cause(error: Exception) -> str:
-    """The innermost reason a client reports, without its debugging output."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = lines[0] if lines else type(error).__name__
-    return first.partition("Debug source")[0][:300].strip()
+def _code(error: Exception) -> str | None:
+    """The S3 error code of a failed request, or its HTTP status where the server gave none."""
+    found = re.search(r"<Code>(\w+)</Code>", str(error)) or re.search(r"status code: (\d+)", str(error))
+    return found[1] if found else None
 
 
 def _credentials() -> Any:

@@ -80,27 +80,28 @@ def choose(source: Source, fetch: Fetch, staging: Staging) -> Subset:
             batch = candidates[start : start + BATCH]
             for _ in staging.fetch(source, map(record_key, batch)):
                 advance(1)
-            wanted: list[str] = []
-            room = {count: limit - taken[count] for count in fetch.counts}
+            usable: list[str] = []
             for bin_id in batch:
                 try:
                     records[bin_id] = record = _record(staging.get(record_key(bin_id)))
                 except BadBin as fault:
                     rejected[bin_id] = str(fault)
                     continue
-                if room.get(record.count, 0) > 0:
-                    room[record.count] -= 1
-                    wanted.append(bin_id)
-            checks: dict[str, Future[str | None]] = {}
-            for key in staging.fetch(source, map(image_key, wanted)):
-                checks[key] = pool.submit(_image_fault, staging.get(key))
-                advance(1)
-            for bin_id in wanted:
-                if reason := checks[image_key(bin_id)].result():
-                    rejected[bin_id] = reason
-                else:
-                    counts[bin_id] = records[bin_id].count
-                    taken[records[bin_id].count] += 1
+                if record.count in fetch.counts:
+                    usable.append(bin_id)
+            # Again for as long as a bad image leaves room for the next bin of its count.
+            while wanted := _first(usable, records, {count: limit - taken[count] for count in fetch.counts}):
+                checks: dict[str, Future[str | None]] = {}
+                for key in staging.fetch(source, map(image_key, wanted)):
+                    checks[key] = pool.submit(_image_fault, staging.get(key))
+                    advance(1)
+                for bin_id in wanted:
+                    if reason := checks[image_key(bin_id)].result():
+                        rejected[bin_id] = reason
+                    else:
+                        counts[bin_id] = records[bin_id].count
+                        taken[records[bin_id].count] += 1
+                usable = [bin_id for bin_id in usable if bin_id not in counts and bin_id not in rejected]
     if not counts:
         reasons = Counter(rejected.values()).most_common(1)
         why = f"most often: {reasons[0][0]}" if reasons else "none has one of the counts"
@@ -124,6 +125,16 @@ def bins_of(subset: Subset, staging: Staging) -> Iterator[Bin]:
 
 def _drawn(ids: list[str], seed: int) -> list[str]:
     return [ids[place] for place in np.random.default_rng(seed).permutation(len(ids))]
+
+
+def _first(ids: list[str], records: dict[str, Record], room: dict[int, int]) -> list[str]:
+    """The first ids for which there is room."""
+    chosen = []
+    for bin_id in ids:
+        if room[records[bin_id].count] > 0:
+            room[records[bin_id].count] -= 1
+            chosen.append(bin_id)
+    return chosen
 
 
 def _record(body: bytes | None) -> Record:

@@ -24,7 +24,7 @@ def decode_counts(probabilities: NDArray[np.floating[Any]], counts: Sequence[int
     """
     values = np.asarray(counts)
     if rule == "most_probable":
-        return values[probabilities.argmax(1)].astype(np.int64)
+        return np.asarray(values[probabilities.argmax(1)], dtype=np.int64)
     if rule == "rounded_mean":
-        return np.rint(probabilities @ values).astype(np.int64)
+        return np.asarray(np.rint(probabilities @ values), dtype=np.int64)
     raise ValueError(f"unknown decoding rule {rule!r}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
-from bintally.files import full_disk_is_a_fault, replacing, write_text
+from bintally.files import replacing, write_text
 from bintally.model.network import views
 from bintally.model.trunk import Trunk
 from bintally.progress import progress
@@ -43,7 +43,13 @@ class Encoded:
 
 
 def encode(
-    folder: Path, images: Sequence[Callable[[], bytes]], trunk: Trunk, size: int, freeze: bool, mirrored: bool, device: torch.device
+    folder: Path,
+    images: Sequence[Callable[[], bytes]],
+    trunk: Trunk,
+    size: int,
+    freeze: bool,
+    mirrored: bool,
+    device: torch.device,
 ) -> None:
     """Decode, resize and, where the trunk is frozen, run it, once for each image.
 
@@ -53,18 +59,23 @@ def encode(
     trunk.to(device).eval()
     shape = (len(images), 1 + mirrored, trunk.width) if freeze else (len(images), 3, size, size)
     digest = hashlib.sha256()
-    save_file({key: value.cpu().contiguous() for key, value in trunk.state_dict().items()}, folder / "trunk.safetensors")
+    save_file(
+        {key: value.cpu().contiguous() for key, value in trunk.state_dict().items()},
+        folder / "trunk.safetensors",
+    )
     digest.update((folder / "trunk.safetensors").read_bytes())
-    with replacing(folder / "array.npy") as temporary, progress("encode", len(images), "images") as advance:
-        with temporary.open("wb") as file:
-            header = {"descr": "<f4" if freeze else "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for pixels in _batches(images, size, BATCH[device.type]):
-                rows = _features(trunk, pixels, mirrored, device) if freeze else pixels.numpy()
-                digest.update(rows.data)
-                with full_disk_is_a_fault(folder):
-                    file.write(rows.data)
-                advance(len(rows))
+    with (
+        replacing(folder / "array.npy") as temporary,
+        temporary.open("wb") as file,
+        progress("encode", len(images), "images") as advance,
+    ):
+        header = {"descr": "<f4" if freeze else "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for pixels in _batches(images, size, BATCH[device.type]):
+            rows = _features(trunk, pixels, mirrored, device) if freeze else pixels.numpy()
+            digest.update(rows.data)
+            file.write(rows.data)
+            advance(len(rows))
     encoding = Encoding(kind="features" if freeze else "pixels", digest=digest.hexdigest())
     write_text(folder / "encoding.json", encoding.model_dump_json(indent=2) + "\n")
 

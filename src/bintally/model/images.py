@@ -23,4 +23,5 @@ def decode(body: bytes, size: int) -> torch.Tensor:
         pixels = decode_image(torch.frombuffer(bytearray(body), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except (RuntimeError, ValueError) as error:
         raise Fault(f"an image of {len(body)} bytes does not decode: {str(error).splitlines()[0]}") from error
-    return resize(pixels, [size, size], antialias=True)
+    squashed: torch.Tensor = resize(pixels, [size, size], antialias=True)
+    return squashed

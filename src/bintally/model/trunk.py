@@ -28,6 +28,9 @@ class Trunk(nn.Module):
     Raises Fault if there is no such network.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, name: str, image_size: int, every_scale: bool) -> None:
         super().__init__()
         self.body = _headless(name)
@@ -43,7 +46,15 @@ class Trunk(nn.Module):
             )
         with torch.no_grad():
             self.width: int = self(probe).shape[1]
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> "Trunk":
+        """Batch normalisation alone learns; dropout and stochastic depth would differ from rank to rank."""
+        super().train(False)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.training = mode
+        return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(n, 3, size, size) of 0–255, any dtype, to float32 (n, width)."""
@@ -68,7 +79,9 @@ def _headless(name: str) -> nn.Module:
             f"take {LITE0}, resnet50 or another of torchvision.models.list_models()"
         )
     # Only these two know auxiliary classifiers, which nothing here learns from.
-    options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    options: dict[str, Any] = (
+        {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    )
     body = torchvision.models.get_model(name, weights=None, **options)
     linear = [path for path, module in body.named_modules() if isinstance(module, nn.Linear)]
     if name.startswith("squeezenet"):
@@ -121,7 +134,7 @@ def load_weights(trunk: Trunk, name: str, weights: str) -> None:
     elif weights == "DEFAULT":
         from torchvision.models import get_model_weights
 
-        state = _download(get_model_weights(name).DEFAULT.url, check_hash=True)  # type: ignore[attr-defined]
+        state = _download(get_model_weights(name).DEFAULT.url, check_hash=True)
     elif weights.startswith(("http://", "https://")):
         state = _download(weights, check_hash=False)
     else:
@@ -130,7 +143,9 @@ def load_weights(trunk: Trunk, name: str, weights: str) -> None:
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     misfits = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
     if missing or misfits:
-        raise Fault(f"model.weights: '{weights}' does not fit {name}: {(missing + misfits)[0]} is missing or of another shape")
+        raise Fault(
+            f"model.weights: '{weights}' does not fit {name}: {(missing + misfits)[0]} is missing or of another shape"
+        )
     trunk.body.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
 
 
@@ -143,7 +158,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
             return load_file(path)
         state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 (unpickling foreign bytes fails in many ways)
+    except Exception as error:
         raise Fault(f"model.weights: '{path}' is not a file of weights alone: {str(error).splitlines()[0]}") from error
     return state
 
@@ -151,9 +166,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 def _download(url: str, check_hash: bool) -> dict[str, torch.Tensor]:
     try:
         with _timeout(DOWNLOAD_TIMEOUT_S):
-            return torch.hub.load_state_dict_from_url(
-                url, map_location="cpu", check_hash=check_hash, weights_only=True
-            )  # type: ignore[no-any-return]
+            return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=check_hash, weights_only=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise Fault(
             f"model.weights: could not download {url} ({error}); check the network, "

@@ -68,8 +68,8 @@ def evaluate(scored: Scored, resamples: int, seed: int) -> dict[str, Any]:
     the share at most one item off.
 
     Returns:
-        Nested dict: ``images``, ``groups``, ``loss``, ``calibration_error``, one dict a decoding rule, and ``interval_95``
-        of the same shape with [low, high].
+        Nested dict: ``images``, ``groups``, ``loss``, ``calibration_error``, one dict a decoding rule, and
+        ``interval_95`` of the same shape with [low, high].
     """
     values = columns(scored)
     number = np.float64(len(scored.truth))

@@ -10,14 +10,14 @@ from bintally.scoring.metrics import Counts
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the benchmark table; None where a figure is not known."""
+    """One line of the benchmark table."""
 
     name: str
     data: str
     """What it was measured on."""
-    accuracy: float | None
+    accuracy: float
     rmse: float | None
-    """Of whole counts, in items."""
+    """Of whole counts, in items; None where it is not known."""
     accuracy_high: float | None = None
     """Upper end where only a range is known; ``accuracy`` is its lower end then."""
     accuracy_interval: tuple[float, float] | None = None
@@ -56,9 +56,9 @@ def trivial(train: Counts, test: Counts, counts: Sequence[int]) -> list[Row]:
     ]
 
 
-def _mean(values: np.ndarray) -> float:  # type: ignore[type-arg]
+def _mean(values: np.ndarray) -> float:
     return float(values.mean())
 
 
-def _rms(errors: np.ndarray) -> float:  # type: ignore[type-arg]
+def _rms(errors: np.ndarray) -> float:
     return float(np.sqrt(np.square(errors).mean()))

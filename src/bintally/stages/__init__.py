@@ -34,10 +34,10 @@ def _put_back(stage: str) -> None:
 
     try:
         with Repo() as repo:
-            for out in repo.stage.load_one(stage).outs:
+            for out in repo.stage.load_one(name=stage).outs:
                 # The run-cache keeps a copy of the outs that git keeps, too.
                 out.use_cache = True
-                if out.hash_info and not out.exists:
+                if out.hash_info:
                     out.checkout(force=True)
     except (DvcException, StageNotFound, OSError) as error:
         log.warning("%s: its earlier outs are not in the cache (%s); `dvc checkout` and `git checkout`", stage, error)

@@ -17,7 +17,9 @@ DEMO_NOTE = "The bins of this run are rendered demo bins: its figures are not co
 def main(params: Params) -> None:
     metrics = json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))
     table = read_csv(paths.SPLITS)
-    counts = {split: np.array([int(row["count"]) for row in table if row["split"] == split]) for split in ("train", "test")}
+    counts = {
+        split: np.array([int(row["count"]) for row in table if row["split"] == split]) for split in ("train", "test")
+    }
     demo = params.fetch.source == "demo"
     rule = metrics["decoding"]
     overall, interval = metrics[rule], metrics["interval_95"][rule]
@@ -29,15 +31,15 @@ def main(params: Params) -> None:
         accuracy_interval=tuple(interval["accuracy"]),
         rmse_interval=tuple(interval["rmse"]),
     )
-    baselines = trivial(counts["train"], counts["test"], params.fetch.counts)
-    rows = [model, *baselines, *REFERENCES]
+    majority, mean, uniform = trivial(counts["train"], counts["test"], params.fetch.counts)
+    rows = [model, majority, mean, uniform, *REFERENCES]
     note = DEMO_NOTE if demo else "Other test images than the published figures: compare with care."
     write_json(
         paths.BENCHMARK,
         {
             "comparable": not demo,
-            "accuracy_above_majority": rows[0].accuracy - rows[1].accuracy,
-            "rmse_below_mean": rows[2].rmse - rows[0].rmse,
+            "accuracy_above_majority": model.accuracy - majority.accuracy,
+            "rmse_below_mean": (mean.rmse or 0) - overall["rmse"],
             # Lists, which `dvc metrics` leaves out: they are read as a table.
             "notes": [note],
             "rows": [{name: value for name, value in asdict(row).items() if value is not None} for row in rows],

@@ -50,9 +50,9 @@ def main(params: Params) -> None:
         ),
     )
     write_csv(paths.CONFUSION, ["actual", "predicted"], zip(truth, decoded[rule], strict=True))
-    write_csv(paths.PER_CLASS, list(classes[0]), (row.values() for row in classes))
+    write_csv(paths.PER_CLASS, list(classes[0]), [list(row.values()) for row in classes])
     calibration = reliability(scored)
-    write_csv(paths.RELIABILITY, list(calibration[0]), (row.values() for row in calibration))
+    write_csv(paths.RELIABILITY, list(calibration[0]), [list(row.values()) for row in calibration])
 
     whose = "demo bins, rendered" if params.fetch.source == "demo" else params.fetch.source
     accuracy = figures[rule]["accuracy"]
@@ -63,12 +63,16 @@ def main(params: Params) -> None:
     reader, entries = ShardReader(paths.BINS), {entry.id: entry for entry in read_index(paths.BINS)}
     images = [reader.image(entries[test[at]["id"]]) for at in shown]
     picture = plots.examples_picture(
-        images, truth[shown].tolist(), scored.probabilities[shown], counts, f"Test bins ({whose}), drawn at random"
+        images,
+        truth[shown].tolist(),
+        scored.probabilities[shown],
+        counts,
+        f"Test bins ({whose}), drawn at random",
     )
     plots.save(picture, paths.EXAMPLES_PICTURE)
 
 
-def _predict(rows: np.ndarray) -> Floats:  # type: ignore[type-arg]
+def _predict(rows: np.ndarray) -> Floats:
     """The distribution over counts of encoded bins, float64 (rows, classes)."""
     network, card = load_model(paths.MODELS)
     encoded = load_encoded(paths.ENCODED)

@@ -1,6 +1,5 @@
 """Share the bins out to training, validation and test, keeping photographs of one bin together."""
 
-
 from bintally.bins.groups import split_groups
 from bintally.bins.shards import read_index
 from bintally.files import write_csv

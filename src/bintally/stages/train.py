@@ -54,7 +54,7 @@ def launch(params: Params) -> None:
 def work(params: Params) -> None:
     """What each rank does; rank 0 writes."""
     import torch
-    from dvclive import Live
+    from dvclive.live import Live
 
     from bintally.model.encoded import load_encoded
     from bintally.model.network import CountingNetwork, make_head

@@ -34,7 +34,7 @@ class Checkpoint:
             return None
         try:
             state: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001 (unpickling a damaged file fails in many ways)
+        except Exception as error:
             raise Fault(f"the checkpoint {self._path} is damaged; remove it to start anew") from error
         if state.pop("key", None) != self._key:
             raise Fault(f"the checkpoint {self._path} is of another run; remove it to start anew")

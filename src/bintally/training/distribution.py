@@ -63,7 +63,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(unbiased, momentum)
         scale = (variance + self.eps).rsqrt() * self.weight
-        return inputs * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+        result: torch.Tensor = inputs * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+        return result
 
 
 def share_batch_norm(module: nn.Module) -> None:

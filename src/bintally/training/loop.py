@@ -159,7 +159,7 @@ def _train_epoch(
             raise Fault(f"the loss is not finite in epoch {epoch}, step {step}; lower train.lr ({params.lr})")
         optimizer.zero_grad()
         # DistributedDataParallel averages over ranks; the mean over the global batch is wanted.
-        (loss * (place.ranks / len(batch))).backward()  # type: ignore[no-untyped-call]
+        (loss * (place.ranks / len(batch))).backward()
         optimizer.step()
         sums += torch.stack([loss.detach(), (logits.argmax(1) == targets).sum()])
         advance(1)

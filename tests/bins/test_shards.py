@@ -1,0 +1,71 @@
+"""Bins in tar shards: exact bytes in, exact bytes out, and the same files every time."""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bintally.bins import shards
+from bintally.bins.shards import Bin, Entry, ShardReader, read_index, write_shards
+from bintally.faults import Fault
+
+
+def bins(number: int = 12) -> Iterator[Bin]:
+    """Bins of many sizes: some fill a tar block exactly, one photograph is empty."""
+    random = np.random.default_rng(3)
+    for place in range(number):
+        image, record = random.bytes(512 * (place % 3) + (place % 2) * 77), random.bytes(100 + place)
+        yield Bin(f"{place:05d}", place % 4, f"{place // 2:05d}", image, record)
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[Entry]]:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 6_000)
+    return tmp_path / "bins", write_shards(tmp_path / "bins", bins())
+
+
+def test_every_bin_comes_back_byte_for_byte_from_several_shards(written: tuple[Path, list[Entry]]) -> None:
+    folder, entries = written
+    assert len({entry.shard for entry in entries}) > 2
+    assert read_index(folder) == entries
+    reader = ShardReader(folder)
+    read = [Bin(e.id, e.count, e.group, reader.image(e), reader.record(e)) for e in entries]
+    assert read == list(bins())
+
+
+def test_every_shard_but_the_last_is_as_large_as_asked(written: tuple[Path, list[Entry]]) -> None:
+    sizes = [path.stat().st_size for path in sorted(written[0].glob("*.tar"))]
+    assert all(size >= 6_000 for size in sizes[:-1])
+
+
+def test_any_tar_program_can_read_a_shard(written: tuple[Path, list[Entry]]) -> None:
+    folder, _ = written
+    members: dict[str, bytes] = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                assert file is not None
+                members[member.name] = file.read()
+    expected: dict[str, bytes] = {}
+    for one in bins():
+        expected |= {f"{one.id}.jpg": one.image, f"{one.id}.json": one.record}
+    assert members == expected
+    assert list(members) == list(expected)
+
+
+def test_equal_bins_give_equal_files(written: tuple[Path, list[Entry]], tmp_path: Path) -> None:
+    write_shards(tmp_path / "again", bins())
+    first, again = (
+        {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (written[0], tmp_path / "again")
+    )
+    assert first == again
+
+
+@pytest.mark.parametrize("name", ["bins-00000.tar", ".index.csv.tmp"])
+def test_a_full_disk_is_a_fault(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(Fault, match=f"disk is full.*{tmp_path}"):
+        write_shards(tmp_path, bins())

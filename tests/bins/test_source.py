@@ -1,0 +1,78 @@
+"""Sources: a folder laid out like the bucket, and one that cannot be had. S3 itself is driven in tests/e2e."""
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from bintally.bins import source
+from bintally.bins.source import image_key, open_source, record_key
+from bintally.faults import Fault
+from bintally.params import Fetch
+
+
+def fetch(where: str | Path, endpoint: str | None = None) -> Fetch:
+    return Fetch(
+        source=str(where),
+        endpoint=endpoint,
+        region="us-east-1",
+        anonymous=True,
+        ids=None,
+        counts=[1, 2],
+        per_count=None,
+        concurrency=3,
+        seed=1,
+        demo_bins=4,
+    )
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_folder_lists_its_ids_and_gives_exact_bytes(tmp_path: Path) -> None:
+    files = {record_key("00002"): b"{}", record_key("1"): b"\x00\xff", image_key("00002"): b"jpeg"}
+    for key, body in {**files, "metadata/no id.json": b"", "metadata/readme.txt": b""}.items():
+        path = tmp_path / key
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(body)
+    folder = open_source(fetch(tmp_path))
+    assert folder.ids() == ["00002", "1"]
+    assert dict(folder.read([*files, image_key("1")])) == {**files, image_key("1"): None}
+
+
+def test_the_demo_needs_nothing() -> None:
+    assert open_source(fetch("demo")).ids() == ["00001", "00002", "00003", "00004"]
+
+
+def test_a_folder_that_does_not_exist_is_a_fault(tmp_path: Path) -> None:
+    with pytest.raises(Fault, match=rf"fetch\.source: '{tmp_path}/nowhere' .* exists"):
+        open_source(fetch(tmp_path / "nowhere"))
+
+
+def test_a_folder_without_records_is_a_fault(tmp_path: Path) -> None:
+    with pytest.raises(Fault, match=rf"{tmp_path} has no metadata/<id>\.json"):
+        open_source(fetch(tmp_path)).ids()
+
+
+def test_a_server_that_is_down_is_one_line_that_names_it_and_soon(
+    closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "TRIES", 2)
+    endpoint = f"http://127.0.0.1:{closed_port}"
+    down = open_source(fetch("s3://bucket/prefix", endpoint))
+    start = time.monotonic()
+    with pytest.raises(Fault) as listing:
+        down.ids()
+    with pytest.raises(Fault) as reading:
+        list(down.read([record_key(str(number)) for number in range(20)]))
+    assert time.monotonic() - start < 10
+    for caught in (listing, reading):
+        message = str(caught.value)
+        assert message.startswith(f"s3://bucket/prefix at {endpoint} cannot be ")
+        assert "\n" not in message and len(message) < 400

@@ -1,0 +1,115 @@
+"""A scratch copy of this repository that end-to-end tests may run the real tools in."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {
+    "fetch.demo_bins": 120,
+    "fetch.per_count": 12,
+    "model.image_size": 96,
+    "train.epochs": 3,
+    "train.batch_size": 16,
+    "train.hidden": 16,
+    "evaluate.resamples": 100,
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command and all that it said."""
+
+    code: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Project:
+    """A clone with a small demo."""
+
+    folder: Path
+
+    def environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "DVC_"))}
+        return inherited | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(self.folder / "src"),
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            **{f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        }
+
+    def run(self, *command: str, timeout: float = 300) -> Done:
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout)
+
+    def must(self, *command: str) -> str:
+        done = self.run(*command)
+        assert done.code == 0, f"{' '.join(command)} ended with {done.code}:\n{done.text}"
+        return done.text
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def set(self, **values: object) -> None:
+        """Change parameters, named with __ for the dot; the text of the file is kept otherwise."""
+        for name, value in values.items():
+            set_parameter(self.folder / "params.yaml", name.replace("__", "."), value)
+
+    def commit(self, message: str) -> None:
+        self.must("git", "add", "-A")
+        self.must("git", "commit", "-qm", message)
+
+
+def set_parameter(path: Path, name: str, value: object) -> None:
+    section, key = name.split(".")
+    inside = False
+    lines = []
+    for line in path.read_text().splitlines():
+        if not line.startswith((" ", "#")):
+            inside = line == f"{section}:"
+        elif inside and line.startswith(f"  {key}:"):
+            line = f"  {key}: {value}"
+        lines.append(line)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def make_project(folder: Path) -> Project:
+    """Copy what git tracks or would track, as it is in the working tree, with small parameters, and commit it."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        # The demo's own outs stay behind: the copy makes its own.
+        if (ROOT / name).is_file() and not name.startswith(("metrics/", "plots/")) and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    for name, value in SMALL.items():
+        set_parameter(folder / "params.yaml", name, value)
+    project = Project(folder)
+    project.must("git", "init", "-q", "-b", "main")
+    project.commit("A small copy")
+    return project

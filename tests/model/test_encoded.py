@@ -1,0 +1,88 @@
+"""Encoded photographs are what the network would have seen, in order, and the same bytes every time."""
+
+import io
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bintally.faults import Fault
+from bintally.model.encoded import Encoded, encode, load_encoded
+from bintally.model.images import decode
+from bintally.model.trunk import LITE0, Trunk, load_weights
+
+SIZE = 64
+CPU = torch.device("cpu")
+
+
+def jpeg(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (6 + seed, 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((80, 60 + seed)).save(file, "JPEG")
+    return file.getvalue()
+
+
+BODIES = [jpeg(seed) for seed in range(11)]  # more than a batch
+READS: list[Callable[[], bytes]] = [partial(bytes, body) for body in BODIES]
+
+
+@pytest.fixture(scope="module")
+def trunk() -> Trunk:
+    one = Trunk(LITE0, SIZE, every_scale=True)
+    load_weights(one, LITE0, "DEFAULT")
+    return one.eval()
+
+
+def encoded(folder: Path, trunk: Trunk, freeze: bool, mirrored: bool = True) -> Encoded:
+    encode(folder, READS, trunk, SIZE, freeze, mirrored, CPU)
+    return load_encoded(folder)
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_features_are_those_of_each_decoded_photograph_and_its_mirror_image(
+    tmp_path: Path, trunk: Trunk, mirrored: bool
+) -> None:
+    got = encoded(tmp_path, trunk, freeze=True, mirrored=mirrored)
+    assert got.encoding.kind == "features"
+    assert got.array.dtype == np.float32 and got.array.shape == (11, 1 + mirrored, trunk.width)
+    with torch.no_grad():
+        for place, body in enumerate(BODIES):
+            plain = decode(body, SIZE)[None]
+            for view, pixels in enumerate([plain, plain.flip(3)][: 1 + mirrored]):
+                # Summed in another order in a batch than alone; other photographs differ by 0.1 and more.
+                np.testing.assert_allclose(got.array[place, view], trunk(pixels)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_pixels_are_the_decoded_photographs_where_the_trunk_learns(tmp_path: Path, trunk: Trunk) -> None:
+    got = encoded(tmp_path, trunk, freeze=False)
+    assert got.encoding.kind == "pixels"
+    expected = torch.stack([decode(body, SIZE) for body in BODIES]).numpy()
+    assert got.array.dtype == np.uint8
+    np.testing.assert_array_equal(got.array, expected)
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_two_runs_write_the_same_bytes_and_other_weights_give_another_digest(
+    tmp_path: Path, trunk: Trunk, freeze: bool
+) -> None:
+    first, again = (encoded(tmp_path / name, trunk, freeze) for name in ("first", "again"))
+    assert first.encoding == again.encoding
+    files = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert files == ["array.npy", "encoding.json", "trunk.safetensors"]
+    assert all((tmp_path / "first" / n).read_bytes() == (tmp_path / "again" / n).read_bytes() for n in files)
+    for key, value in trunk.state_dict().items():
+        assert torch.equal(first.trunk_state[key], value)
+
+    torch.manual_seed(0)
+    other = encoded(tmp_path / "other", Trunk(LITE0, SIZE, every_scale=True), freeze)
+    assert other.encoding.digest != first.encoding.digest
+
+
+def test_a_photograph_that_does_not_decode_is_a_fault_and_leaves_no_array(tmp_path: Path, trunk: Trunk) -> None:
+    with pytest.raises(Fault, match="does not decode"):
+        encode(tmp_path, [*READS, lambda: b"garbage"], trunk, SIZE, True, True, CPU)
+    assert not list(tmp_path.glob("*array*")) and not (tmp_path / "encoding.json").exists()

@@ -1,0 +1,119 @@
+"""Figures of a test set, against values worked out by hand."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bintally.scoring.metrics import Scored, confusion, evaluate, per_class, reliability
+
+BY_HAND = Scored(
+    probabilities=np.array(
+        [
+            [0.72, 0.18, 0.10],  # most probable 1, mean 1.38
+            [0.10, 0.78, 0.12],  # most probable 2, mean 2.02
+            [0.52, 0.08, 0.40],  # most probable 1, mean 1.88
+            [0.03, 0.05, 0.92],  # most probable 3, mean 2.89
+        ]
+    ),
+    truth=np.array([1, 3, 3, 3]),
+    groups=["a", "b", "c", "d"],
+    counts=[1, 2, 3],
+)
+
+
+def many(number: int = 300) -> Scored:
+    """Bins of five counts, each a group of its own, right about half of the time."""
+    random = np.random.default_rng(0)
+    truth = random.integers(1, 6, number)
+    logits = random.normal(size=(number, 5)) + 1.3 * np.eye(5)[truth - 1]
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return Scored(probabilities, truth, [f"g{place}" for place in range(number)], [1, 2, 3, 4, 5])
+
+
+def width(interval: list[float]) -> float:
+    return interval[1] - interval[0]
+
+
+def test_figures_are_those_worked_out_by_hand() -> None:
+    figures = evaluate(BY_HAND, resamples=100, seed=1)
+    assert (figures["images"], figures["groups"]) == (4, 4)
+    assert figures["most_probable"] == pytest.approx(
+        {"accuracy": 2 / 4, "mae": 3 / 4, "within_one": 3 / 4, "rmse": math.sqrt(5 / 4)}
+    )
+    assert figures["rounded_mean"] == pytest.approx(
+        {"accuracy": 2 / 4, "mae": 2 / 4, "within_one": 1.0, "rmse": math.sqrt(2 / 4)}
+    )
+    assert figures["loss"] == pytest.approx(-sum(map(math.log, (0.72, 0.12, 0.40, 0.92))) / 4)
+    # Two of the four are between 0.7 and 0.8 sure, one of them right.
+    gaps = (abs(0.72 + 0.78 - 1), 0.52, abs(0.92 - 1))
+    assert figures["calibration_error"] == pytest.approx(sum(gaps) / 4)
+
+
+def test_tables_are_those_worked_out_by_hand() -> None:
+    assert confusion(BY_HAND, "most_probable").tolist() == [[1, 0, 0], [0, 0, 0], [1, 1, 1]]
+    assert confusion(BY_HAND, "rounded_mean").tolist() == [[1, 0, 0], [0, 0, 0], [0, 2, 1]]
+    one, three = per_class(BY_HAND, "most_probable")
+    assert one == {"count": 1, "images": 1, "accuracy": 1.0, "rmse": 0.0}
+    assert three == pytest.approx({"count": 3, "images": 3, "accuracy": 1 / 3, "rmse": math.sqrt(5 / 3)})
+    assert reliability(BY_HAND) == [
+        pytest.approx({"confidence": 0.52, "accuracy": 0.0, "images": 1}),
+        pytest.approx({"confidence": 0.75, "accuracy": 0.5, "images": 2}),
+        pytest.approx({"confidence": 0.92, "accuracy": 1.0, "images": 1}),
+    ]
+
+
+def test_certainty_right_or_wrong_gives_finite_figures() -> None:
+    sure = replace(BY_HAND, probabilities=np.eye(3)[[0, 2, 2, 0]])
+    figures = evaluate(sure, resamples=100, seed=1)
+    assert figures["most_probable"]["accuracy"] == 3 / 4
+    assert figures["calibration_error"] == pytest.approx(1 / 4)
+    assert math.isfinite(figures["loss"]) and figures["loss"] > 5
+    # However a bin of one photograph and one of three are drawn, all are right.
+    right = replace(sure, probabilities=np.eye(3)[[0, 2, 2, 2]], groups=["a", "b", "b", "b"])
+    assert evaluate(right, resamples=100, seed=1)["interval_95"]["most_probable"]["accuracy"] == [1, 1]
+    assert reliability(sure) == [{"confidence": 1.0, "accuracy": 3 / 4, "images": 4}]
+
+
+def test_intervals_hold_the_point_and_are_as_wide_as_theory_has_it() -> None:
+    scored = many()
+    figures = evaluate(scored, resamples=1000, seed=1)
+    inside = figures["interval_95"]
+    for place in (("loss",), *((rule, name) for rule in ("most_probable", "rounded_mean") for name in figures[rule])):
+        value: Any = figures
+        interval: Any = inside
+        for name in place:
+            value, interval = value[name], interval[name]
+        assert interval[0] < value < interval[1], place
+    accuracy = figures["most_probable"]["accuracy"]
+    assert width(inside["most_probable"]["accuracy"]) == pytest.approx(
+        2 * 1.96 * math.sqrt(accuracy * (1 - accuracy) / 300), rel=0.15
+    )
+
+
+def test_photographs_of_one_bin_do_not_make_an_interval_narrower() -> None:
+    scored = many()
+    copies = replace(
+        scored,
+        probabilities=scored.probabilities.repeat(4, axis=0),
+        truth=scored.truth.repeat(4),
+        groups=[group for group in scored.groups for _ in range(4)],
+    )
+    once, grouped = (evaluate(some, resamples=1000, seed=1) for some in (scored, copies))
+    apart = evaluate(replace(copies, groups=[str(place) for place in range(1200)]), resamples=1000, seed=1)
+    assert (grouped["images"], grouped["groups"]) == (1200, 300)
+    for name in ("accuracy", "rmse", "mae"):
+        assert grouped["most_probable"][name] == pytest.approx(once["most_probable"][name])
+        widths = [width(some["interval_95"]["most_probable"][name]) for some in (once, grouped, apart)]
+        assert widths[1] == pytest.approx(widths[0], rel=1e-6)
+        # As if there were four times as many bins: half as wide, and wrong.
+        assert widths[2] == pytest.approx(widths[1] / 2, rel=0.2)
+
+
+def test_a_seed_gives_one_result_and_another_seed_other_intervals() -> None:
+    first, again, other = (evaluate(many(), resamples=200, seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first["interval_95"] != other["interval_95"]
+    assert {**first, "interval_95": None} == {**other, "interval_95": None}

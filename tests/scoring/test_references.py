@@ -1,0 +1,21 @@
+"""Answers that need no model, against values worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from bintally.scoring.references import trivial
+
+
+def test_trivial_answers_are_learned_from_training_and_scored_on_test() -> None:
+    train, test = np.array([1, 1, 2, 5]), np.array([1, 2, 2, 3])
+    majority, mean, uniform = trivial(train, test, [1, 2, 3])
+    assert (majority.name, majority.accuracy) == ("always 1 (majority class)", 1 / 4)
+    assert majority.rmse == pytest.approx(math.sqrt((0 + 1 + 1 + 4) / 4))
+    assert (mean.name, mean.accuracy) == ("always 2.25 (mean)", 2 / 4)
+    assert mean.rmse == pytest.approx(math.sqrt((1.25**2 + 2 * 0.25**2 + 0.75**2) / 4))
+    assert uniform.accuracy == pytest.approx(1 / 3)
+    # Squared errors of the guesses 1, 2 and 3: 0+1+4 for 1, 1+0+1 for each 2, 4+1+0 for 3.
+    assert uniform.rmse == pytest.approx(math.sqrt((5 + 2 + 2 + 5) / 12))
+    assert {row.data for row in (majority, mean, uniform)} == {"4 test bins of this run"}

@@ -1,0 +1,54 @@
+"""Files are whole or not there, and a full disk is said in a sentence."""
+
+from pathlib import Path
+
+import pytest
+
+from bintally.faults import Fault
+from bintally.files import read_csv, replacing, write_csv, write_json, write_text
+
+
+def test_a_file_that_could_not_be_finished_leaves_the_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "deeper" / "file.txt"
+    write_text(path, "earlier\n")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        assert path.read_text() == "earlier\n"
+        raise RuntimeError
+    assert path.read_text() == "earlier\n"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_is_a_fault_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "earlier\n")
+    with pytest.raises(Fault, match=rf"disk is full.*{path}"), replacing(path) as temporary:
+        temporary.symlink_to("/dev/full")
+        temporary.write_text("more")
+    assert path.read_text() == "earlier\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_errors_of_the_system_are_not_called_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError), replacing(tmp_path / "file") as temporary:
+        temporary.mkdir()
+        try:
+            temporary.write_text("x")
+        finally:
+            temporary.rmdir()
+
+
+def test_a_table_comes_back_with_ids_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    write_csv(path, ["id", "note"], [("00001", 'a "b", c'), ("1e5", "ü\nnext")])
+    assert read_csv(path) == [{"id": "00001", "note": 'a "b", c'}, {"id": "1e5", "note": "ü\nnext"}]
+    assert b"\r" not in path.read_bytes()
+
+
+def test_json_is_written_for_people_and_never_with_not_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    write_json(path, {"b": 0.5, "a": "ü"})
+    assert path.read_text(encoding="utf-8") == '{\n  "b": 0.5,\n  "a": "ü"\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"b": float("nan")})
+    assert "0.5" in path.read_text(encoding="utf-8")

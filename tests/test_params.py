@@ -1,0 +1,139 @@
+"""params.yaml: what it may say, and that a mistake in it is named before any work starts."""
+
+from pathlib import Path
+
+import pytest
+
+from bintally.faults import Fault
+from bintally.params import Params, load_params
+
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+
+
+def loaded(folder: Path, *changes: tuple[str, str]) -> Params:
+    """A whole params.yaml with each (old line, new line) of ``changes`` made."""
+    text = WHOLE
+    for old, new in changes:
+        assert text.count(f"  {old}\n") == 1, old
+        text = text.replace(f"  {old}\n", f"  {new}\n")
+    path = folder / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_params(path)
+
+
+WHOLE = """\
+fetch:
+  source: demo
+  endpoint:
+  region: us-east-1
+  anonymous: true
+  ids:
+  counts: [1, 2, 3]
+  per_count: 5
+  concurrency: 4
+  seed: 2
+  demo_bins: 30
+split:
+  train: 0.6
+  validation: 0.2
+  test: 0.2
+  seed: 3
+model:
+  trunk: resnet18
+  weights: none
+  features: last
+  freeze: true
+  image_size: 64
+  mirror: true
+  seed: 4
+train:
+  hidden: 8
+  lr: 0.01
+  batch_size: 16
+  epochs: 2
+  seed: 5
+launch:
+  ranks: 1
+evaluate:
+  decoding: most_probable
+  resamples: 100
+  seed: 6
+"""
+
+
+def test_the_repositorys_own_params_are_allowed() -> None:
+    load_params(PARAMS)
+
+
+@pytest.mark.parametrize("written", ["1e-05", "1e-5", "0.00001", "1.0e-5", "1E-5"])
+def test_a_learning_rate_is_a_number_however_it_is_written(tmp_path: Path, written: str) -> None:
+    assert loaded(tmp_path, ("lr: 0.01", f"lr: {written}")).train.lr == 1e-5
+
+
+def test_params_cannot_be_changed_once_read(tmp_path: Path) -> None:
+    params = loaded(tmp_path)
+    with pytest.raises(ValueError, match="frozen"):
+        params.train.lr = 1.0
+
+
+@pytest.mark.parametrize("source", ["s3://bucket", "s3://bucket/some/prefix", "a/folder"])
+def test_sources_of_every_kind_are_allowed(tmp_path: Path, source: str) -> None:
+    assert loaded(tmp_path, ("source: demo", f"source: {source}")).fetch.source == source
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("lr: 0.01", "lr: 0.01\n  momentum: 0.9", ["train.momentum", "0.9", "hidden"]),
+        ("ranks: 1", "ranks: 1\nextra:\n  a: 7", ["extra", "7", "fetch"]),
+        ("lr: 0.01", "lr: fast", ["train.lr", "'fast'"]),
+        ("lr: 0.01", "lr: '0.01'", ["train.lr", "'0.01'"]),
+        ("lr: 0.01", "lr: .nan", ["train.lr", "nan"]),
+        ("lr: 0.01", "lr: true", ["train.lr", "True"]),
+        ("lr: 0.01", "lr: 0", ["train.lr", "0", "greater than 0"]),
+        ("epochs: 2", "epochs: 2.5", ["train.epochs", "2.5", "integer"]),
+        ("epochs: 2", "epochs: true", ["train.epochs", "True", "integer"]),
+        ("epochs: 2", "epochs: 0", ["train.epochs", "0", "1"]),
+        ("epochs: 2", "epochs:", ["train.epochs", "None"]),
+        ("seed: 5", "seed: -1", ["train.seed", "-1", "0"]),
+        ("image_size: 64", "image_size: 31", ["model.image_size", "31", "32"]),
+        ("freeze: true", "freeze: 1", ["model.freeze", "1", "boolean"]),
+        ("features: last", "features: first", ["model.features", "'first'", "every_scale"]),
+        ("decoding: most_probable", "decoding: mean", ["evaluate.decoding", "'mean'", "rounded_mean"]),
+        ("test: 0.2", "test: 0.25", ["split", "1.05", "sum to 1"]),
+        ("test: 0.2", "test: 0", ["split.test", "0", "greater than 0"]),
+        ("counts: [1, 2, 3]", "counts: [2, 1]", ["fetch.counts", "[2, 1]", "ascending"]),
+        ("counts: [1, 2, 3]", "counts: [1, 1, 2]", ["fetch.counts", "[1, 1, 2]", "once"]),
+        ("counts: [1, 2, 3]", "counts: [4]", ["fetch.counts", "[4]", "2"]),
+        ("counts: [1, 2, 3]", "counts: [1, two]", ["fetch.counts.1", "'two'", "integer"]),
+        ("source: demo", "source: ''", ["fetch.source", "''"]),
+        ("source: demo", "source: s3:/bucket", ["fetch.source", "'s3:/bucket'", "s3://bucket"]),
+        ("source: demo", "source: s3://", ["fetch.source", "'s3://'", "s3://bucket"]),
+        ("endpoint:", "endpoint: localhost:8333", ["fetch.endpoint", "'localhost:8333'", "http://host:port"]),
+        ("endpoint:", "endpoint: http://a/b", ["fetch.endpoint", "'http://a/b'", "http://host:port"]),
+    ],
+)
+def test_what_is_not_allowed_is_named_with_its_value(tmp_path: Path, old: str, new: str, said: list[str]) -> None:
+    with pytest.raises(Fault) as caught:
+        loaded(tmp_path, (old, new))
+    message = str(caught.value)
+    assert [part for part in said if part not in message] == []
+    assert "\n" not in message and "Input should" not in message
+
+
+def test_every_mistake_is_named_at_once_and_a_missing_key_too(tmp_path: Path) -> None:
+    with pytest.raises(Fault, match=r"train\.hidden: -3 .*train\.lr: is missing.*launch\.ranks: 0 "):
+        loaded(tmp_path, ("hidden: 8", "hidden: -3"), ("lr: 0.01", ""), ("ranks: 1", "ranks: 0"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(None, "is not here"), ("train: [", "is not YAML"), ("", "None"), ("- 1", "1")]
+)
+def test_a_file_that_is_missing_or_no_mapping_is_a_fault(tmp_path: Path, text: str | None, said: str) -> None:
+    path = tmp_path / "params.yaml"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(Fault) as caught:
+        load_params(path)
+    assert str(path) in str(caught.value) and said in str(caught.value)
+    assert "\n" not in str(caught.value)
