@@ -112,9 +112,16 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that reads numbers as YAML 1.2 does."""
 
 
-# PyYAML follows YAML 1.1, where 1e-05, as `dvc exp run -S` writes it, is a string.
+# PyYAML follows YAML 1.1, where 1e-05, as `dvc exp run -S` writes it, is a string, and 010 is 8.
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_NUMBERS[0], re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_constructor(_NUMBERS[0], lambda _loader, node: int(node.value))
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
+    _NUMBERS[1],
     re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
     list("-+.0123456789"),
 )
@@ -123,7 +130,7 @@ _Loader.add_implicit_resolver(
 def _sentence(error: ValidationError) -> str:
     faults = []
     for detail in error.errors():
-        key = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("constrained"))
+        key = ".".join(map(str, detail["loc"])) or "the file"
         if detail["type"] == "value_error":
             faults.append(str(detail["ctx"]["error"]))
         elif detail["type"] == "extra_forbidden":
@@ -149,7 +156,9 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         return Params.model_validate(content)
     except FileNotFoundError as error:
         raise Fault(f"{path} is not here: run this in the repository's root") from error
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise Fault(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Fault(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise Fault(f"{path}: {_sentence(error)}") from error

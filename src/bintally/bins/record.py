@@ -24,7 +24,7 @@ class Record:
     count: int
     """EXPECTED_QUANTITY: how many items the bin should hold."""
     asins: frozenset[str]
-    """The products in it."""
+    """The products in it, those of quantity 0 left out."""
 
 
 def parse_record(body: bytes) -> Record:
@@ -47,12 +47,12 @@ def parse_record(body: bytes) -> Record:
     if not isinstance(items, dict):
         raise BadBin("record has no BIN_FCSKU_DATA")
     quantities = [item.get("quantity") if isinstance(item, dict) else None for item in items.values()]
-    whole = [quantity for quantity in quantities if type(quantity) is int]
+    whole = [quantity for quantity in quantities if type(quantity) is int and quantity >= 0]
     if len(whole) < len(quantities):
         raise BadBin("an item of the record has no whole quantity")
     if sum(whole) != count:
         raise BadBin(f"quantities add up to {sum(whole)}, EXPECTED_QUANTITY is {count}")
-    return Record(count, frozenset(items))
+    return Record(count, frozenset(asin for asin, item in items.items() if item["quantity"]))
 
 
 def check_image(body: bytes) -> None:

@@ -1,12 +1,12 @@
 """What an interrupted fetch has already got, so that nothing is fetched twice."""
 
 import sqlite3
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from bintally.bins.source import Source
-from bintally.faults import Fault, full_disk_is_a_fault
+from bintally.faults import Fault
 
 
 class Staging:
@@ -16,10 +16,11 @@ class Staging:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._database = sqlite3.connect(path, isolation_level=None)
-        self._database.executescript(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
-            "CREATE TABLE IF NOT EXISTS object (key TEXT PRIMARY KEY, body BLOB)"
-        )
+        with self._clear_faults():
+            self._database.executescript(
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
+                "CREATE TABLE IF NOT EXISTS object (key TEXT PRIMARY KEY, body BLOB)"
+            )
 
     def fetch(self, source: Source, keys: Iterable[str]) -> Iterable[str]:
         """Get the objects not here yet; yield each key as it arrives, those already here first.
@@ -31,15 +32,8 @@ class Staging:
         yield from have
         missing = sorted(set(wanted).difference(have))
         for key, body in source.read(missing):
-            with full_disk_is_a_fault(self._path):
-                try:
-                    self._database.execute("INSERT INTO object VALUES (?, ?)", (key, body))
-                except sqlite3.OperationalError as error:
-                    if "full" in str(error):
-                        raise Fault(
-                            f"the disk is full: could not write {self._path}; free some space and run it again"
-                        ) from error
-                    raise
+            with self._clear_faults():
+                self._database.execute("INSERT INTO object VALUES (?, ?)", (key, body))
             yield key
 
     def get(self, key: str) -> bytes | None:
@@ -52,6 +46,17 @@ class Staging:
     def _has(self, key: str) -> bool:
         with closing(self._database.execute("SELECT 1 FROM object WHERE key = ?", (key,))) as found:
             return found.fetchone() is not None
+
+    @contextmanager
+    def _clear_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if "full" in str(error):
+                raise Fault(
+                    f"the disk is full: could not write {self._path}; free some space and run it again"
+                ) from error
+            raise Fault(f"{self._path} cannot be used ({error}); remove it to fetch anew") from error
 
     def close(self) -> None:
         self._database.close()

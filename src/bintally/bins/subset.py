@@ -47,6 +47,8 @@ def read_id_list(path: Path) -> list[str]:
         try:
             content = json.loads(text)
             lists = content.values() if isinstance(content, dict) else [content]
+            if not all(isinstance(names, list) for names in lists):
+                raise TypeError
             names = [PurePosixPath(name).name.removesuffix(".json") for names in lists for name in names]
         except (ValueError, TypeError) as error:
             raise Fault(f"fetch.ids: '{path}' must be a list of ids, or counts with lists of record paths") from error

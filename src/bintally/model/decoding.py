@@ -12,7 +12,8 @@ DECODINGS = ("most_probable", "rounded_mean")
 def decode_counts(probabilities: NDArray[np.floating[Any]], counts: Sequence[int], rule: str) -> NDArray[np.int64]:
     """One count a row.
 
-    ``most_probable`` is right most often; ``rounded_mean``, the expected count rounded, has the least squared error.
+    ``most_probable`` is right most often; ``rounded_mean``, the count nearest to the expected
+    one, has the least squared error.
 
     Args:
         probabilities: (n, classes), rows sum to 1.
@@ -26,5 +27,5 @@ def decode_counts(probabilities: NDArray[np.floating[Any]], counts: Sequence[int
     if rule == "most_probable":
         return np.asarray(values[probabilities.argmax(1)], dtype=np.int64)
     if rule == "rounded_mean":
-        return np.asarray(np.rint(probabilities @ values), dtype=np.int64)
+        return np.asarray(values[np.abs((probabilities @ values)[:, None] - values).argmin(1)], dtype=np.int64)
     raise ValueError(f"unknown decoding rule {rule!r}")

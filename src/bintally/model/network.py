@@ -1,5 +1,7 @@
 """The counting network: a trunk, a head of two linear layers, and a distribution over counts."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -46,5 +48,12 @@ def distribution(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     Returns:
         float32 (n, classes); rows sum to 1.
     """
-    logits = network(inputs.flatten(0, 1))
-    return logits.softmax(1).unflatten(0, inputs.shape[:2]).mean(1)  # type: ignore[no-any-return]
+    return log_distribution(network, inputs).exp()
+
+
+def log_distribution(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """The logarithm of :func:`distribution`, finite where a probability is too small for a float."""
+    logits: torch.Tensor = network(inputs.flatten(0, 1))
+    by_view = logits.log_softmax(1).unflatten(0, inputs.shape[:2])
+    averaged: torch.Tensor = by_view.logsumexp(1) - math.log(inputs.shape[1])
+    return averaged

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -21,7 +21,7 @@ class Card(BaseModel):
 
     trunk: str
     features: str
-    image_size: int
+    image_size: int = Field(ge=1)
     """Side of the square input in pixels; resized by squashing, bilinear with antialiasing."""
     mean: list[float]
     std: list[float]
@@ -30,7 +30,7 @@ class Card(BaseModel):
     """Whether both mirror images are averaged."""
     counts: list[int]
     """The count each output stands for."""
-    hidden: int
+    hidden: int = Field(ge=1)
     parameters: dict[str, Any]
     """The parameters it was trained with."""
     data: str
@@ -52,7 +52,7 @@ def load_model(folder: Path) -> tuple[CountingNetwork, Card]:
     try:
         card = Card.model_validate_json((folder / "card.json").read_text(encoding="utf-8"))
         state = load_file(folder / "model.safetensors")
-    except (OSError, ValidationError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise Fault(f"{folder} holds no whole model: {' '.join(str(error).split())[:200]}") from error
     trunk = Trunk(card.trunk, card.image_size, card.features == "every_scale")
     network = CountingNetwork(trunk, make_head(trunk.width, card.hidden, len(card.counts), seed=0))

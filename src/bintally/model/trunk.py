@@ -1,10 +1,14 @@
 """Networks learned on ImageNet, cut before their classifier, and where their weights come from."""
 
+import hashlib
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import nn
@@ -40,7 +44,11 @@ class Trunk(nn.Module):
         self._means: list[torch.Tensor] = []
         probe = torch.zeros(1, 3, image_size, image_size)
         self.eval()
-        for tap in _last_of_each_scale(self.body, probe) if every_scale else []:
+        try:
+            taps = _last_of_each_scale(self.body, probe)
+        except (AssertionError, RuntimeError) as error:
+            raise Fault(f"model.image_size: {name} does not take images of {image_size} pixels: {error}") from error
+        for tap in taps if every_scale else []:
             self.body.get_submodule(tap).register_forward_hook(
                 lambda _module, _inputs, output: self._means.append(output.mean((2, 3)))
             )
@@ -134,9 +142,9 @@ def load_weights(trunk: Trunk, name: str, weights: str) -> None:
     elif weights == "DEFAULT":
         from torchvision.models import get_model_weights
 
-        state = _download(get_model_weights(name).DEFAULT.url, check_hash=True)
+        state = _download(get_model_weights(name).DEFAULT.url)
     elif weights.startswith(("http://", "https://")):
-        state = _download(weights, check_hash=False)
+        state = _download(weights)
     else:
         state = _read(Path(weights))
     wanted = trunk.body.state_dict()
@@ -156,22 +164,38 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
-        state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+            state: object = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise Fault(f"model.weights: '{path}' is not a file of weights alone: {str(error).splitlines()[0]}") from error
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise Fault(f"model.weights: '{path}' is not a file of weights alone: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise Fault(f"model.weights: '{path}' is not a state dict: names with tensors")
     return state
 
 
-def _download(url: str, check_hash: bool) -> dict[str, torch.Tensor]:
+def _download(url: str) -> dict[str, torch.Tensor]:
+    """The state dict at ``url``, kept in torch's cache under a name of the whole URL; nothing broken is kept."""
+    name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{Path(urlsplit(url).path).name}"
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    # torchvision writes the first digits of a file's SHA-256 into its name.
+    promised = re.search(r"-([0-9a-f]{8,})\.", Path(urlsplit(url).path).name)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with _timeout(DOWNLOAD_TIMEOUT_S):
+                torch.hub.download_url_to_file(url, str(path), hash_prefix=promised[1] if promised else None)
+        except (OSError, RuntimeError, ValueError, HTTPException) as error:
+            raise Fault(
+                f"model.weights: could not download {url} ({error}); check the network, "
+                f"give a file in model.weights, or take model.trunk {LITE0}, whose weights are installed"
+            ) from error
     try:
-        with _timeout(DOWNLOAD_TIMEOUT_S):
-            return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=check_hash, weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise Fault(
-            f"model.weights: could not download {url} ({error}); check the network, "
-            f"give a file in model.weights, or take model.trunk {LITE0}, whose weights are installed"
-        ) from error
+        return _read(path)
+    except Fault as fault:
+        path.unlink(missing_ok=True)
+        raise Fault(str(fault).replace(str(path), url)) from fault
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from datetime import timedelta
 
 import torch
 from torch import distributed, nn
-from torch.distributed.nn.functional import all_reduce
 
 TIMEOUT = timedelta(minutes=5)
 
@@ -43,6 +42,23 @@ def summed(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over ranks, through which gradients flow: what one rank adds, every rank's loss feels."""
+
+    @staticmethod
+    def forward(_context: object, values: torch.Tensor) -> torch.Tensor:
+        return summed(values.clone())
+
+    @staticmethod
+    def backward(_context: object, gradient: torch.Tensor) -> torch.Tensor:
+        return summed(gradient.clone())
+
+
+def _over_ranks(values: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = _SumOverRanks.apply(values)
+    return result
+
+
 class SharedBatchNorm(nn.BatchNorm2d):
     """Batch normalisation whose statistics are those of the global batch, on CPU and GPU alike.
 
@@ -52,14 +68,13 @@ class SharedBatchNorm(nn.BatchNorm2d):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(inputs)
-        number = inputs.new_tensor([inputs.numel() / inputs.shape[1]])
-        sums = all_reduce(torch.cat([inputs.sum((0, 2, 3)), inputs.square().sum((0, 2, 3)), number]))
-        mean, square = (sums[:-1] / sums[-1]).chunk(2)
-        variance = (square - mean.square()).clamp_min(0)
+        number = _over_ranks(inputs.new_tensor(inputs.numel() / inputs.shape[1]))
+        mean = _over_ranks(inputs.sum((0, 2, 3))) / number
+        variance = _over_ranks((inputs - mean[:, None, None]).square().sum((0, 2, 3))) / number
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None
             momentum = self.momentum if self.momentum is not None else 0.1
-            unbiased = variance * (sums[-1] / (sums[-1] - 1).clamp_min(1))
+            unbiased = variance * (number / (number - 1).clamp_min(1))
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(unbiased, momentum)
         scale = (variance + self.eps).rsqrt() * self.weight

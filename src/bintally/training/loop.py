@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bintally.faults import Fault
-from bintally.model.network import distribution, mirror, views
+from bintally.model.network import log_distribution, mirror, views
 from bintally.params import Train
 from bintally.progress import progress
 from bintally.training.checkpoint import Checkpoint
@@ -175,9 +175,9 @@ def _validate(network: nn.Module, samples: Samples, place: Place) -> tuple[float
     mine = np.arange(len(samples.rows))[place.rank :: place.ranks]
     for start in range(0, len(mine), VALIDATION_BATCH):
         chosen = mine[start : start + VALIDATION_BATCH]
-        probability = distribution(network, samples.all_views(chosen, place.device))
+        logs = log_distribution(network, samples.all_views(chosen, place.device))
         targets = samples.targets(chosen, place.device)
-        sums[0] += nn.functional.nll_loss(probability.log(), targets, reduction="sum")
-        sums[1] += (probability.argmax(1) == targets).sum()
+        sums[0] += nn.functional.nll_loss(logs, targets, reduction="sum")
+        sums[1] += (logs.argmax(1) == targets).sum()
     loss, correct = summed(sums).tolist()
     return loss / len(samples.rows), correct / len(samples.rows)
