@@ -75,7 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bins", type=int, default=2000, help="each is two objects (default: %(default)s)")
     parser.add_argument("--image-bytes", type=int, default=58_000, help="of an image, about (default: %(default)s)")
     parser.add_argument("--concurrency", type=int, default=64, help="fetch.concurrency (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=2, help="of each way (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="of each way (default: %(default)s)")
     return parser.parse_args()
 
 

@@ -24,6 +24,7 @@ from bintally.params import Fetch
 
 log = logging.getLogger("bintally.source")
 TRIES = 4
+KEYS_A_TASK = 16
 T = TypeVar("T")
 REFUSALS = (
     "NoSuchBucket",
@@ -76,11 +77,18 @@ class ObjectSource:
 
     def read(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
         """Yield (key, bytes or None). Raises Fault where an object cannot be read after a few tries."""
+        # Several keys a task: handing over each one by itself would cost about as much as reading it.
+        share = max(1, min(KEYS_A_TASK, len(keys) // (4 * self._concurrency)))
+        parts = [keys[start : start + share] for start in range(0, len(keys), share)]
         with ThreadPoolExecutor(self._concurrency) as pool:
             try:
-                yield from zip(keys, pool.map(self._get, keys), strict=True)
+                for part, bodies in zip(parts, pool.map(self._get_all, parts), strict=True):
+                    yield from zip(part, bodies, strict=True)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+    def _get_all(self, keys: Sequence[str]) -> list[bytes | None]:
+        return [self._get(key) for key in keys]
 
     def _get(self, key: str) -> bytes | None:
         try:
