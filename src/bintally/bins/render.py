@@ -19,7 +19,7 @@ Rng = np.random.Generator
 
 FABRIC, CARDBOARD, WHITE, BLACK = (255, 229, 150), (150, 113, 84), (226, 220, 210), (34, 31, 32)
 LABELS = ((110, 165, 220), (240, 120, 70), (30, 28, 34), (240, 150, 165), (105, 65, 55), (70, 75, 85))
-STICKERED = 0.85  # the share of products with a white barcode sticker of the warehouse
+STICKERED = 0.9  # the share of products with a white barcode sticker of the warehouse
 INKS = (
     (165, 48, 48),
     (38, 58, 112),
@@ -203,7 +203,7 @@ def _face(product: Product, w: int, h: int) -> Image.Image:
     draw_face = {"box": _box, "book": _spine, "bottle": _bottle, "bag": _bag}[product.kind]
     face = draw_face(rng, product.title, w, h, base, ink)
     if rng.random() < STICKERED:
-        wide = min(rng.uniform(0.1, 0.28) * w / product.width, 0.7 * w)
+        wide = min(rng.uniform(0.15, 0.23) * w / product.width, 0.7 * w)
         x, y = rng.uniform(0.15, 0.85) * (w - wide), rng.uniform(0.2, 0.8) * (h - wide * 0.6)
         draw = ImageDraw.Draw(face)
         draw.rectangle((x, y, x + wide, y + wide * rng.uniform(0.4, 0.8)), (*WHITE, 255))
