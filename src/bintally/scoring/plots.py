@@ -72,7 +72,7 @@ def examples_picture(
     """Photographs, each with its record and the distribution predicted for it."""
     across = 4
     down = -(-len(images) // across)
-    figure = Figure(figsize=(3 * across, 3.1 * down + 0.4), layout="constrained")
+    figure = Figure(figsize=(2.6 * across, 2.8 * down + 0.4), layout="constrained")
     cells = figure.subplots(2 * down, across, height_ratios=[3, 1] * down, squeeze=False)
     for axes in cells.flat:
         axes.set_axis_off()

@@ -33,7 +33,7 @@ def main(params: Params) -> None:
         staging.close()
     shutil.rmtree(BINS, ignore_errors=True)
     BINS.parent.mkdir(exist_ok=True)
-    written.rename(BINS)
+    shutil.move(written, BINS)
     shutil.rmtree(scratch)
     log.info("%d bins, %s", len(subset.counts), dict(sorted(Counter(subset.counts.values()).items())))
     for reason, number in Counter(subset.rejected.values()).most_common(5):
