@@ -36,7 +36,7 @@ def examples() -> Figure:
     return plots.examples_picture([jpeg(40 * k) for k in range(5)], [1, 2, 3, 1, 2], probabilities, COUNTS, "examples")
 
 
-@pytest.mark.parametrize(("draw", "size"), [(confusion, (720, 648)), (benchmark, (1200, 571)), (examples, (1440, 792))])
+@pytest.mark.parametrize(("draw", "size"), [(confusion, (720, 648)), (benchmark, (1200, 571)), (examples, (1248, 720))])
 def test_a_picture_is_drawn_whole_and_with_the_same_bytes_each_time(
     tmp_path: Path, draw: Callable[[], Figure], size: tuple[int, int]
 ) -> None:

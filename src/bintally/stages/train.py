@@ -61,7 +61,7 @@ def work(params: Params) -> None:
     from bintally.model.saved import Card, save_model
     from bintally.model.trunk import Trunk
     from bintally.training.checkpoint import Checkpoint
-    from bintally.training.distribution import joined, share_batch_norm
+    from bintally.training.distribution import joined, leave, share_batch_norm
     from bintally.training.loop import Epoch, Samples, fit
 
     model, train, counts = params.model, params.train, params.fetch.counts
@@ -100,7 +100,7 @@ def work(params: Params) -> None:
         torch.manual_seed(train.seed)
         result = fit(learner, samples("train"), samples("validation"), train, place, checkpoint, report)
         if live is None:
-            return
+            leave()
         live.end()
         learner.load_state_dict(result.state)
         best = result.best
@@ -127,6 +127,7 @@ def work(params: Params) -> None:
             },
         )
         checkpoint.remove()
+        leave()
 
 
 def _key(params: Params, data: str) -> str:

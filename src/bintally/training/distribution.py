@@ -1,10 +1,12 @@
 """Processes that train together: start, sums over all of them, batch statistics over all of them."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 from torch import distributed, nn
@@ -34,6 +36,16 @@ def joined() -> Iterator[Place]:
         yield Place(distributed.get_rank(), distributed.get_world_size(), device)
     finally:
         distributed.destroy_process_group()
+
+
+def leave() -> NoReturn:
+    """End this process, its work done and its files closed, without taking the process group apart.
+
+    Taken apart, gloo has been seen to abort the process ("terminate called without an active exception").
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def summed(values: torch.Tensor) -> torch.Tensor:
