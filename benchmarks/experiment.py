@@ -47,7 +47,7 @@ def main() -> None:
         project = Path(name) / "project"
         _copy(project, arguments.demo_bins)
         params = load_params(project / "params.yaml")
-        if params.model.trunk != LITE0 or params.model.weights != "DEFAULT" or not params.model.freeze:
+        if params.model.trunk != LITE0 or params.model.weights != "DEFAULT" or params.model.trained != "head":
             raise SystemExit(f"params.yaml: this compares a frozen {LITE0} with its own weights only")
 
         say("dvc repro")

@@ -73,7 +73,8 @@ class Model(Checked):
     """``DEFAULT`` (ImageNet), ``none``, or the path or https URL of a state dict."""
     features: Literal["every_scale", "last"]
     """What the head sees: the trunk's last feature vector, or beside it the mean of its map at every scale."""
-    freeze: bool
+    trained: Literal["head", "all"] | Positive
+    """How much is learned: the head alone, all of it, or the head and so many of the trunk's last stages."""
     image_size: Annotated[int, Field(ge=32, le=1024)]
     """Side of the square the photograph is resized to, in pixels."""
     mirror: bool
@@ -82,15 +83,85 @@ class Model(Checked):
 
 class Train(Checked):
     hidden: Positive
-    lr: Annotated[float, Field(gt=0, le=10)]
-    batch_size: Positive
-    """Images a step over all ranks together."""
     epochs: Positive
+    head_epochs: Annotated[int, Field(ge=0)]
+    """Epochs at the start in which the head learns alone, before what else `model.trained` names joins it."""
+    batch_size: Positive
+    """Images an update, over all ranks together."""
+    accumulate: Positive
+    """Parts each rank's share of a batch is worked through in: more take less memory and come to the same."""
+    optimizer: Literal["adam", "adamw", "sgd"]
+    lr: Annotated[float, Field(gt=0, le=10)]
+    """The highest rate, that of the head."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    """The rate of each of the trunk's stages, as a multiple of that of the stage after it (the head after the last)."""
+    schedule: Literal["constant", "cosine", "one_cycle"]
+    warmup: Annotated[float, Field(ge=0, lt=1)]
+    """Share of all steps in which the rate rises."""
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    """Of sgd."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
+    """Of matrices and kernels; norms and biases are left alone."""
+    clip: Annotated[float, Field(gt=0)] | None
+    """The greatest norm of a gradient; a longer one is shortened to it."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    average: Annotated[float, Field(ge=0, lt=1)]
+    """Decay of the moving average of the weights, which is then what is validated and kept; 0: none."""
+    precision: Literal["auto", "float32", "bfloat16"]
+    """auto: bfloat16 where the GPU computes in it, else float32."""
+    compile: bool
+    """Let torch.compile make the step faster, after minutes of preparation."""
     seed: Seed
+
+    @model_validator(mode="after")
+    def _check(self) -> "Train":
+        if self.head_epochs >= self.epochs:
+            raise ValueError(f"train.head_epochs: {self.head_epochs} must be below train.epochs ({self.epochs})")
+        return self
+
+
+class Augment(Checked):
+    """How far a training image may be changed; 0 is not at all. None of it changes how many things it shows."""
+
+    shift: Annotated[float, Field(ge=0, le=0.25)]
+    """Share of the side."""
+    scale: Annotated[float, Field(ge=0, le=0.5)]
+    """Share by which it grows or shrinks."""
+    rotation: Annotated[float, Field(ge=0, le=45)]
+    """Degrees."""
+    light: Annotated[float, Field(ge=0, le=0.9)]
+    """Share of the brightness, and of the contrast."""
+    colour: Annotated[float, Field(ge=0, le=0.9)]
+    """Share of the brightness of each channel by itself."""
+    noise: Annotated[float, Field(ge=0, le=64)]
+    """Greatest standard deviation, on the scale 0–255."""
+    blur: Annotated[float, Field(ge=0, le=1)]
+    """Share of a 3×3 mean in the image."""
 
 
 class Launch(Checked):
     ranks: Annotated[int, Field(ge=1, le=1024)]
+    """Processes on each machine."""
+    nnodes: Annotated[int, Field(ge=1, le=1024)]
+    """Machines."""
+    rdzv_endpoint: Annotated[str, StringConstraints(pattern=r"^[^\s:]+:\d{1,5}$")]
+    """host:port where they meet: a machine of theirs and a port free on it. Not looked at with one machine."""
+    timeout_s: Annotated[int, Field(ge=5, le=86_400)]
+    """How long a rank waits for the others before it gives up."""
+    max_restarts: Annotated[int, Field(ge=0, le=100)]
+    """How often torchrun starts the ranks again by itself after one of them failed."""
+    checkpoint_s: Annotated[float, Field(ge=0, le=86_400)]
+    """Seconds between two checkpoints."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Launch":
+        host, port = self.rdzv_endpoint.split(":")
+        if self.nnodes > 1 and (host in ("localhost", "127.0.0.1") or port == "0"):
+            raise ValueError(
+                f"launch.rdzv_endpoint: '{self.rdzv_endpoint}' must be an address and a port that "
+                f"all {self.nnodes} machines reach, such as 10.0.0.1:29500"
+            )
+        return self
 
 
 class Evaluate(Checked):
@@ -104,6 +175,7 @@ class Params(Checked):
     split: Split
     model: Model
     train: Train
+    augment: Augment
     launch: Launch
     evaluate: Evaluate
 

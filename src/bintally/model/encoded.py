@@ -1,6 +1,7 @@
 """Photographs after the constant part of the computation, as arrays read by memory map."""
 
 import hashlib
+import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from bintally.progress import progress
 
 # Images a forward pass. Larger ones make a CPU wait for fresh memory: 16 views went 75/s, 128 views 11/s.
 BATCH = {"cpu": 8, "cuda": 128}
+TOUCHED_BYTES = 2**25
 
 
 class Encoding(BaseModel):
@@ -33,11 +35,41 @@ class Encoding(BaseModel):
     """SHA-256 of the array and of the trunk's weights."""
 
 
+class Rows:
+    """An array on disk of which rows are read by memory map, few of them kept in this process's memory.
+
+    Pages once touched would count as this process's until it ends, all of the array after an epoch; given back
+    every so often they stay where they are, in the system's cache of files.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._array = np.load(path, mmap_mode="r", allow_pickle=False)
+        assert isinstance(self._array.base, mmap.mmap)
+        self._map = self._array.base
+        self._map.madvise(mmap.MADV_RANDOM)
+        self._touched = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._array.shape)
+
+    def take(
+        self, rows: NDArray[np.int64], view: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float32] | NDArray[np.uint8]:
+        """A copy of ``rows``, or of one view of each."""
+        taken = self._array[rows] if view is None else self._array[rows, view.astype(np.intp)]
+        self._touched += taken.nbytes
+        if self._touched > TOUCHED_BYTES:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._touched = 0
+        return np.asarray(taken)
+
+
 @dataclass(frozen=True)
 class Encoded:
     """The arrays of one folder, in the order of the bins' index."""
 
-    array: NDArray[np.float32] | NDArray[np.uint8]
+    rows: Rows
     encoding: Encoding
     trunk_state: dict[str, torch.Tensor]
 
@@ -106,5 +138,4 @@ def _batches(images: Sequence[Callable[[], bytes]], size: int, batch: int) -> It
 def load_encoded(folder: Path) -> Encoded:
     """Open the arrays of ``folder`` by memory map."""
     encoding = Encoding.model_validate_json((folder / "encoding.json").read_text(encoding="utf-8"))
-    array = np.load(folder / "array.npy", mmap_mode="r", allow_pickle=False)
-    return Encoded(array, encoding, load_file(folder / "trunk.safetensors"))
+    return Encoded(Rows(folder / "array.npy"), encoding, load_file(folder / "trunk.safetensors"))

@@ -45,10 +45,11 @@ class Trunk(nn.Module):
         probe = torch.zeros(1, 3, image_size, image_size)
         self.eval()
         try:
-            taps = _last_of_each_scale(self.body, probe)
+            blocks = _scales(self.body, probe)
         except (AssertionError, RuntimeError) as error:
             raise Fault(f"model.image_size: {name} does not take images of {image_size} pixels: {error}") from error
-        for tap in taps if every_scale else []:
+        self._stage_of_block = _stages(blocks)
+        for tap in _last_of_each_scale(blocks) if every_scale else []:
             self.body.get_submodule(tap).register_forward_hook(
                 lambda _module, _inputs, output: self._means.append(output.mean((2, 3)))
             )
@@ -56,12 +57,21 @@ class Trunk(nn.Module):
             self.width: int = self(probe).shape[1]
         self.to(memory_format=torch.channels_last)
 
+    def stages(self) -> list[list[nn.Parameter]]:
+        """The parameters of each stage, from the image on: a stage is what computes maps of one resolution."""
+        last = max(self._stage_of_block.values(), default=0)
+        stages: list[list[nn.Parameter]] = [[] for _ in range(last + 1)]
+        for name, parameter in self.body.named_parameters():
+            blocks = [stage for block, stage in self._stage_of_block.items() if name.startswith(block + ".")]
+            stages[blocks[0] if blocks else last].append(parameter)
+        return stages
+
     def train(self, mode: bool = True) -> "Trunk":
-        """Batch normalisation alone learns; dropout and stochastic depth would differ from rank to rank."""
+        """Batch normalisation alone trains, where its weights learn; dropout would differ from rank to rank."""
         super().train(False)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.training = mode
+                module.training = mode and module.weight.requires_grad
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -109,14 +119,14 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
             yield prefix + name, child
 
 
-def _last_of_each_scale(body: nn.Module, probe: torch.Tensor) -> list[str]:
-    """Names of the last block at each resolution above the final one, finest first."""
-    seen: dict[int, str] = {}
+def _scales(body: nn.Module, probe: torch.Tensor) -> list[tuple[str, int | None]]:
+    """The blocks in the order they are run in, with the side of the square map each gives (None: another shape)."""
+    seen: dict[str, int | None] = {}
 
     def watch(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor) and output.dim() == 4 and output.shape[2] == output.shape[3] > 1:
-                seen[output.shape[2]] = name
+            is_map = isinstance(output, torch.Tensor) and output.dim() == 4 and output.shape[2] == output.shape[3]
+            seen[name] = output.shape[2] if is_map else None
 
         return hook
 
@@ -125,7 +135,26 @@ def _last_of_each_scale(body: nn.Module, probe: torch.Tensor) -> list[str]:
         body(probe)
     for hook in hooks:
         hook.remove()
-    return [seen[size] for size in sorted(seen, reverse=True)[:-1]]
+    return list(seen.items())
+
+
+def _last_of_each_scale(blocks: list[tuple[str, int | None]]) -> list[str]:
+    """Names of the last block at each resolution above the final one, finest first."""
+    last = {side: name for name, side in blocks if side is not None and side > 1}
+    return [last[side] for side in sorted(last, reverse=True)[:-1]]
+
+
+def _stages(blocks: list[tuple[str, int | None]]) -> dict[str, int]:
+    """The stage of each block: a new one begins where the resolution falls; what follows the last map is its own's."""
+    stages: dict[str, int] = {}
+    stage, finest = 0, None
+    for name, side in blocks:
+        if side is not None and side > 1:
+            if finest is not None and side < finest:
+                stage += 1
+            finest = side
+        stages[name] = stage
+    return stages
 
 
 def load_weights(trunk: Trunk, name: str, weights: str) -> None:

@@ -1,10 +1,13 @@
 """One module a stage of dvc.yaml. Each reads the parameters, calls the rooms, and writes the stage's outs."""
 
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable
 
 from bintally.faults import Fault, full_disk_is_a_fault
+from bintally.interruption import end_with_parent
 from bintally.params import Params, load_params
 from bintally.progress import log_to_stderr
 
@@ -14,6 +17,9 @@ log = logging.getLogger("bintally")
 def run(stage: str, work: Callable[[Params], None]) -> None:
     """Run a stage; where it fails, say why in one line, put its earlier outs back and exit with 1."""
     log_to_stderr()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if "DVC_STAGE" in os.environ:
+        end_with_parent()
     try:
         with full_disk_is_a_fault("the outs of " + stage):
             work(load_params())

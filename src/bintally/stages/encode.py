@@ -20,7 +20,7 @@ def main(params: Params) -> None:
     load_weights(trunk, model.trunk, model.weights)
     reader = ShardReader(BINS)
     images = [partial(reader.image, entry) for entry in read_index(BINS)]
-    encode(ENCODED, images, trunk, model.image_size, model.freeze, model.mirror, default_device())
+    encode(ENCODED, images, trunk, model.image_size, model.trained == "head", model.mirror, default_device())
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def _predict(rows: np.ndarray) -> Floats:
     with torch.inference_mode(), progress("evaluate", len(rows), "images") as advance:
         for start in range(0, len(rows), BATCH):
             chosen = rows[start : start + BATCH]
-            result.append(predict(torch.from_numpy(encoded.array[chosen]).to(device)).cpu().double())
+            result.append(predict(torch.from_numpy(encoded.rows.take(chosen)).to(device)).cpu().double())
             advance(len(chosen))
     return torch.cat(result).numpy()
 

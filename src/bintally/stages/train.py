@@ -1,10 +1,12 @@
-"""Learn what is left to learn, in `launch.ranks` processes under torchrun.
+"""Learn what is left to learn, in `launch.ranks` processes on each of `launch.nnodes` machines under torchrun.
 
 `python -m bintally.stages.train` checks the parameters and starts
 
-    torchrun --nproc-per-node=<launch.ranks> --rdzv-backend=c10d --rdzv-endpoint=localhost:0 -m bintally.stages.train
+    torchrun --nnodes=<launch.nnodes> --nproc-per-node=<launch.ranks> --rdzv-backend=c10d \
+        --rdzv-endpoint=<launch.rdzv_endpoint> --max-restarts=<launch.max_restarts> -m bintally.stages.train
 
-(through torchrun's own module, so that a failed rank ends in one line), which runs `work` in every process.
+(through torchrun's own module, so that a failed rank ends in one line), which runs `work` in every process. With
+several machines the same command runs on each, and each comes to the same outs.
 """
 
 import hashlib
@@ -16,43 +18,77 @@ from pathlib import Path
 import numpy as np
 
 import bintally
-from bintally.faults import Fault
+from bintally.faults import Fault, full_disk_is_a_fault
 from bintally.files import SCRATCH, read_csv, write_json
-from bintally.params import Params
+from bintally.interruption import Stopped, StopRequest, end_with_parent
+from bintally.params import Launch, Params, load_params
+from bintally.progress import log_to_stderr
 from bintally.stages import run
 from bintally.stages.paths import ENCODED, MODELS, SPLITS, TRAIN_METRICS, TRAINING_CURVES
+
+STOPPED = 128 + signal.SIGTERM
+UNTIL_TORCHRUN_SAYS_S = 3.0
+RESUMES = "`dvc repro` goes on from where it was"
 
 
 def launch(params: Params) -> None:
     """Start torchrun and turn its report of a failed rank into one sentence."""
     import logging
 
+    from torch.distributed import DistError
     from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // params.launch.ranks)))
+    settings = params.launch
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.ranks)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
-        torchrun.main(
-            [
-                f"--nproc-per-node={params.launch.ranks}",
-                "--rdzv-backend=c10d",
-                "--rdzv-endpoint=localhost:0",
-                "--module",
-                "bintally.stages.train",
-            ]
-        )
+        torchrun.main([*_rendezvous(settings), "--module", "bintally.stages.train"])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
+        if failure.exitcode == -signal.SIGKILL:
+            reason = f"rank {rank} was ended by SIGKILL, as the system does where memory is short"
+        elif failure.exitcode < 0:
             reason = f"rank {rank} was ended by {signal.Signals(-failure.exitcode).name}"
+        elif failure.exitcode == STOPPED:
+            reason = f"rank {rank} was asked to stop"
         else:
             reason = f"rank {rank} stopped with exit code {failure.exitcode}, its reason is above"
-        raise Fault(f"{reason}; `dvc repro` goes on from the last whole epoch") from error
+        raise Fault(f"{reason}; {RESUMES}") from error
+    except SignalException as error:
+        raise Fault(f"stopped by {error.sigval.name}, what was learned is kept; {RESUMES}") from error
+    except (RendezvousError, DistError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Fault(
+            f"{settings.nnodes} machines could not meet at launch.rdzv_endpoint ({settings.rdzv_endpoint}): {reason}; "
+            f"check that each of them reaches it and runs the same command; {RESUMES}"
+        ) from error
 
 
-def work(params: Params) -> None:
-    """What each rank does; rank 0 writes."""
+def _rendezvous(settings: Launch) -> list[str]:
+    """torchrun's options; with several machines also which of this one's addresses the others reach it by."""
+    options = [
+        f"--nnodes={settings.nnodes}",
+        f"--nproc-per-node={settings.ranks}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={settings.rdzv_endpoint if settings.nnodes > 1 else 'localhost:0'}",
+        f"--max-restarts={settings.max_restarts}",
+    ]
+    if settings.nnodes > 1:
+        from bintally.training.addresses import facing
+
+        address, interface = facing(settings.rdzv_endpoint)
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, interface)
+        wait = settings.timeout_s
+        options += [f"--local-addr={address}", "--rdzv-id=bintally", f"--rdzv-conf=read_timeout={wait},timeout={wait}"]
+    return options
+
+
+def work(params: Params, stop: StopRequest) -> None:
+    """What each rank does; one on each machine writes."""
     import torch
     from dvclive.live import Live
 
@@ -60,11 +96,13 @@ def work(params: Params) -> None:
     from bintally.model.network import CountingNetwork, make_head
     from bintally.model.saved import Card, save_model
     from bintally.model.trunk import Trunk
-    from bintally.training.checkpoint import Checkpoint
-    from bintally.training.distribution import joined, leave, share_batch_norm
-    from bintally.training.loop import Epoch, Samples, fit
+    from bintally.training.checkpoint import Checkpoints
+    from bintally.training.distribution import joined
+    from bintally.training.loop import Epoch, fit
+    from bintally.training.samples import Samples
 
     model, train, counts = params.model, params.train, params.fetch.counts
+    torch.manual_seed(train.seed)
     encoded = load_encoded(ENCODED)
     trunk = Trunk(model.trunk, model.image_size, model.features == "every_scale")
     trunk.load_state_dict(encoded.trunk_state)
@@ -75,14 +113,14 @@ def work(params: Params) -> None:
 
     def samples(split: str) -> Samples:
         rows = np.flatnonzero(splits == split)
-        return Samples(encoded.array, rows, classes[rows], model.mirror)
+        return Samples(encoded.rows, rows, classes[rows], [table[row]["id"] for row in rows], model.mirror)
 
     data = hashlib.sha256(encoded.encoding.digest.encode() + SPLITS.read_bytes()).hexdigest()
-    with joined() as place:
-        checkpoint = Checkpoint(SCRATCH / "train", _key(params, data))
+    with joined(params.launch.timeout_s) as place:
+        checkpoints = Checkpoints(SCRATCH / "train", _key(params, data), params.launch.checkpoint_s)
         live = (
             Live(str(TRAINING_CURVES), dvcyaml=None, report=None, save_dvc_exp=False, monitor_system=False)
-            if place.rank == 0
+            if place.writes
             else None
         )
 
@@ -94,16 +132,10 @@ def work(params: Params) -> None:
                     live.log_metric(f"{split}/{metric}", getattr(epoch, f"{split}_{metric}"))
             live.make_summary()
 
-        if not model.freeze:
-            share_batch_norm(network)
-        learner = network.head if model.freeze else network
-        torch.manual_seed(train.seed)
-        result = fit(learner, samples("train"), samples("validation"), train, place, checkpoint, report)
+        best = fit(network, samples("train"), samples("validation"), params, place, checkpoints, stop, report).best
         if live is None:
-            leave()
+            return
         live.end()
-        learner.load_state_dict(result.state)
-        best = result.best
         card = Card(
             trunk=model.trunk,
             features=model.features,
@@ -113,7 +145,7 @@ def work(params: Params) -> None:
             mirror=model.mirror,
             counts=counts,
             hidden=train.hidden,
-            parameters={"model": model.model_dump(), "train": train.model_dump()},
+            parameters={name: getattr(params, name).model_dump() for name in ("model", "train", "augment")},
             data=data,
             validation={"loss": best.validation_loss, "accuracy": best.validation_accuracy},
         )
@@ -126,31 +158,47 @@ def work(params: Params) -> None:
                 "validation": {"loss": best.validation_loss, "accuracy": best.validation_accuracy},
             },
         )
-        checkpoint.remove()
-        leave()
+        checkpoints.remove()
 
 
 def _key(params: Params, data: str) -> str:
     """Hash of everything that a resumed run must share with the interrupted one, its code included."""
     digest = hashlib.sha256(data.encode())
-    for section in (params.model, params.train, params.launch):
+    for section in (params.model, params.train, params.augment):
         digest.update(section.model_dump_json().encode())
+    digest.update(f"{params.launch.ranks * params.launch.nnodes} ranks".encode())
     root = Path(bintally.__file__).parent
     for path in sorted([*root.glob("training/*.py"), *root.glob("model/*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
+def _rank() -> None:
+    """One process of torchrun's, from its start to its end."""
+    end_with_parent()
+    stop = StopRequest()
+    stop.listen()
+    from bintally.training.distribution import LostRanks, leave
+
+    log_to_stderr()
+    code = 0
+    try:
+        with full_disk_is_a_fault("the outs of train"):
+            work(load_params(), stop)
+    except Stopped:
+        code = STOPPED
+    except Fault as fault:
+        if isinstance(fault, LostRanks):
+            # Where one rank fails torchrun ends the others, which lose it just before: that one has said why.
+            stop.wait(UNTIL_TORCHRUN_SAYS_S)
+        code = STOPPED if stop.came else 1
+        if not stop.came:
+            print(f"train: {fault}", file=sys.stderr)
+    leave(code)
+
+
 if __name__ == "__main__":
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        from bintally.params import load_params
-        from bintally.progress import log_to_stderr
-
-        log_to_stderr()
-        try:
-            work(load_params())
-        except Fault as fault:
-            print(f"train: {fault}", file=sys.stderr)
-            sys.exit(1)
+        _rank()
     else:
         run("train", launch)

@@ -1,54 +1,27 @@
-"""The training loop. The global batch, the order of samples and their mirroring do not depend on the ranks."""
+"""The training loop. What a step computes does not depend on how many ranks share it, nor on where it was resumed."""
 
 import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bintally.faults import Fault
-from bintally.model.network import log_distribution, mirror, views
-from bintally.params import Train
+from bintally.interruption import Stopped, StopRequest
+from bintally.model.network import CountingNetwork, log_distribution, mirror, views
+from bintally.params import Params
 from bintally.progress import progress
-from bintally.training.checkpoint import Checkpoint
-from bintally.training.distribution import Place, summed
+from bintally.training.augment import Augmentation
+from bintally.training.checkpoint import Checkpoints, State, read_state
+from bintally.training.distribution import Place, gathered, sent, share_batch_norm, summed
+from bintally.training.optimizer import make_optimizer, parameter_groups, rate, set_rate
+from bintally.training.samples import Batch, Samples, plan, steps_an_epoch, training_batches, validation_batches
 
-VALIDATION_BATCH = 64
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Encoded bins of one split, read by memory map."""
-
-    array: NDArray[Any]
-    """(bins, views, width) features or (bins, 3, size, size) pixels of every bin."""
-    rows: NDArray[np.int64]
-    """Which of them are in the split."""
-    classes: NDArray[np.int64]
-    """The class of each of ``rows``."""
-    mirrored: bool
-
-    def one_view(self, chosen: NDArray[np.int64], flip: NDArray[np.bool_], device: torch.device) -> torch.Tensor:
-        """One view of each chosen sample, the mirrored one where ``flip``."""
-        rows = self.rows[chosen]
-        if self.array.ndim == 3:
-            return torch.from_numpy(self.array[rows, flip.astype(int)]).to(device)
-        pixels = torch.from_numpy(self.array[rows]).to(device)
-        return torch.where(torch.from_numpy(flip).to(device)[:, None, None, None], mirror(pixels), pixels)
-
-    def all_views(self, chosen: NDArray[np.int64], device: torch.device) -> torch.Tensor:
-        """Every view of each chosen sample: (n, views, …)."""
-        inputs = torch.from_numpy(self.array[self.rows[chosen]]).to(device)
-        return inputs if self.array.ndim == 3 else views(inputs, self.mirrored)
-
-    def targets(self, chosen: NDArray[np.int64], device: torch.device) -> torch.Tensor:
-        return torch.from_numpy(self.classes[chosen]).to(device)
+NAMED = 5  # images a fault names at most
 
 
 @dataclass(frozen=True)
@@ -71,113 +44,295 @@ class Fit:
     history: list[Epoch]
 
 
-def batches(samples: int, batch_size: int, seed: int, epoch: int) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
-    """An epoch's batches: sample numbers and whether each is mirrored.
+@dataclass
+class Position:
+    """How far a training is, and what the epoch under way has come to over all ranks."""
 
-    The epoch is cut into as few batches as ``batch_size`` allows, equal in size to within one, so that no step
-    is made from a handful of samples left over.
-    """
-    random = np.random.default_rng([seed, epoch])
-    order = random.permutation(samples)
-    flip = random.random(samples) < 0.5
-    steps = math.ceil(samples / batch_size)
-    return [(part, flip[part]) for part in np.array_split(order, steps)]
+    epoch: int = 0
+    step: int = 0
+    """Steps done in the epoch."""
+    loss: float = 0.0
+    correct: float = 0.0
+
+
+def learned(network: CountingNetwork, trained: str | int) -> list[list[nn.Parameter]]:
+    """The parameters `model.trained` names, by stage, the head's last."""
+    stages = network.trunk.stages()
+    last = {"head": 0, "all": len(stages)}.get(str(trained), trained)
+    assert isinstance(last, int)
+    if last > len(stages):
+        raise Fault(f"model.trained: {trained} is more than the {len(stages)} stages this trunk has; take all")
+    return [*stages[len(stages) - last :], list(network.head.parameters())]
 
 
 def fit(
-    network: nn.Module,
+    network: CountingNetwork,
     train: Samples,
     validation: Samples,
-    params: Train,
+    params: Params,
     place: Place,
-    checkpoint: Checkpoint,
+    checkpoints: Checkpoints,
+    stop: StopRequest,
     report: Callable[[Epoch], None],
 ) -> Fit:
-    """Learn ``network``'s parameters with Adam on cross-entropy.
+    """Learn what `model.trained` names, on cross-entropy, and leave ``network`` as the best epoch had it.
 
-    ``network`` maps one view to logits: a head where samples are features, a CountingNetwork where they are pixels.
-    ``report`` is called with every epoch, those before an interruption included.
-    Raises Fault if the loss is not finite or there are fewer samples in a batch than ranks.
+    Where samples are features the head alone is used. ``report`` is called, on the ranks that write, with every epoch,
+    those before an interruption included.
+
+    Raises Fault if the loss is not finite, memory runs out, there are fewer samples in a batch than ranks and parts,
+    or the checkpoint cannot be written; Stopped, the state saved, after ``stop`` came to any rank.
     """
-    smallest = len(batches(len(train.rows), params.batch_size, 0, 0)[-1][0])
-    if smallest < place.ranks:
-        raise Fault(f"launch.ranks: {place.ranks} ranks cannot share batches of {smallest} samples; lower it")
-    network.to(place.device)
-    model = DistributedDataParallel(network, device_ids=[place.device] if place.device.type == "cuda" else None)
-    optimizer = torch.optim.Adam(network.parameters(), lr=params.lr)
-    history: list[Epoch] = []
-    best_state = copy.deepcopy(network.state_dict())
-    if state := checkpoint.load():
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        best_state = state["best"]
-        history = [Epoch(**row) for row in state["history"]]
-    if place.rank == 0:
-        for epoch in history:
-            report(epoch)
+    return _Training(network, train, validation, params, place, checkpoints, stop).run(report)
 
-    steps = math.ceil(len(train.rows) / params.batch_size)
-    todo = params.epochs - len(history)
-    with progress("train", todo * steps, "steps", quiet=place.rank > 0) as advance:
-        for number in range(len(history), params.epochs):
-            train_loss, train_accuracy = _train_epoch(model, optimizer, train, params, number, place, advance)
-            validation_loss, validation_accuracy = _validate(network, validation, place)
-            epoch = Epoch(number, train_loss, train_accuracy, validation_loss, validation_accuracy)
-            if epoch.validation_loss < min((e.validation_loss for e in history), default=math.inf):
-                best_state = copy.deepcopy(network.state_dict())
-            history.append(epoch)
-            if place.rank == 0:
-                checkpoint.save(
-                    {
-                        "network": network.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "best": best_state,
-                        "history": [asdict(row) for row in history],
-                    }
-                )
+
+class _Training:
+    def __init__(
+        self,
+        network: CountingNetwork,
+        train: Samples,
+        validation: Samples,
+        params: Params,
+        place: Place,
+        checkpoints: Checkpoints,
+        stop: StopRequest,
+    ) -> None:
+        self._params, self._place, self._checkpoints, self._stop = params.train, place, checkpoints, stop
+        self._train, self._validation = train, validation
+        self._steps = steps_an_epoch(len(train.rows), self._params.batch_size)
+        smallest = len(train.rows) // self._steps
+        if smallest < place.ranks * self._params.accumulate:
+            raise Fault(
+                f"launch.ranks: {place.ranks} ranks cannot share batches of {smallest} samples "
+                f"in {self._params.accumulate} parts; lower it, or train.accumulate"
+            )
+        stages = learned(network, params.model.trained)
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
+        for parameter in (parameter for stage in stages for parameter in stage):
+            parameter.requires_grad_(True)
+        self._rest = [parameter for stage in stages[:-1] for parameter in stage]
+        self._network: nn.Module = network.head if train.are_features else network
+        if place.ranks > 1:
+            share_batch_norm(self._network)
+        self._network.to(place.device)
+        self._optimizer = make_optimizer(parameter_groups(stages, self._params), self._params)
+        self._averaged = copy.deepcopy(self._network).eval() if self._params.average else self._network
+        self._augment = (
+            None
+            if train.are_features
+            else Augmentation(params.augment, train.source.shape[-1], self._params.seed, place.device)
+        )
+        self._bfloat16 = self._params.precision == "bfloat16" or (
+            self._params.precision == "auto" and place.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        )
+        self._model: nn.Module = self._network
+        self._head_alone: bool | None = None
+        self._stopping = False
+        self._at = Position()
+        self._history: list[Epoch] = []
+        self._best: State = {}
+
+    def run(self, report: Callable[[Epoch], None]) -> Fit:
+        self._resume()
+        if self._place.writes:
+            for epoch in self._history:
                 report(epoch)
-    return Fit(min(history, key=lambda epoch: epoch.validation_loss), best_state, history)
+        todo = self._params.epochs * self._steps - self._done()
+        try:
+            with progress("train", todo, "steps", quiet=not self._place.writes) as advance:
+                while self._at.epoch < self._params.epochs:
+                    self._train_epoch(advance)
+                    epoch = self._validated()
+                    if epoch.validation_loss < min((e.validation_loss for e in self._history), default=math.inf):
+                        self._best = copy.deepcopy(self._averaged.state_dict())
+                    self._history.append(epoch)
+                    self._at = Position(epoch.epoch + 1)
+                    if self._place.writes:
+                        report(epoch)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_lack_of_memory(error):
+                raise
+            raise Fault(
+                f"out of memory on {self._place.device}: lower train.batch_size ({self._params.batch_size}) or "
+                f"model.image_size, or raise train.accumulate ({self._params.accumulate})"
+            ) from error
+        if not self._best:
+            raise Fault(f"the validation loss is not finite in any epoch; lower train.lr ({self._params.lr})")
+        self._network.load_state_dict(self._best)
+        return Fit(min(self._history, key=lambda epoch: epoch.validation_loss), self._best, self._history)
+
+    # --- steps ---------------------------------------------------------------------------------------------
+
+    def _train_epoch(self, advance: Callable[[int], object]) -> None:
+        params, place = self._params, self._place
+        self._prepare()
+        epoch = plan(len(self._train.rows), params.batch_size, params.seed, self._at.epoch)
+        parts = training_batches(self._train, epoch, self._at.step, params.accumulate, place)
+        for batch in epoch.batches[self._at.step :]:
+            set_rate(self._optimizer, rate(params, self._done(), params.epochs * self._steps))
+            self._optimizer.zero_grad()
+            for last in [False] * (params.accumulate - 1) + [True]:
+                self._backward(next(parts), len(batch), last)
+            if params.clip is not None:
+                norm = nn.utils.clip_grad_norm_(self._learning(), params.clip)
+                if not torch.isfinite(norm):
+                    raise Fault(f"the gradient is not finite {self._where()}; {self._remedy()}")
+            self._optimizer.step()
+            self._at.step += 1
+            self._average()
+            advance(1)
+            if self._stopping or (place.writes and self._checkpoints.due()):
+                self._save()
+            if self._stopping:
+                raise Stopped
+
+    def _backward(self, part: Batch, batch_size: int, last: bool) -> None:
+        """Forward and backward of a part of a batch; gradients are exchanged with the ``last`` one."""
+        place, model = self._place, self._model
+        exchange = nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+        with exchange:
+            with torch.autocast(place.device.type, torch.bfloat16, enabled=self._bfloat16):
+                logits = model(self._inputs(part)).float()
+            smoothing = self._params.label_smoothing
+            loss = nn.functional.cross_entropy(logits, part.targets, reduction="sum", label_smoothing=smoothing)
+            correct = (logits.argmax(1) == part.targets).sum()
+            stops = torch.tensor(float(self._stop.came), device=place.device)
+            figures = torch.stack([loss.detach(), correct, stops]).double()
+            if place.ranks > 1:
+                summed(figures)
+            loss_sum, right, stopping = figures.tolist()
+            if not math.isfinite(loss_sum):
+                self._name_images(part, logits)
+            self._stopping = stopping > 0
+            self._at.loss += loss_sum
+            self._at.correct += right
+            # DistributedDataParallel averages over ranks; the mean over the global batch is wanted.
+            (loss * (place.ranks / batch_size)).backward()
+
+    def _inputs(self, part: Batch) -> torch.Tensor:
+        if self._augment is None:
+            return part.inputs
+        pixels = torch.where(part.flip[:, None, None, None], mirror(part.inputs), part.inputs)
+        return self._augment(pixels, part.draws)
+
+    def _prepare(self) -> None:
+        """Make the network ready for the epoch at hand: what learns in it, and how it is shared and compiled."""
+        head_alone = self._at.epoch < self._params.head_epochs
+        if self._head_alone != head_alone:
+            self._head_alone = head_alone
+            for parameter in self._rest:
+                parameter.requires_grad_(not head_alone)
+                parameter.grad = None
+            self._model = self._network
+            if self._params.compile:
+                self._model = torch.compile(self._model)  # type: ignore[assignment]
+            if self._place.ranks > 1:
+                self._model = DistributedDataParallel(
+                    self._model,
+                    device_ids=[self._place.device] if self._place.device.type == "cuda" else None,
+                    gradient_as_bucket_view=True,
+                )
+        self._network.train()
+
+    def _learning(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._network.parameters() if parameter.grad is not None]
+
+    def _done(self) -> int:
+        return self._at.epoch * self._steps + self._at.step
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        if self._averaged is self._network:
+            return
+        done = self._done()
+        # Short at first, as TensorFlow's ExponentialMovingAverage(num_updates) has it, so that the start is forgotten.
+        decay = min(self._params.average, (1 + done) / (10 + done))
+        ours, theirs = self._averaged.state_dict(), self._network.state_dict()
+        floating = [name for name, value in ours.items() if value.is_floating_point()]
+        torch._foreach_lerp_([ours[name] for name in floating], [theirs[name] for name in floating], 1 - decay)
+        for name in ours.keys() - set(floating):
+            ours[name].copy_(theirs[name])
+
+    # --- validation ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _validated(self) -> Epoch:
+        """Loss and accuracy over every validation sample once, each rank taking its share."""
+        self._averaged.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self._place.device)
+        for batch in validation_batches(self._validation, self._place):
+            inputs = batch.inputs if self._train.are_features else views(batch.inputs, self._validation.mirrored)
+            with torch.autocast(self._place.device.type, torch.bfloat16, enabled=self._bfloat16):
+                logs = log_distribution(self._averaged, inputs)
+            sums[0] += nn.functional.nll_loss(logs.float(), batch.targets, reduction="sum")
+            sums[1] += (logs.argmax(1) == batch.targets).sum()
+            if self._stop.came:
+                self._save()
+                raise Stopped
+        if self._place.ranks > 1:
+            summed(sums)
+        loss, correct = (sums / len(self._validation.rows)).tolist()
+        trained = len(self._train.rows)
+        return Epoch(self._at.epoch, self._at.loss / trained, self._at.correct / trained, loss, correct)
+
+    # --- faults --------------------------------------------------------------------------------------------
+
+    def _name_images(self, part: Batch, logits: torch.Tensor) -> None:
+        """Every rank learns which images of the batch have a loss that is not finite, and stops for them."""
+        losses = nn.functional.cross_entropy(logits, part.targets, reduction="none")
+        bad = torch.zeros(len(self._train.rows), dtype=torch.int32, device=self._place.device)
+        bad[torch.from_numpy(part.chosen[(~losses.isfinite()).cpu().numpy()])] = 1
+        if self._place.ranks > 1:
+            summed(bad)
+        names = [self._train.names[at] for at in bad.nonzero().flatten().tolist()]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        raise Fault(
+            f"the loss is not finite {self._where()}, on images {', '.join(names[:NAMED])}{more}; {self._remedy()}"
+        )
+
+    def _where(self) -> str:
+        return f"in epoch {self._at.epoch}, step {self._at.step}"
+
+    def _remedy(self) -> str:
+        return f"lower train.lr ({self._params.lr}) or set train.clip"
+
+    def _save(self) -> None:
+        if self._place.writes:
+            self._checkpoints.save(
+                self._done(),
+                {
+                    "network": self._network.state_dict(),
+                    "averaged": self._averaged.state_dict() if self._params.average else {},
+                    "optimizer": self._optimizer.state_dict(),
+                    "random": torch.get_rng_state(),
+                    "position": asdict(self._at),
+                    "best": self._best,
+                    "history": [asdict(row) for row in self._history],
+                },
+            )
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint any machine has; the schedule and the samples follow from the position."""
+        place = self._place
+        step, content = self._checkpoints.newest() if place.writes else (-1, b"")
+        found = gathered(torch.tensor([step, int(self._checkpoints.key[:15], 16)], device=place.device), place)
+        if len(found[:, 1].unique()) > 1:
+            raise Fault(
+                "the machines do not have the same parameters, data and code; bring all to the same commit and data"
+            )
+        if found[:, 0].max() < 0:
+            return
+        state = read_state(sent(content, int(found[:, 0].argmax()), place))
+        self._network.load_state_dict(state["network"])
+        if self._params.average:
+            self._averaged.load_state_dict(state["averaged"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        self._at = Position(**state["position"])
+        self._best = {name: value.to(place.device) for name, value in state["best"].items()}
+        self._history = [Epoch(**row) for row in state["history"]]
 
 
-def _train_epoch(
-    model: DistributedDataParallel,
-    optimizer: torch.optim.Optimizer,
-    samples: Samples,
-    params: Train,
-    epoch: int,
-    place: Place,
-    advance: Callable[[int], object],
-) -> tuple[float, float]:
-    model.train()
-    sums = torch.zeros(2, dtype=torch.float64, device=place.device)
-    for step, (batch, flip) in enumerate(batches(len(samples.rows), params.batch_size, params.seed, epoch)):
-        mine = np.array_split(np.arange(len(batch)), place.ranks)[place.rank]
-        targets = samples.targets(batch[mine], place.device)
-        logits = model(samples.one_view(batch[mine], flip[mine] & samples.mirrored, place.device))
-        loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
-        if not torch.isfinite(loss):
-            raise Fault(f"the loss is not finite in epoch {epoch}, step {step}; lower train.lr ({params.lr})")
-        optimizer.zero_grad()
-        # DistributedDataParallel averages over ranks; the mean over the global batch is wanted.
-        (loss * (place.ranks / len(batch))).backward()
-        optimizer.step()
-        sums += torch.stack([loss.detach(), (logits.argmax(1) == targets).sum()])
-        advance(1)
-    loss_sum, correct = summed(sums).tolist()
-    return loss_sum / len(samples.rows), correct / len(samples.rows)
-
-
-@torch.no_grad()
-def _validate(network: nn.Module, samples: Samples, place: Place) -> tuple[float, float]:
-    """Loss and accuracy over every sample once, each rank taking its share."""
-    network.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=place.device)
-    mine = np.arange(len(samples.rows))[place.rank :: place.ranks]
-    for start in range(0, len(mine), VALIDATION_BATCH):
-        chosen = mine[start : start + VALIDATION_BATCH]
-        logs = log_distribution(network, samples.all_views(chosen, place.device))
-        targets = samples.targets(chosen, place.device)
-        sums[0] += nn.functional.nll_loss(logs, targets, reduction="sum")
-        sums[1] += (logs.argmax(1) == targets).sum()
-    loss, correct = summed(sums).tolist()
-    return loss / len(samples.rows), correct / len(samples.rows)
+def _is_lack_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,42 @@
+"""Being asked to stop, and not outliving whoever asked for the work."""
+
+import ctypes
+import os
+import signal
+import time
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Stopped(Exception):
+    """The work ended early because it was asked to; what it had done is kept."""
+
+
+class StopRequest:
+    """Whether SIGTERM or SIGINT has come since :meth:`listen`."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def wait(self, seconds: float) -> None:
+        """Return as soon as it comes, at the latest after so many seconds."""
+        end = time.monotonic() + seconds
+        while not self.came and time.monotonic() < end:
+            time.sleep(0.05)
+
+    def _note(self, _number: int, _frame: object) -> None:
+        self.came = True
+
+
+def end_with_parent() -> None:
+    """Get SIGTERM when the parent process is gone: a `dvc repro` that is ended leaves its stage running otherwise."""
+    parent = os.getppid()
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+    # It may have gone just before.
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)

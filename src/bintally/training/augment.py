@@ -1,0 +1,91 @@
+"""Changes of a photograph that leave its count as it is, for whole batches, on the device.
+
+What happens to a sample is a function of the seed, the epoch and the sample's number alone: not of its batch, nor of
+the rank or device that works on it.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from bintally.params import Augment
+
+DRAWS = 12
+"""Uniform numbers a sample takes in an epoch."""
+
+
+def draw(samples: int, seed: int, epoch: int) -> NDArray[np.float32]:
+    """The numbers behind an epoch's changes: float32 (samples, DRAWS) in [-1, 1)."""
+    random = np.random.default_rng([seed, epoch, 1])
+    return random.random((samples, DRAWS), dtype=np.float32) * 2 - 1
+
+
+class Augmentation:
+    """Shift, scale, rotation, light, colour, blur and noise, as strong as ``params`` allow."""
+
+    def __init__(self, params: Augment, size: int, seed: int, device: torch.device) -> None:
+        self._params = params
+        self._size = size
+        # Noise is cut from one field at a place of the sample's own: drawing so many normal numbers would take long.
+        field = np.random.default_rng([seed, 2]).standard_normal((3, 2 * size, 2 * size), dtype=np.float32)
+        self._noise = torch.from_numpy(field).to(device) if params.noise else None
+
+    def __call__(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """Change images.
+
+        Args:
+            images: (n, 3, size, size) of 0–255, any dtype.
+            draws: float32 (n, DRAWS) of :func:`draw`.
+
+        Returns:
+            float32, same shape, of 0–255.
+        """
+        params = self._params
+        images = images.float()
+        shift_x, shift_y, scale, angle, gain, contrast, red, green, blue, blur, noise, place = draws.unbind(1)
+        if params.shift or params.scale or params.rotation:
+            images = self._moved(images, shift_x, shift_y, scale, angle)
+        if params.blur:
+            share = (params.blur * (blur + 1) / 2)[:, None, None, None]
+            images = images.lerp(functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False), share)
+        if params.light or params.colour:
+            mean = images.mean((1, 2, 3), keepdim=True)
+            factor = (1 + params.light * contrast)[:, None, None, None]
+            colours = torch.stack([red, green, blue], 1)
+            gains = (1 + params.light * gain)[:, None] * (1 + params.colour * colours)
+            images = ((images - mean) * factor + mean) * gains[:, :, None, None]
+        if self._noise is not None:
+            deviation = (params.noise * (noise + 1) / 2)[:, None, None, None]
+            images = images + deviation * self._field(place)
+        return images.clamp(0, 255)
+
+    def _moved(
+        self,
+        images: torch.Tensor,
+        shift_x: torch.Tensor,
+        shift_y: torch.Tensor,
+        scale: torch.Tensor,
+        angle: torch.Tensor,
+    ) -> torch.Tensor:
+        params = self._params
+        radians = torch.deg2rad(params.rotation * angle)
+        zoom = 1 / (1 + params.scale * scale)
+        cos, sin = radians.cos() * zoom, radians.sin() * zoom
+        # grid_sample's coordinates run from -1 to 1, so a share of the side is twice as much.
+        rows = [
+            torch.stack([cos, -sin, 2 * params.shift * shift_x], 1),
+            torch.stack([sin, cos, 2 * params.shift * shift_y], 1),
+        ]
+        grid = functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+        return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+    def _field(self, place: torch.Tensor) -> torch.Tensor:
+        """A cut of the field of noise for each sample: (n, 3, size, size)."""
+        assert self._noise is not None
+        # 24 bits of a uniform number make two offsets.
+        bits = ((place + 1) / 2 * 2**24).long()
+        along = torch.arange(self._size, device=place.device)
+        rows = (bits // 4096 % self._size)[:, None] + along
+        columns = (bits % 4096 % self._size)[:, None] + along
+        return self._noise[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
