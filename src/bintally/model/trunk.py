@@ -64,7 +64,7 @@ class Trunk(nn.Module):
         for name, parameter in self.body.named_parameters():
             blocks = [stage for block, stage in self._stage_of_block.items() if name.startswith(block + ".")]
             stages[blocks[0] if blocks else last].append(parameter)
-        return stages
+        return [stage for stage in stages if stage]
 
     def train(self, mode: bool = True) -> "Trunk":
         """Batch normalisation alone trains, where its weights learn; dropout would differ from rank to rank."""
@@ -126,6 +126,7 @@ def _scales(body: nn.Module, probe: torch.Tensor) -> list[tuple[str, int | None]
     def watch(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             is_map = isinstance(output, torch.Tensor) and output.dim() == 4 and output.shape[2] == output.shape[3]
+            seen.pop(name, None)  # a module that runs again counts where it runs last
             seen[name] = output.shape[2] if is_map else None
 
         return hook
