@@ -42,18 +42,44 @@ model:
   trunk: resnet18
   weights: none
   features: last
-  freeze: true
+  trained: head
   image_size: 64
   mirror: true
   seed: 4
 train:
   hidden: 8
-  lr: 0.01
-  batch_size: 16
   epochs: 2
+  head_epochs: 0
+  batch_size: 16
+  accumulate: 1
+  optimizer: adam
+  lr: 0.01
+  layer_decay: 1.0
+  schedule: constant
+  warmup: 0.0
+  momentum: 0.9
+  weight_decay: 0.0
+  clip:
+  label_smoothing: 0.0
+  average: 0.0
+  precision: auto
+  compile: false
   seed: 5
+augment:
+  shift: 0.04
+  scale: 0.08
+  rotation: 4
+  light: 0.2
+  colour: 0.08
+  noise: 4
+  blur: 0.5
 launch:
   ranks: 1
+  nnodes: 1
+  rdzv_endpoint: localhost:0
+  timeout_s: 300
+  max_restarts: 0
+  checkpoint_s: 60
 evaluate:
   decoding: most_probable
   resamples: 100
@@ -84,7 +110,7 @@ def test_sources_of_every_kind_are_allowed(tmp_path: Path, source: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("lr: 0.01", "lr: 0.01\n  momentum: 0.9", ["train.momentum", "0.9", "hidden"]),
+        ("lr: 0.01", "lr: 0.01\n  patience: 9", ["train.patience", "9", "hidden"]),
         ("ranks: 1", "ranks: 1\nextra:\n  a: 7", ["extra", "7", "fetch"]),
         ("lr: 0.01", "lr: fast", ["train.lr", "'fast'"]),
         ("lr: 0.01", "lr: '0.01'", ["train.lr", "'0.01'"]),
@@ -97,7 +123,26 @@ def test_sources_of_every_kind_are_allowed(tmp_path: Path, source: str) -> None:
         ("epochs: 2", "epochs:", ["train.epochs", "None"]),
         ("seed: 5", "seed: -1", ["train.seed", "-1", "0"]),
         ("image_size: 64", "image_size: 31", ["model.image_size", "31", "32"]),
-        ("freeze: true", "freeze: 1", ["model.freeze", "1", "boolean"]),
+        ("trained: head", "trained: 0", ["model.trained", "0", "head, all", "from 1"]),
+        ("trained: head", "trained: -1", ["model.trained", "-1", "head, all"]),
+        ("trained: head", "trained: tail", ["model.trained", "'tail'", "head, all"]),
+        ("trained: head", "trained: 1.5", ["model.trained", "1.5", "head, all"]),
+        ("trained: head", "trained: true", ["model.trained", "True", "head, all"]),
+        ("trained: head", "trained: '1'", ["model.trained", "'1'", "head, all"]),
+        ("mirror: true", "mirror: 1", ["model.mirror", "1", "boolean"]),
+        ("head_epochs: 0", "head_epochs: 2", ["train.head_epochs", "2", "below train.epochs (2)"]),
+        ("head_epochs: 0", "head_epochs: -1", ["train.head_epochs", "-1", "0"]),
+        ("accumulate: 1", "accumulate: 0", ["train.accumulate", "0", "1"]),
+        ("optimizer: adam", "optimizer: lamb", ["train.optimizer", "'lamb'", "'adam', 'adamw' or 'sgd'"]),
+        ("schedule: constant", "schedule: step", ["train.schedule", "'step'", "one_cycle"]),
+        ("layer_decay: 1.0", "layer_decay: 1.1", ["train.layer_decay", "1.1"]),
+        ("warmup: 0.0", "warmup: 1.0", ["train.warmup", "1.0"]),
+        ("clip:", "clip: 0", ["train.clip", "0", "greater than 0"]),
+        ("average: 0.0", "average: 1.0", ["train.average", "1.0"]),
+        ("precision: auto", "precision: float16", ["train.precision", "'float16'", "bfloat16"]),
+        ("rotation: 4", "rotation: 90", ["augment.rotation", "90", "45"]),
+        ("rdzv_endpoint: localhost:0", "rdzv_endpoint: somewhere", ["launch.rdzv_endpoint", "'somewhere'"]),
+        ("timeout_s: 300", "timeout_s: 4", ["launch.timeout_s", "4", "5"]),
         ("features: last", "features: first", ["model.features", "'first'", "every_scale"]),
         ("decoding: most_probable", "decoding: mean", ["evaluate.decoding", "'mean'", "rounded_mean"]),
         ("test: 0.2", "test: 0.25", ["split", "1.05", "sum to 1"]),
@@ -119,6 +164,23 @@ def test_what_is_not_allowed_is_named_with_its_value(tmp_path: Path, old: str, n
     message = str(caught.value)
     assert [part for part in said if part not in message] == []
     assert "\n" not in message and "Input should" not in message
+
+
+@pytest.mark.parametrize(("written", "meant"), [("head", "head"), ("all", "all"), ("1", 1), ("12", 12)])
+def test_the_head_or_all_or_a_number_of_stages_learn(tmp_path: Path, written: str, meant: str | int) -> None:
+    assert loaded(tmp_path, ("trained: head", f"trained: {written}")).model.trained == meant
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:29500", "127.0.0.1:29500", "10.0.0.1:0", "10.0.0.1:65536"])
+def test_where_several_machines_meet_is_an_address_and_a_port_that_all_reach(tmp_path: Path, endpoint: str) -> None:
+    alone, several = ("rdzv_endpoint: localhost:0", f"rdzv_endpoint: {endpoint}"), ("nnodes: 1", "nnodes: 2")
+    with pytest.raises(Fault) as caught:
+        loaded(tmp_path, alone, several)
+    message = str(caught.value)
+    assert "launch.rdzv_endpoint" in message and endpoint in message and "10.0.0.1:29500" in message
+    for other in ("10.0.0.1:29500", "first.example:65535"):
+        launch = loaded(tmp_path, (alone[0], f"rdzv_endpoint: {other}"), several).launch
+        assert (launch.nnodes, launch.rdzv_endpoint) == (2, other)
 
 
 def test_every_mistake_is_named_at_once_and_a_missing_key_too(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from bintally.faults import Fault
 
@@ -73,12 +73,19 @@ class Model(Checked):
     """``DEFAULT`` (ImageNet), ``none``, or the path or https URL of a state dict."""
     features: Literal["every_scale", "last"]
     """What the head sees: the trunk's last feature vector, or beside it the mean of its map at every scale."""
-    trained: Literal["head", "all"] | Positive
+    trained: int | str
     """How much is learned: the head alone, all of it, or the head and so many of the trunk's last stages."""
     image_size: Annotated[int, Field(ge=32, le=1024)]
     """Side of the square the photograph is resized to, in pixels."""
     mirror: bool
     seed: Seed
+
+    @field_validator("trained", mode="before")
+    @classmethod
+    def _check(cls, value: object) -> object:
+        if value not in ("head", "all") and not (type(value) is int and value > 0):
+            raise ValueError(f"model.trained: {value!r} must be head, all, or a number of stages from 1")
+        return value
 
 
 class Train(Checked):
@@ -89,7 +96,8 @@ class Train(Checked):
     batch_size: Positive
     """Images an update, over all ranks together."""
     accumulate: Positive
-    """Parts each rank's share of a batch is worked through in: more take less memory and come to the same."""
+    """Parts each rank's share of a batch is worked through in: more take less memory and come to the same,
+    but for batch normalisation that trains, whose statistics are of a part."""
     optimizer: Literal["adam", "adamw", "sgd"]
     lr: Annotated[float, Field(gt=0, le=10)]
     """The highest rate, that of the head."""
@@ -147,7 +155,7 @@ class Launch(Checked):
     rdzv_endpoint: Annotated[str, StringConstraints(pattern=r"^[^\s:]+:\d{1,5}$")]
     """host:port where they meet: a machine of theirs and a port free on it. Not looked at with one machine."""
     timeout_s: Annotated[int, Field(ge=5, le=86_400)]
-    """How long a rank waits for the others before it gives up."""
+    """How long machines and their ranks wait for each other before they give up."""
     max_restarts: Annotated[int, Field(ge=0, le=100)]
     """How often torchrun starts the ranks again by itself after one of them failed."""
     checkpoint_s: Annotated[float, Field(ge=0, le=86_400)]
@@ -156,7 +164,7 @@ class Launch(Checked):
     @model_validator(mode="after")
     def _check(self) -> "Launch":
         host, port = self.rdzv_endpoint.split(":")
-        if self.nnodes > 1 and (host in ("localhost", "127.0.0.1") or port == "0"):
+        if self.nnodes > 1 and (host in ("localhost", "127.0.0.1") or not 0 < int(port) < 2**16):
             raise ValueError(
                 f"launch.rdzv_endpoint: '{self.rdzv_endpoint}' must be an address and a port that "
                 f"all {self.nnodes} machines reach, such as 10.0.0.1:29500"

@@ -2,80 +2,200 @@
 
 import os
 import re
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from project import Project
+from runs import WAIT_S, best_epoch, checkpoints, learn_slowly, outcome, stages_left, steps_done
 
-
-def curve(project: Project, split: str) -> list[float]:
-    lines = (project.folder / f"plots/training/plots/metrics/{split}/loss.tsv").read_text().splitlines()[1:]
-    return [float(line.split("\t")[1]) for line in lines]
+TRAIN = ("dvc", "repro", "--force", "--single-item", "train")
 
 
 @pytest.mark.parametrize(
-    ("freeze", "lr", "others"),
+    ("trained", "lr", "others"),
     # Adam's first steps are as long as the learning rate whatever the gradient, so that it blows up the rounding of
     # gradients near zero; where batch statistics are learned through, only small steps show the arithmetic alone.
-    [("true", 0.01, (2, 3)), ("false", 0.00001, (2,))],
+    [("head", 0.01, (2, 3, 4)), ("all", 0.00001, (2,))],
 )
 def test_the_number_of_ranks_does_not_change_the_curve(
-    project: Project, freeze: str, lr: float, others: tuple[int, ...]
+    project: Project, trained: str, lr: float, others: tuple[int, ...]
 ) -> None:
-    project.set(model__freeze=freeze, train__lr=lr, train__epochs=2, model__image_size=64)
+    project.set(model__trained=trained, train__lr=lr, train__epochs=2, model__image_size=64, train__accumulate=2)
     curves = {}
     for ranks in (1, *others):
         project.set(launch__ranks=ranks)
         project.must("dvc", "repro", "train")
-        curves[ranks] = curve(project, "train") + curve(project, "validation")
+        curves[ranks] = outcome(project).curve
     for ranks in others:
         assert curves[ranks] == pytest.approx(curves[1], rel=1e-4)
 
 
-def _ranks(parent: int) -> list[int]:
-    """Process ids of the training processes below a `dvc repro`."""
-    children: dict[int, list[int]] = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(status.parent.name))
-    below, found = [parent], []
-    while below:
-        process = below.pop()
-        below += children.get(process, [])
-        try:
-            if b"TORCHELASTIC_RUN_ID" in Path(f"/proc/{process}/environ").read_bytes():
-                found.append(process)
-        except OSError:
-            continue
-    return found
+@pytest.fixture(scope="module")
+def trained(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose training takes some seconds, after it. Not to be changed: copy it."""
+    folder = tmp_path_factory.mktemp("trained") / "project"
+    shutil.copytree(reproduced.folder, folder, symlinks=True)
+    project = Project(folder)
+    learn_slowly(project)
+    project.must(*TRAIN)
+    assert best_epoch(project) > 140
+    return project
 
 
-def test_a_killed_training_goes_on_to_the_same_bytes(project: Project) -> None:
-    project.set(train__epochs=150, train__lr=0.001)
-    weights = project.folder / "models/model.safetensors"
-    project.must("dvc", "repro", "train")
-    undisturbed, history = weights.read_bytes(), curve(project, "train")
+@pytest.fixture
+def slow(trained: Project, tmp_path: Path) -> Project:
+    """A copy of the trained project to disturb."""
+    shutil.copytree(trained.folder, tmp_path / "project", symlinks=True)
+    return Project(tmp_path / "project")
 
-    run = project.start("dvc", "repro", "--force", "--single-item", "train")
-    checkpoints = project.folder / ".bintally/train"
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("*/state.pt")):
+
+def until_checkpoints(project: Project, run: subprocess.Popen[str], number: int = 2) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while len(checkpoints(project)) < number:
         assert time.monotonic() < deadline and run.poll() is None
         time.sleep(0.01)
-    for process in _ranks(run.pid):
-        os.kill(process, signal.SIGKILL)
-    text = run.communicate(timeout=60)[0]
-    assert run.returncode != 0
-    assert "SIGKILL" in text and "Traceback" not in text
-    assert list(checkpoints.glob("*/state.pt")), "the kill came after the last epoch"
 
-    text = project.must("dvc", "repro", "--force", "--single-item", "train")
-    # It went on rather than starting anew, and the curves hold the epochs before the kill.
-    assert int(re.search(r"train: (\d+) steps", text)[1]) < 150 * 3  # type: ignore[index]
-    assert weights.read_bytes() == undisturbed
-    assert curve(project, "train") == history
+
+def comes_to_the_same(project: Project, undisturbed: object, earlier_steps: bool = True) -> str:
+    text = project.must(*TRAIN)
+    assert (steps_done(text) < 150 * 2) == earlier_steps
+    assert outcome(project) == undisturbed
+    assert not checkpoints(project)
+    return text
+
+
+@pytest.mark.parametrize("who", ["one rank", "every process"])
+def test_a_killed_training_goes_on_to_the_same_bytes(slow: Project, who: str) -> None:
+    undisturbed = outcome(slow)
+    run = slow.start(*TRAIN)
+    until_checkpoints(slow, run)
+    launcher, *ranks = stages_left(slow)
+    assert len(ranks) == 2
+    for process in ranks[:1] if who == "one rank" else (launcher, *ranks, run.pid):
+        os.kill(process, signal.SIGKILL)
+    text = run.communicate(timeout=WAIT_S)[0]
+    assert run.returncode != 0 and "Traceback" not in text
+    if who == "one rank":
+        assert len(re.findall("^train: .*", text, re.MULTILINE)) == 1 and "SIGKILL" in text
+    assert not stages_left(slow)
+    comes_to_the_same(slow, undisturbed)
+
+
+def test_torchrun_restarts_a_killed_rank_by_itself(slow: Project) -> None:
+    undisturbed = outcome(slow)
+    slow.set(launch__max_restarts=1)
+    run = slow.start(*TRAIN)
+    until_checkpoints(slow, run)
+    os.kill(stages_left(slow)[-1], signal.SIGKILL)
+    text = run.communicate(timeout=WAIT_S)[0]
+    assert run.returncode == 0, text
+    assert steps_done(text) < 150 * 2
+    assert outcome(slow) == undisturbed
+
+
+def test_a_dvc_repro_that_is_asked_to_end_saves_and_leaves_no_process_behind(slow: Project) -> None:
+    undisturbed = outcome(slow)
+    slow.set(launch__checkpoint_s=3600)
+    shutil.rmtree(slow.folder / "plots/training")
+    run = slow.start(*TRAIN)
+    deadline = time.monotonic() + WAIT_S
+    while not (slow.folder / "plots/training/plots/metrics/train/loss.tsv").exists():
+        assert time.monotonic() < deadline and run.poll() is None
+        time.sleep(0.01)
+    run.terminate()
+    text = run.communicate(timeout=WAIT_S)[0]
+    while stages_left(slow):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert run.returncode != 0 and "Traceback" not in text
+    assert outcome(slow) == undisturbed, "the earlier outs are back"
+    assert len(checkpoints(slow)) == 1, "saved because it was asked to end"
+    comes_to_the_same(slow, undisturbed)
+
+
+def test_a_damaged_checkpoint_and_changed_parameters(slow: Project) -> None:
+    undisturbed = outcome(slow)
+    run = slow.start(*TRAIN)
+    until_checkpoints(slow, run)
+    for process in stages_left(slow):
+        os.kill(process, signal.SIGKILL)
+    run.communicate(timeout=WAIT_S)
+    older, newest = checkpoints(slow)
+    newest.write_bytes(newest.read_bytes()[:-1000])
+
+    slow.set(train__label_smoothing=0.1)
+    assert steps_done(slow.must(*TRAIN)) == 150 * 2, "another run's state is not gone on from"
+    assert outcome(slow).curve != undisturbed.curve
+    slow.set(train__label_smoothing=0.0)
+    assert checkpoints(slow) == [older, newest]
+    text = comes_to_the_same(slow, undisturbed)
+    assert text.count(f"checkpoint {newest.relative_to(slow.folder)} is damaged") == 1
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(slow: Project) -> None:
+    """The scratch folder lies on a file system with room for a few checkpoints, mounted for the command alone."""
+    undisturbed = outcome(slow)
+    run = slow.start(*TRAIN)
+    until_checkpoints(slow, run)
+    for process in stages_left(slow):
+        os.kill(process, signal.SIGKILL)
+    run.communicate(timeout=WAIT_S)
+    saved = checkpoints(slow)
+    room = sum(path.stat().st_size for path in saved) + 2**16
+    kept = slow.folder.parent / "kept"
+    (slow.folder / ".bintally").rename(kept)
+    (slow.folder / ".bintally").mkdir()
+    namespace = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
+    if slow.run(*namespace, "true").code:
+        pytest.skip("this system lets nobody but root mount a small file system")
+    commands = [
+        f"mount -t tmpfs -o size={room} tmpfs .bintally",
+        f"cp -a {kept}/. .bintally",
+        f"{{ {' '.join(TRAIN)}; code=$?; }}",
+        f"rm -rf {kept} && cp -a .bintally {kept}",
+        "exit $code",
+    ]
+    done = slow.run(*namespace, "sh", "-c", "; ".join(commands))
+    assert done.code != 0 and "Traceback" not in done.text
+    told = re.findall("^train: .*disk is full.*", done.text, re.MULTILINE)
+    assert len(told) == 1 and "free some space" in told[0], done.text
+    assert outcome(slow) == undisturbed
+    (slow.folder / ".bintally").rmdir()
+    kept.rename(slow.folder / ".bintally")
+    assert [path.name for path in checkpoints(slow)] == [path.name for path in saved]
+    comes_to_the_same(slow, undisturbed)
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_images(project: Project) -> None:
+    # Each step multiplies the weights by 1 - lr * weight_decay.
+    project.set(train__lr=10, train__optimizer="sgd", train__weight_decay=1, train__epochs=40)
+    done = project.run("dvc", "repro", "train")
+    assert done.code != 0 and "Traceback" not in done.text
+    told = re.findall(r"^train: the loss is not finite .*", done.text, re.MULTILINE)
+    assert len(told) == 1, done.text
+    assert re.search(r"in epoch \d+, step \d+, on images \w+.*; lower train\.lr \(10\.0\) or set train\.clip", told[0])
+
+
+def test_too_little_memory_says_what_to_lower(project: Project) -> None:
+    project.set(model__trained="all", train__epochs=1, launch__ranks=1, train__batch_size=256, model__image_size=448)
+    project.must("dvc", "repro", "encode", "split")
+    used = 6_000_000  # kB: enough to start with, not for the maps of a batch
+    done = project.run("sh", "-c", f"ulimit -v {used}; exec dvc repro --single-item train")
+    assert done.code != 0 and "Traceback" not in done.text
+    (told,) = re.findall(r"^train: out of memory.*", done.text, re.MULTILINE)
+    assert "train.batch_size (256)" in told and "train.accumulate (1)" in told
+
+
+def test_the_newest_checkpoint_is_named_by_its_steps(slow: Project, tmp_path: Path) -> None:
+    run = slow.start(*TRAIN)
+    until_checkpoints(slow, run)
+    run.terminate()
+    run.communicate(timeout=WAIT_S)
+    while stages_left(slow):
+        time.sleep(0.01)
+    saved = int(checkpoints(slow)[-1].stem)
+    assert steps_done(slow.must(*TRAIN)) == 150 * 2 - saved

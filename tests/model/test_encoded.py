@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from bintally.faults import Fault
-from bintally.model.encoded import Encoded, encode, load_encoded
+from bintally.model import encoded as module
+from bintally.model.encoded import Encoded, Rows, encode, load_encoded
 from bintally.model.images import decode
 from bintally.model.trunk import LITE0, Trunk, load_weights
 
@@ -27,6 +28,7 @@ def jpeg(seed: int) -> bytes:
 
 
 BODIES = [jpeg(seed) for seed in range(11)]  # more than a batch
+EVERY = np.arange(len(BODIES))
 READS: list[Callable[[], bytes]] = [partial(bytes, body) for body in BODIES]
 
 
@@ -48,21 +50,24 @@ def test_features_are_those_of_each_decoded_photograph_and_its_mirror_image(
 ) -> None:
     got = encoded(tmp_path, trunk, freeze=True, mirrored=mirrored)
     assert got.encoding.kind == "features"
-    assert got.array.dtype == np.float32 and got.array.shape == (11, 1 + mirrored, trunk.width)
+    assert got.rows.shape == (11, 1 + mirrored, trunk.width)
+    array = got.rows.take(EVERY)
+    assert array.dtype == np.float32
     with torch.no_grad():
         for place, body in enumerate(BODIES):
             plain = decode(body, SIZE)[None]
             for view, pixels in enumerate([plain, plain.flip(3)][: 1 + mirrored]):
                 # Summed in another order in a batch than alone; other photographs differ by 0.1 and more.
-                np.testing.assert_allclose(got.array[place, view], trunk(pixels)[0], atol=1e-4, rtol=1e-4)
+                np.testing.assert_allclose(array[place, view], trunk(pixels)[0], atol=1e-4, rtol=1e-4)
 
 
 def test_pixels_are_the_decoded_photographs_where_the_trunk_learns(tmp_path: Path, trunk: Trunk) -> None:
     got = encoded(tmp_path, trunk, freeze=False)
     assert got.encoding.kind == "pixels"
     expected = torch.stack([decode(body, SIZE) for body in BODIES]).numpy()
-    assert got.array.dtype == np.uint8
-    np.testing.assert_array_equal(got.array, expected)
+    array = got.rows.take(EVERY)
+    assert array.dtype == np.uint8
+    np.testing.assert_array_equal(array, expected)
 
 
 @pytest.mark.parametrize("freeze", [True, False])
@@ -86,3 +91,33 @@ def test_a_photograph_that_does_not_decode_is_a_fault_and_leaves_no_array(tmp_pa
     with pytest.raises(Fault, match="does not decode"):
         encode(tmp_path, [*READS, lambda: b"garbage"], trunk, SIZE, True, True, CPU)
     assert not list(tmp_path.glob("*array*")) and not (tmp_path / "encoding.json").exists()
+
+
+@pytest.mark.parametrize("shape", [(40, 2, 1000), (40, 3, 30, 30)])
+def test_rows_are_read_as_numpy_reads_them_and_memory_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    random = np.random.default_rng(0)
+    path = tmp_path / "array.npy"
+    array = random.random(shape, dtype=np.float32) if len(shape) == 3 else random.integers(0, 256, shape, np.uint8)
+    np.save(path, array)
+    rows = Rows(path)
+    assert rows.shape == shape
+
+    def resident() -> int:
+        """How much of the file is in this process's memory, in KiB."""
+        _, _, mapping = Path("/proc/self/smaps").read_text().partition(f"{path}\n")
+        return int(mapping.partition("Rss:")[2].split()[0])
+
+    for limit in (2**25, 2**14, 0):
+        monkeypatch.setattr(module, "TOUCHED_BYTES", limit)
+        for _ in range(20):
+            chosen = random.integers(0, 40, 7)
+            taken = rows.take(chosen)
+            np.testing.assert_array_equal(taken, array[chosen])
+            taken[:] = 0  # a copy: the file keeps what it has
+            if len(shape) == 3:
+                view = random.random(7) < 0.5
+                np.testing.assert_array_equal(rows.take(chosen, view), array[chosen, view.astype(int)])
+        assert (resident() > 50) == (limit == 2**25)
+    np.testing.assert_array_equal(np.load(path), array)

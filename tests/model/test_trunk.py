@@ -1,5 +1,6 @@
 """Trunks: their features, and weights from wherever they come, or a fault that says why not."""
 
+import copy
 import functools
 import http.server
 import socket
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bintally.faults import Fault
+from bintally.model.network import CountingNetwork, make_head
 from bintally.model.trunk import LITE0, Trunk, load_weights
 
 SIZE = 64
@@ -79,6 +81,66 @@ def test_scales_are_the_means_of_the_coarser_maps() -> None:
     one.body.get_submodule("layer3.1").register_forward_hook(lambda _m, _i, output: maps.append(output))
     features = one(images())
     torch.testing.assert_close(features[:, -256:], maps[0].mean((2, 3)))
+
+
+def names(one: Trunk, stage: list[nn.Parameter]) -> set[str]:
+    """The blocks a stage's parameters are of."""
+    return {name.split(".")[0] for name, parameter in one.body.named_parameters() if any(parameter is p for p in stage)}
+
+
+def test_a_stage_is_what_computes_maps_of_one_resolution() -> None:
+    one = trunk()
+    assert [names(one, stage) for stage in one.stages()] == [
+        {"conv1", "bn1"},
+        {"layer1"},  # behind a pooling
+        {"layer2"},
+        {"layer3"},
+        {"layer4"},
+    ]
+    # Of 32 pixels the last stage makes a single one, which is no map.
+    small = Trunk("resnet18", 32, False)
+    assert [names(small, stage) for stage in small.stages()][2:] == [{"layer2"}, {"layer3", "layer4"}]
+
+
+@pytest.mark.parametrize("name", [LITE0, "resnet18", "squeezenet1_1"])
+def test_every_parameter_is_in_one_stage_in_the_order_of_the_network(name: str) -> None:
+    one = trunk(name, every_scale=True)
+    stages = one.stages()
+    assert len(stages) == {LITE0: 5, "resnet18": 5, "squeezenet1_1": 4}[name] and all(stages)
+    in_stages = [parameter for stage in stages for parameter in stage]
+    assert [id(parameter) for parameter in in_stages] == [id(parameter) for parameter in one.body.parameters()]
+
+
+@pytest.mark.parametrize("name", [LITE0, "resnet18"])
+def test_batch_normalisation_alone_trains_and_only_where_its_weights_learn(name: str) -> None:
+    one = trunk(name)
+    network = CountingNetwork(one, make_head(one.width, 4, 3, seed=1))
+    for parameter in one.parameters():
+        parameter.requires_grad_(False)
+    for stage in one.stages()[-2:]:
+        for parameter in stage:
+            parameter.requires_grad_(True)
+
+    network.train()
+    training = {module for module in one.modules() if module.training}
+    norms = {module for module in one.modules() if isinstance(module, nn.BatchNorm2d)}
+    assert training == {norm for norm in norms if norm.weight.requires_grad}
+    assert 0 < len(training) < len(norms)
+    assert network.head.training
+    network.eval()
+    assert not any(module.training for module in network.modules())
+
+
+@torch.no_grad()
+def test_a_copy_of_a_trunk_is_as_good_and_has_nothing_to_do_with_it() -> None:
+    one = trunk(every_scale=True)
+    expected = one(images())
+    other = copy.deepcopy(one)
+    assert torch.equal(other(images()), expected)
+    for parameter in one.parameters():
+        parameter.zero_()
+    assert torch.equal(other(images()), expected)
+    assert not torch.equal(one(images()), expected)
 
 
 @pytest.mark.parametrize("name", ["resnet19", "raft_small", "efficientnet_lite1", ""])

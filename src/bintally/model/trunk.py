@@ -50,12 +50,14 @@ class Trunk(nn.Module):
             raise Fault(f"model.image_size: {name} does not take images of {image_size} pixels: {error}") from error
         self._stage_of_block = _stages(blocks)
         for tap in _last_of_each_scale(blocks) if every_scale else []:
-            self.body.get_submodule(tap).register_forward_hook(
-                lambda _module, _inputs, output: self._means.append(output.mean((2, 3)))
-            )
+            # A method, not a lambda: in a copy of the trunk it is the copy's.
+            self.body.get_submodule(tap).register_forward_hook(self._note_mean)
         with torch.no_grad():
             self.width: int = self(probe).shape[1]
         self.to(memory_format=torch.channels_last)
+
+    def _note_mean(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        self._means.append(output.mean((2, 3)))
 
     def stages(self) -> list[list[nn.Parameter]]:
         """The parameters of each stage, from the image on: a stage is what computes maps of one resolution."""
@@ -79,7 +81,9 @@ class Trunk(nn.Module):
         self._means.clear()
         inputs = (images.float() - self.mean) / self.std
         last = self.body(inputs.contiguous(memory_format=torch.channels_last))
-        return torch.cat([last.flatten(1), *self._means], dim=1)
+        features = torch.cat([last.flatten(1), *self._means], dim=1)
+        self._means.clear()  # torch.export wants a module to be after a call what it was before
+        return features
 
 
 def _headless(name: str) -> nn.Module:

@@ -24,12 +24,17 @@ def run(stage: str, work: Callable[[Params], None]) -> None:
         with full_disk_is_a_fault("the outs of " + stage):
             work(load_params())
     except Fault as fault:
-        print(f"{stage}: {fault}", file=sys.stderr)
-        _put_back(stage)
+        fail(stage, fault)
         sys.exit(1)
     except KeyboardInterrupt:
         _put_back(stage)
         sys.exit(130)
+
+
+def fail(stage: str, fault: Fault) -> None:
+    """Say why in one line and put the stage's earlier outs back."""
+    print(f"{stage}: {fault}", file=sys.stderr, flush=True)
+    _put_back(stage)
 
 
 def _put_back(stage: str) -> None:

@@ -13,6 +13,8 @@ import hashlib
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from bintally.files import SCRATCH, read_csv, write_json
 from bintally.interruption import Stopped, StopRequest, end_with_parent
 from bintally.params import Launch, Params, load_params
 from bintally.progress import log_to_stderr
-from bintally.stages import run
+from bintally.stages import fail, run
 from bintally.stages.paths import ENCODED, MODELS, SPLITS, TRAIN_METRICS, TRAINING_CURVES
 
 STOPPED = 128 + signal.SIGTERM
@@ -33,6 +35,9 @@ RESUMES = "`dvc repro` goes on from where it was"
 
 def launch(params: Params) -> None:
     """Start torchrun and turn its report of a failed rank into one sentence."""
+    settings = params.launch
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a connection that is tried again fills pages otherwise
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.ranks)))
     import logging
 
     from torch.distributed import DistError
@@ -41,9 +46,10 @@ def launch(params: Params) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
-    settings = params.launch
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.ranks)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if settings.nnodes > 1:
+        threading.Thread(target=_end_when_cut_off, args=(settings,), daemon=True).start()
     try:
         torchrun.main([*_rendezvous(settings), "--module", "bintally.stages.train"])
     except ChildFailedError as error:
@@ -68,23 +74,51 @@ def launch(params: Params) -> None:
 
 
 def _rendezvous(settings: Launch) -> list[str]:
-    """torchrun's options; with several machines also which of this one's addresses the others reach it by."""
-    options = [
+    """torchrun's options, among them which of this machine's addresses the others reach it by."""
+    from bintally.training.addresses import facing
+
+    several = settings.nnodes > 1
+    address, interface, is_host = facing(settings.rdzv_endpoint if several else "127.0.0.1:1")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    if several:
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+    # The store torchrun would share with its ranks keeps, over a restart, the addresses of ranks that have died.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    wait = settings.timeout_s
+    return [
         f"--nnodes={settings.nnodes}",
         f"--nproc-per-node={settings.ranks}",
         "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={settings.rdzv_endpoint if settings.nnodes > 1 else 'localhost:0'}",
+        f"--rdzv-endpoint={settings.rdzv_endpoint if several else 'localhost:0'}",
+        f"--rdzv-conf=is_host={is_host},read_timeout={wait},join_timeout={wait}",
+        "--rdzv-id=bintally",
+        f"--local-addr={address}",
         f"--max-restarts={settings.max_restarts}",
     ]
-    if settings.nnodes > 1:
-        from bintally.training.addresses import facing
 
-        address, interface = facing(settings.rdzv_endpoint)
-        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            os.environ.setdefault(name, interface)
-        wait = settings.timeout_s
-        options += [f"--local-addr={address}", "--rdzv-id=bintally", f"--rdzv-conf=read_timeout={wait},timeout={wait}"]
-    return options
+
+def _end_when_cut_off(settings: Launch) -> None:
+    """End this process where all ranks on this machine have ended and torchrun has not noticed for `launch.timeout_s`.
+
+    It asks the other machines first and, when the network is gone, waits for their answer without end.
+    """
+    ranks = Path(f"/proc/self/task/{os.getpid()}/children")
+    idle_since = float("inf")
+    while True:
+        time.sleep(1)
+        alive = [pid for pid in ranks.read_text().split() if not _has_ended(pid)]
+        idle_since = time.monotonic() if alive else idle_since
+        if time.monotonic() - idle_since > settings.timeout_s:
+            at = settings.rdzv_endpoint
+            fail("train", Fault(f"its ranks have ended and {at} does not answer: is the network up? {RESUMES}"))
+            os._exit(1)
+
+
+def _has_ended(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def work(params: Params, stop: StopRequest) -> None:
@@ -188,8 +222,9 @@ def _rank() -> None:
     except Stopped:
         code = STOPPED
     except Fault as fault:
-        if isinstance(fault, LostRanks):
-            # Where one rank fails torchrun ends the others, which lose it just before: that one has said why.
+        # What all ranks see the first of them says. A rank that fails alone says it, but torchrun then ends the
+        # others, which lose it just before.
+        if isinstance(fault, LostRanks) or os.environ["LOCAL_RANK"] != "0":
             stop.wait(UNTIL_TORCHRUN_SAYS_S)
         code = STOPPED if stop.came else 1
         if not stop.came:

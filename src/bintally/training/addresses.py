@@ -9,8 +9,9 @@ from bintally.faults import Fault
 _SIOCGIFADDR = 0x8915  # netdevice(7): the IPv4 address of an interface
 
 
-def facing(endpoint: str) -> tuple[str, str]:
-    """This machine's IPv4 address on the way to ``endpoint`` (host:port), and the interface that has it.
+def facing(endpoint: str) -> tuple[str, str, bool]:
+    """This machine's IPv4 address on the way to ``endpoint`` (host:port), the interface that has it, and whether the
+    endpoint is this machine.
 
     gloo and nccl would ask for the host's name instead, which on many machines is an address of loopback.
     Raises Fault if there is no way to the endpoint.
@@ -22,7 +23,7 @@ def facing(endpoint: str) -> tuple[str, str]:
             address: str = probe.getsockname()[0]
             for _index, name in socket.if_nameindex():
                 if _address(probe, name) == address:
-                    return address, name
+                    return address, name, socket.gethostbyname(host) == address
     except OSError as error:
         raise Fault(f"launch.rdzv_endpoint: there is no way to '{endpoint}': {error.strerror}") from error
     raise Fault(f"launch.rdzv_endpoint: no interface of this machine has the address {address} it sees '{endpoint}' by")

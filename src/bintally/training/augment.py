@@ -28,7 +28,7 @@ class Augmentation:
         self._params = params
         self._size = size
         # Noise is cut from one field at a place of the sample's own: drawing so many normal numbers would take long.
-        field = np.random.default_rng([seed, 2]).standard_normal((3, 2 * size, 2 * size), dtype=np.float32)
+        field = np.random.default_rng([seed, 0, 2]).standard_normal((3, 2 * size, 2 * size), dtype=np.float32)
         self._noise = torch.from_numpy(field).to(device) if params.noise else None
 
     def __call__(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

@@ -56,6 +56,7 @@ class Checkpoints:
             if hashlib.sha256(content[DIGEST_BYTES:]).digest() == content[:DIGEST_BYTES]:
                 return int(path.stem), content[DIGEST_BYTES:]
             log.warning("train: the checkpoint %s is damaged; going on from the one before it", path)
+            path.unlink()  # else it would push out those saved after it
         return -1, b""
 
     def remove(self) -> None:

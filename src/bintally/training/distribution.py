@@ -1,6 +1,7 @@
 """Processes that train together: start, sums over all of them, batch statistics over all of them."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,8 +51,9 @@ def joined(timeout_s: float) -> Iterator[Place]:
     except RuntimeError as error:
         if not _is_of_the_network(error):
             raise
+        reason = re.sub(r"^\[.*?\] ", "", str(error).splitlines()[0])[:200]  # without the place in gloo's source
         raise LostRanks(
-            f"rank {os.environ['RANK']} lost the other ranks ({str(error).splitlines()[0][:200]}); one of "
+            f"rank {os.environ['RANK']} lost the other ranks ({reason}); one of "
             f"them stopped, or the network between the machines did; they wait launch.timeout_s ({timeout_s}) at most"
         ) from error
 
@@ -131,6 +133,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
             unbiased = variance * (number / (number - 1).clamp_min(1))
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(unbiased, momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
         scale = (variance + self.eps).rsqrt() * self.weight
         result: torch.Tensor = inputs * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
         return result.to(kind)

@@ -144,7 +144,7 @@ class _Training:
                 while self._at.epoch < self._params.epochs:
                     self._train_epoch(advance)
                     epoch = self._validated()
-                    if epoch.validation_loss < min((e.validation_loss for e in self._history), default=math.inf):
+                    if _loss(epoch) < min(map(_loss, self._history), default=math.inf):
                         self._best = copy.deepcopy(self._averaged.state_dict())
                     self._history.append(epoch)
                     self._at = Position(epoch.epoch + 1)
@@ -160,7 +160,7 @@ class _Training:
         if not self._best:
             raise Fault(f"the validation loss is not finite in any epoch; lower train.lr ({self._params.lr})")
         self._network.load_state_dict(self._best)
-        return Fit(min(self._history, key=lambda epoch: epoch.validation_loss), self._best, self._history)
+        return Fit(min(self._history, key=_loss), self._best, self._history)
 
     # --- steps ---------------------------------------------------------------------------------------------
 
@@ -192,8 +192,9 @@ class _Training:
         place, model = self._place, self._model
         exchange = nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
         with exchange:
+            inputs = self._inputs(part)
             with torch.autocast(place.device.type, torch.bfloat16, enabled=self._bfloat16):
-                logits = model(self._inputs(part)).float()
+                logits = model(inputs).float()
             smoothing = self._params.label_smoothing
             loss = nn.functional.cross_entropy(logits, part.targets, reduction="sum", label_smoothing=smoothing)
             correct = (logits.argmax(1) == part.targets).sum()
@@ -260,7 +261,7 @@ class _Training:
     def _validated(self) -> Epoch:
         """Loss and accuracy over every validation sample once, each rank taking its share."""
         self._averaged.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self._place.device)
+        sums = torch.zeros(3, dtype=torch.float64, device=self._place.device)
         for batch in validation_batches(self._validation, self._place):
             inputs = batch.inputs if self._train.are_features else views(batch.inputs, self._validation.mirrored)
             with torch.autocast(self._place.device.type, torch.bfloat16, enabled=self._bfloat16):
@@ -268,11 +269,14 @@ class _Training:
             sums[0] += nn.functional.nll_loss(logs.float(), batch.targets, reduction="sum")
             sums[1] += (logs.argmax(1) == batch.targets).sum()
             if self._stop.came:
-                self._save()
-                raise Stopped
+                sums[2] = 1
+                break
         if self._place.ranks > 1:
             summed(sums)
-        loss, correct = (sums / len(self._validation.rows)).tolist()
+        if sums[2] > 0:
+            self._save()
+            raise Stopped
+        loss, correct, _ = (sums / len(self._validation.rows)).tolist()
         trained = len(self._train.rows)
         return Epoch(self._at.epoch, self._at.loss / trained, self._at.correct / trained, loss, correct)
 
@@ -280,7 +284,8 @@ class _Training:
 
     def _name_images(self, part: Batch, logits: torch.Tensor) -> None:
         """Every rank learns which images of the batch have a loss that is not finite, and stops for them."""
-        losses = nn.functional.cross_entropy(logits, part.targets, reduction="none")
+        smoothing = self._params.label_smoothing
+        losses = nn.functional.cross_entropy(logits, part.targets, reduction="none", label_smoothing=smoothing)
         bad = torch.zeros(len(self._train.rows), dtype=torch.int32, device=self._place.device)
         bad[torch.from_numpy(part.chosen[(~losses.isfinite()).cpu().numpy()])] = 1
         if self._place.ranks > 1:
@@ -332,6 +337,11 @@ class _Training:
         self._at = Position(**state["position"])
         self._best = {name: value.to(place.device) for name, value in state["best"].items()}
         self._history = [Epoch(**row) for row in state["history"]]
+
+
+def _loss(epoch: Epoch) -> float:
+    """What the best epoch has least of: infinite where it is no number, which nothing is less than."""
+    return math.inf if math.isnan(epoch.validation_loss) else epoch.validation_loss
 
 
 def _is_lack_of_memory(error: Exception) -> bool:

@@ -83,8 +83,8 @@ def plan(samples: int, batch_size: int, seed: int, epoch: int) -> Plan:
 
 
 def shares(batch: NDArray[np.int64], place: Place, parts: int) -> list[NDArray[np.int64]]:
-    """What of a batch is this rank's, in so many parts to work through one after the other."""
-    return np.array_split(np.array_split(batch, place.ranks)[place.rank], parts)
+    """This rank's share of each of so many parts of a batch; which samples make a part depends on no rank."""
+    return [np.array_split(part, place.ranks)[place.rank] for part in np.array_split(batch, parts)]
 
 
 def training_batches(samples: Samples, epoch: Plan, start: int, parts: int, place: Place) -> Iterator[Batch]:

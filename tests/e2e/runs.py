@@ -1,0 +1,109 @@
+"""Trainings to disturb, and what they came to.
+
+`python tests/e2e/runs.py [TIMES]` kills a training so many times, at random moments, and compares what each becomes
+after it was resumed with an undisturbed one, byte for byte.
+"""
+
+import json
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from project import Project, make_project
+
+WAIT_S = 120
+TRAIN = ("python", "-m", "bintally.stages.train")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training leaves."""
+
+    weights: bytes
+    curve: list[float]
+    """Training and validation loss by epoch."""
+
+
+def outcome(project: Project) -> Outcome:
+    losses = []
+    for split in ("train", "validation"):
+        path = project.folder / f"plots/training/plots/metrics/{split}/loss.tsv"
+        losses += [float(line.split("\t")[1]) for line in path.read_text().splitlines()[1:]]
+    return Outcome((project.folder / "models/model.safetensors").read_bytes(), losses)
+
+
+def learn_slowly(project: Project, **values: object) -> None:
+    """A training of some seconds whose last epochs are its best, so that the weights kept show all of it."""
+    project.set(**{"train__epochs": 150, "train__lr": 0.00003, "launch__checkpoint_s": 0.1} | values)
+
+
+def best_epoch(project: Project) -> int:
+    return int(json.loads((project.folder / "metrics/train.json").read_text())["best_epoch"])
+
+
+def steps_done(text: str) -> int:
+    found = re.search(r"train: (\d+) steps in", text)
+    assert found, text
+    return int(found[1])
+
+
+def checkpoints(project: Project) -> list[Path]:
+    """Newest last."""
+    return sorted((project.folder / ".bintally/train").glob("*/*.pt"))
+
+
+def stages_left(project: Project) -> list[int]:
+    """Processes of a stage that are still at work in the project."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").readlink() == project.folder and b"bintally.stages" in (
+                process / "cmdline"
+            ).read_bytes():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+def main(times: int) -> None:
+    """Kill every process of a training `times` times, each at another moment of its life."""
+    chance = random.Random(1)  # noqa: S311
+    with tempfile.TemporaryDirectory(prefix="bintally-kills-") as name:
+        project = make_project(Path(name) / "project")
+        project.must("dvc", "repro", "encode", "split")
+        learn_slowly(project)
+        start = time.monotonic()
+        project.must(*TRAIN)
+        life = time.monotonic() - start
+        undisturbed = outcome(project)
+        print(f"undisturbed: {life:.1f} s, best epoch {best_epoch(project)}", flush=True)
+        same = 0
+        for number in range(1, times + 1):
+            run = project.start(*TRAIN)
+            moment = chance.uniform(0, life)
+            time.sleep(moment)
+            at = checkpoints(project)
+            for process in stages_left(project):
+                os.kill(process, signal.SIGKILL)
+            run.communicate(timeout=WAIT_S)
+            (project.folder / "models/model.safetensors").unlink(missing_ok=True)
+            steps = steps_done(project.must(*TRAIN))
+            same += outcome(project) == undisturbed
+            done = int(at[-1].stem) if at else 0
+            print(
+                f"kill {number}: after {moment:.1f} s, at {done} steps saved, {steps} done afterwards; "
+                f"the same bytes {same} of {number} times",
+                flush=True,
+            )
+    sys.exit(same != times)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)

@@ -1,0 +1,84 @@
+"""Training over two hosts with addresses of their own, and what happens when the cable between them is cut."""
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from hosts import ADDRESSES, TwoHosts, two_hosts
+from project import Project
+from runs import WAIT_S, checkpoints, learn_slowly, outcome, stages_left, steps_done
+
+TRAIN = ("dvc", "repro", "--force", "--single-item", "train")
+TIMEOUT_S = 8
+
+
+def start(hosts: TwoHosts, host: int, project: Project) -> subprocess.Popen[str]:
+    return project.start(*hosts.on(host, "env", "OMP_NUM_THREADS=1", *TRAIN))
+
+
+def test_two_hosts_come_to_what_one_does_and_outlive_a_cut_cable(project: Project, tmp_path: Path) -> None:
+    learn_slowly(project, train__epochs=100, launch__timeout_s=TIMEOUT_S)
+    project.must("env", "OMP_NUM_THREADS=1", *TRAIN)
+    on_one = outcome(project)
+
+    clones = [Project(tmp_path / name) for name in ("first", "second")]
+    for clone in clones:
+        shutil.copytree(project.folder, clone.folder, symlinks=True)
+        clone.set(launch__ranks=1, launch__nnodes=2, launch__rdzv_endpoint=f"{ADDRESSES[0]}:29500")
+    with two_hosts() as hosts:
+        runs = [start(hosts, host, clone) for host, clone in enumerate(clones)]
+        for run in runs:
+            text = run.communicate(timeout=WAIT_S)[0]
+            assert run.returncode == 0, text
+        whole = [outcome(clone) for clone in clones]
+        assert whole[0] == whole[1], "both hosts write the same outs"
+        assert whole[0].curve == pytest.approx(on_one.curve, rel=1e-4)
+
+        runs = [start(hosts, host, clone) for host, clone in enumerate(clones)]
+        while not all(checkpoints(clone) for clone in clones):
+            assert all(run.poll() is None for run in runs)
+            time.sleep(0.01)
+        hosts.cut()
+        cut = time.monotonic()
+        for run in runs:
+            text = run.communicate(timeout=WAIT_S)[0]
+            assert run.returncode != 0 and "Traceback" not in text
+            assert text.count("lost the other ranks") == 1 and f"launch.timeout_s ({TIMEOUT_S})" in text
+        # Each waits once for its peer and once for torchrun; the rest is imports and clearing up.
+        assert time.monotonic() - cut < 2 * TIMEOUT_S + 30
+        assert not any(stages_left(clone) for clone in clones)
+        assert [outcome(clone) for clone in clones] == whole, "the earlier outs are still there"
+
+        hosts.mend()
+        # One of the machines is new: it has no checkpoint, and gets the other's.
+        shutil.rmtree(clones[0].folder / ".bintally")
+        runs = [start(hosts, host, clone) for host, clone in enumerate(clones)]
+        for run in runs:
+            text = run.communicate(timeout=WAIT_S)[0]
+            assert run.returncode == 0, text
+            assert 0 < steps_done(text) < 100 * 2
+        assert [outcome(clone) for clone in clones] == whole
+
+
+def test_hosts_that_differ_do_not_train_together(project: Project, tmp_path: Path) -> None:
+    clones = [Project(tmp_path / name) for name in ("first", "second")]
+    with two_hosts() as hosts:
+        runs = []
+        for host, clone in enumerate(clones):
+            shutil.copytree(project.folder, clone.folder, symlinks=True)
+            clone.set(launch__ranks=1, launch__nnodes=2, launch__rdzv_endpoint=f"{ADDRESSES[0]}:29501")
+            clone.set(train__lr=0.01 + host)
+            runs.append(start(hosts, host, clone))
+        for run in runs:
+            text = run.communicate(timeout=WAIT_S)[0]
+            assert run.returncode != 0 and "Traceback" not in text
+            assert "do not have the same parameters, data and code" in text
+
+
+def test_a_machine_that_never_comes_is_said_in_bounded_time(project: Project) -> None:
+    project.set(launch__nnodes=2, launch__rdzv_endpoint="127.0.0.2:29502", launch__timeout_s=5)
+    done = project.run(*TRAIN, timeout=60)
+    assert done.code != 0 and "Traceback" not in done.text
+    assert "2 machines could not meet at launch.rdzv_endpoint (127.0.0.2:29502)" in done.text

@@ -1,0 +1,46 @@
+"""A model and bins small enough for tests of several rooms."""
+
+from functools import cache
+
+from bintally.bins.demo import DemoWarehouse
+from bintally.bins.shards import Bin
+from bintally.model.network import CountingNetwork, make_head
+from bintally.model.saved import Card
+from bintally.model.trunk import LITE0, Trunk, load_weights
+
+CARD = Card(
+    trunk=LITE0,
+    features="every_scale",
+    image_size=64,
+    mean=[127.0] * 3,
+    std=[128.0] * 3,
+    mirror=True,
+    counts=[1, 2, 3, 4, 5],
+    hidden=16,
+    parameters={"train": {"lr": 0.01, "clip": None}},
+    data="abc",
+    validation={"loss": 1.5, "accuracy": 0.25},
+)
+
+
+@cache
+def counter() -> CountingNetwork:
+    """CARD's network, which gives each image another distribution: the learned trunk, a head of large weights."""
+    trunk = Trunk(CARD.trunk, CARD.image_size, every_scale=True)
+    load_weights(trunk, CARD.trunk, "DEFAULT")
+    network = CountingNetwork(trunk, make_head(trunk.width, CARD.hidden, len(CARD.counts), seed=1)).eval()
+    network.get_parameter("head.2.weight").data *= 10
+    return network
+
+
+@cache
+def bins() -> list[Bin]:
+    """Demo bins, more than a batch."""
+    warehouse = DemoWarehouse(seed=3)
+    found = []
+    for number in range(1, 20):
+        image = warehouse.image(number)
+        if image is not None and warehouse.fault(number) is None:
+            one = f"{number:05d}"
+            found.append(Bin(one, warehouse.bin(number).count, one, image, warehouse.record(number)))
+    return found
