@@ -38,7 +38,7 @@ def bins() -> list[Bin]:
     """Demo bins, more than a batch."""
     warehouse = DemoWarehouse(seed=3)
     found = []
-    for number in range(1, 20):
+    for number in range(1, 13):
         image = warehouse.image(number)
         if image is not None and warehouse.fault(number) is None:
             one = f"{number:05d}"

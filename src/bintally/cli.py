@@ -13,6 +13,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("repro", help="dvc repro, push what is new, write the plots page, print the metrics")
     commands.add_parser("pull", help="dvc pull with the run-cache, from a loopback remote too")
+    export = commands.add_parser(
+        "export", help="the model as ONNX and as a PyTorch program, compared on bins of the data"
+    )
+    export.add_argument("--to", type=Path, default=Path("exports"), metavar="FOLDER", help="default: exports")
+    export.add_argument("--format", choices=["onnx", "torch", "both"], default="both", help="default: both")
     store = commands.add_parser("store", help="the loopback S3 server, in the foreground")
     store.add_argument("--dir", type=Path, default=Path(".store"), help="where its data lies (default: .store)")
     store.add_argument("--port", type=int, help="default: that of the default DVC remote")
@@ -39,6 +44,10 @@ def main() -> None:
             from bintally.apps.repro import pull
 
             pull()
+        elif arguments.command == "export":
+            from bintally.apps.export import export_model
+
+            export_model(arguments.to, ["onnx", "torch"] if arguments.format == "both" else [arguments.format])
         else:
             from bintally.apps.remote import serve_forever
 

@@ -78,7 +78,16 @@ def test_hosts_that_differ_do_not_train_together(project: Project, tmp_path: Pat
 
 
 def test_a_machine_that_never_comes_is_said_in_bounded_time(project: Project) -> None:
-    project.set(launch__nnodes=2, launch__rdzv_endpoint="127.0.0.2:29502", launch__timeout_s=5)
-    done = project.run(*TRAIN, timeout=60)
+    endpoint = f"{ADDRESSES[0]}:29502"
+    project.set(launch__nnodes=2, launch__rdzv_endpoint=endpoint, launch__timeout_s=5)
+    with two_hosts() as hosts:
+        done = project.run(*hosts.on(0, *TRAIN), timeout=60)
     assert done.code != 0 and "Traceback" not in done.text
-    assert "2 machines could not meet at launch.rdzv_endpoint (127.0.0.2:29502)" in done.text
+    assert f"2 machines could not meet at launch.rdzv_endpoint ({endpoint})" in done.text
+
+
+def test_an_endpoint_that_is_loopback_on_its_machine_is_refused(project: Project) -> None:
+    project.set(launch__nnodes=2, launch__rdzv_endpoint="127.0.1.1:29503")
+    done = project.run(*TRAIN)
+    assert done.code != 0 and "Traceback" not in done.text
+    assert "'127.0.1.1:29503' is an address inside this machine" in done.text

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bintally.faults import Fault
 from bintally.files import write_json
+from bintally.model.decoding import DEFAULT
 from bintally.model.network import CountingNetwork, make_head
 from bintally.model.saved import Card, load_model, save_model
 from bintally.model.trunk import LITE0, Trunk
@@ -79,6 +81,12 @@ def test_a_model_that_is_missing_cut_short_or_no_model_is_a_fault(folder: Path, 
         ({"counts": [1, 2]}, "weights do not fit the card"),
         ({"features": "every_scale"}, "weights do not fit the card"),
         ({"trunk": "resnet1"}, "no torchvision classification network 'resnet1'"),
+        ({"decoding": "median"}, "holds no whole model.*decoding"),
+        (
+            {"mean": [127.0, 127.0, 126.0]},
+            r"card's mean is \[127.0, 127.0, 126.0\], the network's is \[127.0, 127.0, 127",
+        ),
+        ({"std": [128.0]}, "card's std is"),
     ],
 )
 def test_a_card_that_is_wrong_is_a_fault(folder: Path, changes: dict[str, Any], said: str) -> None:
@@ -86,6 +94,22 @@ def test_a_card_that_is_wrong_is_a_fault(folder: Path, changes: dict[str, Any], 
     with pytest.raises(Fault, match=said) as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_card_that_names_no_decoding_has_the_default(folder: Path) -> None:
+    content = CARD.model_dump()
+    del content["decoding"]
+    write_json(folder / "card.json", content)
+    assert load_model(folder)[1].decoding == DEFAULT
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_a_fault(folder: Path, value: float) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["head.2.bias"][1] = value
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(Fault, match=rf"{folder}: the weights of head\.2\.bias are not all finite"):
+        load_model(folder)
 
 
 def test_a_card_that_is_cut_short_is_a_fault(folder: Path) -> None:

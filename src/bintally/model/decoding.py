@@ -1,12 +1,15 @@
 """From a distribution over counts to one count. No torch, so that scoring and serving share it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-DECODINGS = ("most_probable", "rounded_mean")
+Decoding = Literal["most_probable", "rounded_mean"]
+DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
+# Right most often: who compares a bin with its record asks whether the count is right, not how far off it is.
+DEFAULT: Decoding = "most_probable"
 
 
 def decode_counts(probabilities: NDArray[np.floating[Any]], counts: Sequence[int], rule: str) -> NDArray[np.int64]:

@@ -103,7 +103,7 @@ def encode(
     ):
         header = {"descr": "<f4" if freeze else "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        for pixels in _batches(images, size, BATCH[device.type]):
+        for pixels in decoded_batches(images, size, BATCH[device.type]):
             rows = _features(trunk, pixels, mirrored, device) if freeze else pixels.numpy()
             digest.update(rows.data)
             file.write(rows.data)
@@ -119,7 +119,7 @@ def _features(trunk: Trunk, pixels: torch.Tensor, mirrored: bool, device: torch.
     return np.ascontiguousarray(features.cpu().numpy(), dtype=np.float32)
 
 
-def _batches(images: Sequence[Callable[[], bytes]], size: int, batch: int) -> Iterator[torch.Tensor]:
+def decoded_batches(images: Sequence[Callable[[], bytes]], size: int, batch: int) -> Iterator[torch.Tensor]:
     """Decoded images in batches, uint8 (n, 3, size, size), decoded one batch ahead of the caller."""
     from bintally.model.images import decode  # brings torchvision, which loading arrays does not need
 

@@ -28,6 +28,19 @@ class CountingNetwork(nn.Module):
         return self.head(self.trunk(images))  # type: ignore[no-any-return]
 
 
+class CountDistribution(nn.Module):
+    """From pixels to probabilities in one module: what predicts and what is exported."""
+
+    def __init__(self, network: CountingNetwork, mirrored: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.mirrored = mirrored
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (n, 3, size, size), RGB, to float32 (n, classes); rows sum to 1."""
+        return distribution(self.network, views(images, self.mirrored))
+
+
 def mirror(images: torch.Tensor) -> torch.Tensor:
     """Flip images left to right: (..., height, width) to the same shape."""
     return images.flip(-1)

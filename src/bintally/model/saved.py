@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from bintally.faults import Fault
 from bintally.files import replacing, write_text
+from bintally.model.decoding import DEFAULT, Decoding
 from bintally.model.network import CountingNetwork, make_head
 from bintally.model.trunk import Trunk
 
@@ -30,6 +31,8 @@ class Card(BaseModel):
     """Whether both mirror images are averaged."""
     counts: list[int]
     """The count each output stands for."""
+    decoding: Decoding = DEFAULT
+    """How a distribution becomes one count."""
     hidden: int = Field(ge=1)
     parameters: dict[str, Any]
     """The parameters it was trained with."""
@@ -48,7 +51,10 @@ def save_model(folder: Path, network: CountingNetwork, card: Card) -> None:
 
 
 def load_model(folder: Path) -> tuple[CountingNetwork, Card]:
-    """Read a model without running any code of its file. Raises Fault if it is missing or damaged."""
+    """Read a model without running any code of its file.
+
+    Raises Fault if it is missing or damaged, if a weight is not finite, or if the card normalises otherwise.
+    """
     try:
         card = Card.model_validate_json((folder / "card.json").read_text(encoding="utf-8"))
         state = load_file(folder / "model.safetensors")
@@ -60,6 +66,12 @@ def load_model(folder: Path) -> tuple[CountingNetwork, Card]:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise Fault(f"{folder}: the weights do not fit the card: {str(error).splitlines()[-1].strip()}") from error
+    for name, values in state.items():
+        if not values.isfinite().all():
+            raise Fault(f"{folder}: the weights of {name} are not all finite; train it again")
+    for name, wanted, found in (("mean", card.mean, trunk.mean), ("std", card.std, trunk.std)):
+        if not torch.equal(torch.tensor(wanted), found.flatten()):
+            raise Fault(f"{folder}: the card's {name} is {wanted}, the network's is {found.flatten().tolist()}")
     return network.eval(), card
 
 

@@ -80,6 +80,11 @@ def _rendezvous(settings: Launch) -> list[str]:
     several = settings.nnodes > 1
     address, interface, is_host = facing(settings.rdzv_endpoint if several else "127.0.0.1:1")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    if several and address.startswith("127."):
+        raise Fault(
+            f"launch.rdzv_endpoint: '{settings.rdzv_endpoint}' is an address inside this machine, as /etc/hosts often "
+            "has its own name; give one the other machines reach it by"
+        )
     if several:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
     # The store torchrun would share with its ranks keeps, over a restart, the addresses of ranks that have died.

@@ -1,0 +1,373 @@
+"""How fast training goes: this engine, its ceiling, the study's way and the recipe of PyTorch's ImageNet example.
+
+Every contender runs in a process of its own on the same rendered bins, one after the other, so that its peak memory
+is its own (resident on a CPU, allocated on a GPU). All have the same network, image size and batch size.
+
+engine      encoded arrays by memory map, uint8 to the device, mirrored and augmented there, checkpoints, validation
+ceiling     the bare step on one batch that is on the device already, and the bare validation
+study       ImageFolder, PIL transforms (resize, mirror), DataLoader, Adam; a frozen trunk runs in every epoch
+imagenet    ImageFolder, PIL transforms (random crop, mirror), DataLoader, SGD, as PyTorch's ImageNet example has them
+
+`frozen` learns the head from features: the engine's seconds hold the encoding once, over `--frozen-epochs` epochs; the
+study's are measured for one epoch and multiplied. `full` learns everything. Figures of a pair are the best of
+`--rounds` runs each, taken in turn. `scaling` is one rank against two. `growth` is how seconds and peak memory of
+encoding and of an epoch of training the head grow with the bins.
+
+    python benchmarks/train.py                                         two cores: about twenty-five minutes
+    python benchmarks/train.py --only full --trunk resnet50 --image-size 224 --batch-size 256 --bins 8192   a GPU
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bintally.apps.store import free_ports
+from bintally.bins.shards import ShardReader, read_index, write_shards
+from bintally.interruption import StopRequest
+from bintally.model.encoded import Rows, encode
+from bintally.model.network import CountingNetwork, log_distribution, make_head, views
+from bintally.model.saved import default_device
+from bintally.model.trunk import IMAGENET_MEAN, IMAGENET_STD, LITE0, LITE0_MEAN, LITE0_STD, Trunk, load_weights
+from bintally.params import Params, load_params
+from bintally.training.checkpoint import Checkpoints
+from bintally.training.distribution import joined
+from bintally.training.loop import fit
+from bintally.training.samples import Samples
+from common import ROOT, make_bins, report, rounded, say, timed
+
+PARTS = ("frozen", "full", "scaling", "growth")
+VALIDATION = 64
+IMAGE_BYTES = 20_000
+Figures = dict[str, float]
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.contender:
+        print(json.dumps(CONTENDERS[arguments.contender](arguments) | {"peak_bytes": _peak()}))
+        return
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="bintally-train-") as name:
+        arguments.folder = Path(name)
+        if {"frozen", "full", "scaling"} & set(arguments.only):
+            say(f"rendering {arguments.bins + VALIDATION} bins")
+            _write_bins(arguments.folder, arguments.bins + VALIDATION)
+        for part in arguments.only:
+            figures[part] = globals()[f"_{part}"](arguments)
+    packages = ["torch", "torchvision", "pillow", "efficientnet-lite-pytorch"]
+    parameters = {key: value for key, value in vars(arguments).items() if key not in ("folder", "contender", "ranks")}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    report("train", parameters | {"device": device}, figures, packages)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts (default: all)")
+    parser.add_argument("--trunk", default=LITE0, help="default: %(default)s")
+    parser.add_argument("--image-size", type=int, default=128, help="pixels (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
+    parser.add_argument("--bins", type=int, default=384, help="to train on (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each of a pair (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=2, help="timed ones, after one to warm up (default: %(default)s)")
+    parser.add_argument("--frozen-epochs", type=int, default=10, help="of the frozen part (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="of a DataLoader")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="bins of the growth")
+    parser.add_argument("--growth-image-size", type=int, default=64, help="pixels (default: %(default)s)")
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--ranks", type=int, default=1, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# --- the parts -----------------------------------------------------------------------------------------------
+
+
+def _full(arguments: argparse.Namespace) -> dict[str, Any]:
+    _run(arguments, "encode-pixels")
+    best = _in_turn(arguments, ["engine-full", "ceiling-full", "study-full", "imagenet-full"])
+    return _compared(best, arguments.bins * arguments.epochs)
+
+
+def _frozen(arguments: argparse.Namespace) -> dict[str, Any]:
+    encoding = _run(arguments, "encode-features")
+    best = _in_turn(arguments, ["engine-frozen", "ceiling-frozen"])
+    study = _run(arguments, "study-frozen")
+    steps = best["engine-frozen"]["seconds"] / arguments.epochs * arguments.frozen_epochs
+    whole, plain = encoding["seconds"] + steps, study["seconds"] / arguments.epochs * arguments.frozen_epochs
+    return _compared(best, arguments.bins * arguments.epochs) | {
+        "encoding_s": rounded(encoding["seconds"]),
+        "engine_with_encoding_s": rounded(whole),
+        "study_s_extrapolated": rounded(plain),
+        "study_peak_mib": round(study["peak_bytes"] / 2**20),
+        "engine_with_encoding_times_as_fast_as_study": rounded(plain / whole),
+    }
+
+
+def _scaling(arguments: argparse.Namespace) -> dict[str, Any]:
+    for kind in ("pixels", "features"):
+        _run(arguments, f"encode-{kind}")
+    result = {}
+    for kind in ("full", "frozen"):
+        rates = {
+            ranks: arguments.bins * arguments.epochs / _run(arguments, f"engine-{kind}", ranks=ranks)["seconds"]
+            for ranks in (1, 2)
+        }
+        result[kind] = {f"images_per_second_{ranks}_ranks": rounded(rate) for ranks, rate in rates.items()}
+        result[kind]["two_ranks_times_as_fast_as_one"] = rounded(rates[2] / rates[1])
+    return result
+
+
+def _growth(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    result = []
+    for size in arguments.sizes:
+        folder = arguments.folder / f"growth-{size}"
+        write_shards(folder / "bins", _copies(size))
+        options = {"folder": folder, "bins": size - VALIDATION, "image_size": arguments.growth_image_size, "epochs": 1}
+        small = argparse.Namespace(**vars(arguments) | options)
+        encoding, training = _run(small, "encode-features"), _run(small, "engine-frozen")
+        result.append(
+            {
+                "bins": size,
+                "encode_images_per_second": rounded(size / encoding["seconds"]),
+                "encode_peak_mib": round(encoding["peak_bytes"] / 2**20),
+                "train_images_per_second": rounded(small.bins / training["seconds"]),
+                "train_peak_mib": round(training["peak_bytes"] / 2**20),
+                "features_mib": round((folder / "features/array.npy").stat().st_size / 2**20),
+            }
+        )
+    return result
+
+
+def _compared(best: dict[str, Figures], images: int) -> dict[str, Any]:
+    engine = next(iter(best.values()))["seconds"]
+    result: dict[str, Any] = {}
+    for name, figures in best.items():
+        contender = name.split("-")[0]
+        result[f"{contender}_images_per_second"] = rounded(images / figures["seconds"])
+        result[f"{contender}_peak_mib"] = round(figures["peak_bytes"] / 2**20)
+        if contender != "engine":
+            result[f"engine_rate_as_a_share_of_{contender}"] = rounded(figures["seconds"] / engine)
+    return result
+
+
+def _in_turn(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Figures]:
+    """The quickest of some runs of each, each round running them all."""
+    runs = [{name: _run(arguments, name) for name in names} for _ in range(arguments.rounds)]
+    return {name: min((run[name] for run in runs), key=lambda figures: figures["seconds"]) for name in names}
+
+
+def _run(arguments: argparse.Namespace, contender: str, ranks: int = 1) -> Figures:
+    """A contender in a process of its own; with several ranks the slowest's figures."""
+    command = [sys.executable, __file__, "--contender", contender, "--ranks", str(ranks)]
+    for name in ("folder", "trunk", "image_size", "batch_size", "bins", "epochs", "workers"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+    port = free_ports(1)[0]
+    started = []
+    for rank in range(ranks):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+        variables = {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
+        environment = os.environ | variables | {"OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT / "src")}
+        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    printed = [process.communicate()[0] for process in started]
+    if any(process.returncode for process in started):
+        raise SystemExit(f"{contender} failed, its reason is above")
+    figures: Figures = max((json.loads(text.splitlines()[-1]) for text in printed), key=lambda row: row["seconds"])
+    say(f"{contender}, {ranks} ranks: {figures['seconds']:.2f} s, {figures['peak_bytes'] / 2**20:.0f} MiB")
+    return figures
+
+
+# --- the contenders, each in its own process -----------------------------------------------------------------
+
+
+def _params(arguments: argparse.Namespace, trained: str) -> Params:
+    params = load_params(ROOT / "params.yaml")
+    model = params.model.model_copy(
+        update={"trunk": arguments.trunk, "image_size": arguments.image_size, "trained": trained}
+    )
+    train = params.train.model_copy(
+        update={"batch_size": arguments.batch_size, "epochs": 1 + arguments.epochs, "lr": 0.0001}
+    )
+    return params.model_copy(update={"model": model, "train": train})
+
+
+def _network(arguments: argparse.Namespace) -> CountingNetwork:
+    trunk = Trunk(arguments.trunk, arguments.image_size, every_scale=True)
+    load_weights(trunk, arguments.trunk, "DEFAULT" if arguments.trunk == LITE0 else "none")
+    return CountingNetwork(trunk, make_head(trunk.width, 512, 5, seed=1))
+
+
+def _encode(kind: str, arguments: argparse.Namespace) -> Figures:
+    network = _network(arguments)
+    reader = ShardReader(arguments.folder / "bins")
+    images = [partial(reader.image, entry) for entry in read_index(arguments.folder / "bins")]
+    with timed(f"encode {len(images)} images to {kind}") as clock:
+        target = arguments.folder / kind
+        encode(target, images, network.trunk, arguments.image_size, kind == "features", True, default_device())
+    return {"seconds": clock.seconds}
+
+
+def _samples(arguments: argparse.Namespace, kind: str) -> tuple[Samples, Samples]:
+    rows = Rows(arguments.folder / kind / "array.npy")
+    counts = np.array([entry.count for entry in read_index(arguments.folder / "bins")])
+    parts = np.arange(arguments.bins), np.arange(arguments.bins, len(counts))
+    train, validation = (Samples(rows, part, counts[part] - 1, [str(row) for row in part], True) for part in parts)
+    return train, validation
+
+
+def _engine(kind: str, arguments: argparse.Namespace) -> Figures:
+    """Training and validation as the stage has them; the first epoch is not timed."""
+    params = _params(arguments, "all" if kind == "full" else "head")
+    network = _network(arguments)
+    train, validation = _samples(arguments, "pixels" if kind == "full" else "features")
+    ends: list[float] = []
+    with joined(600) as place:
+        checkpoints = Checkpoints(arguments.folder / "checkpoints", "0" * 64, params.launch.checkpoint_s)
+        fit(network, train, validation, params, place, checkpoints, StopRequest(), lambda _: ends.append(_now()))
+        if not place.writes:
+            ends = [0.0, 0.0]
+    return {"seconds": ends[-1] - ends[0]}
+
+
+def _ceiling(kind: str, arguments: argparse.Namespace) -> Figures:
+    device = default_device()
+    network = _network(arguments).to(device)
+    train, validation = _samples(arguments, "pixels" if kind == "full" else "features")
+    model: nn.Module = network if kind == "full" else network.head
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0001, fused=True)
+    chosen = train.rows[: arguments.batch_size]
+    flip = None if kind == "full" else np.zeros(len(chosen), bool)
+    inputs = torch.from_numpy(train.source.take(chosen, flip)).to(device)
+    targets = torch.from_numpy(train.classes[: arguments.batch_size]).to(device)
+    held_out = torch.from_numpy(validation.source.take(validation.rows)).to(device)
+    bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+    def epoch() -> None:
+        model.train()
+        for _ in range(-(-arguments.bins // arguments.batch_size)):
+            optimizer.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                logits = model(inputs)
+            nn.functional.cross_entropy(logits.float(), targets).backward()
+            optimizer.step()
+        model.eval()
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            log_distribution(model, held_out if kind == "frozen" else views(held_out, True)).sum().item()
+
+    return _timed_epochs(epoch, arguments.epochs)
+
+
+def _files(kind: str, arguments: argparse.Namespace) -> Figures:
+    """ImageFolder, PIL transforms and a DataLoader, the ImageNet example's or the study's."""
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    device, size = default_device(), arguments.image_size
+    mean, std = (LITE0_MEAN, LITE0_STD) if arguments.trunk == LITE0 else (IMAGENET_MEAN, IMAGENET_STD)
+    scaled = [transforms.ToTensor(), transforms.Normalize([m / 255 for m in mean], [s / 255 for s in std])]
+    resize = transforms.Resize((size, size))
+    first = transforms.RandomResizedCrop(size) if kind == "imagenet-full" else resize
+    folder = arguments.folder / "images"
+    train = ImageFolder(str(folder / "train"), transforms.Compose([first, transforms.RandomHorizontalFlip(), *scaled]))
+    held_out = ImageFolder(str(folder / "validation"), transforms.Compose([resize, *scaled]))
+    options: dict[str, Any] = {"num_workers": arguments.workers, "pin_memory": device.type == "cuda"}
+    loader = DataLoader(train, arguments.batch_size, shuffle=True, **options)
+    check = DataLoader(held_out, arguments.batch_size, **options)
+
+    whole = _network(arguments)
+    # Without the wrapper, which normalises and taps every scale, and in torch's default layout.
+    trunk = whole.trunk.body.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for block in trunk.modules():
+        block._forward_hooks.clear()
+    width = trunk.eval()(torch.zeros(1, 3, size, size, device=device)).flatten(1).shape[1]
+    head = make_head(width, 512, 5, seed=1).to(device)
+    frozen = kind == "study-frozen"
+    learned = [*head.parameters()] if frozen else [*trunk.parameters(), *head.parameters()]
+    if kind == "imagenet-full":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(learned, lr=0.0001, momentum=0.9, weight_decay=1e-4)
+    else:
+        optimizer = torch.optim.Adam(learned, lr=0.0001)
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            features = trunk(images.to(device, non_blocking=True)).flatten(1)
+        return head(features)  # type: ignore[no-any-return]
+
+    def epoch() -> None:
+        trunk.train(not frozen)
+        for images, classes in loader:
+            loss = nn.functional.cross_entropy(logits(images), classes.to(device, non_blocking=True))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        trunk.eval()
+        with torch.no_grad():
+            for images, classes in check:
+                (logits(images).argmax(1).cpu() == classes).sum().item()
+
+    return _timed_epochs(epoch, arguments.epochs)
+
+
+CONTENDERS: dict[str, Callable[[argparse.Namespace], Figures]] = {
+    **{f"encode-{kind}": partial(_encode, kind) for kind in ("pixels", "features")},
+    **{f"engine-{kind}": partial(_engine, kind) for kind in ("full", "frozen")},
+    **{f"ceiling-{kind}": partial(_ceiling, kind) for kind in ("full", "frozen")},
+    **{kind: partial(_files, kind) for kind in ("study-full", "study-frozen", "imagenet-full")},
+}
+
+
+def _timed_epochs(epoch: Callable[[], None], number: int) -> Figures:
+    epoch()
+    start = _now()
+    for _ in range(number):
+        epoch()
+    return {"seconds": _now() - start}
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _peak() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# --- bins ----------------------------------------------------------------------------------------------------
+
+
+def _copies(number: int) -> Iterator[Any]:
+    """Rendered bins, so many at a time that memory does not grow with them."""
+    yield from make_bins(number, IMAGE_BYTES)
+
+
+def _write_bins(folder: Path, number: int) -> None:
+    """The same bins as shards and as files, training before validation."""
+    bins = make_bins(number, IMAGE_BYTES)
+    write_shards(folder / "bins", bins)
+    for at, one in enumerate(bins):
+        split = "train" if at < number - VALIDATION else "validation"
+        path = folder / "images" / split / str(one.count) / f"{one.id}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(one.image)
+
+
+if __name__ == "__main__":
+    main()
