@@ -4,12 +4,13 @@ Every contender runs in a process of its own on the same rendered bins, one afte
 is its own (resident on a CPU, allocated on a GPU). All have the same network, image size and batch size.
 
 engine      encoded arrays by memory map, uint8 to the device, mirrored and augmented there, checkpoints, validation
-ceiling     the bare step on one batch that is on the device already, and the bare validation
+ceiling     the bare step on batches cut from a tensor that is in memory (on a GPU: in its own), the bare validation
 study       ImageFolder, PIL transforms (resize, mirror), DataLoader, Adam; a frozen trunk runs in every epoch
 imagenet    ImageFolder, PIL transforms (random crop, mirror), DataLoader, SGD, as PyTorch's ImageNet example has them
 
-`frozen` learns the head from features: the engine's seconds hold the encoding once, over `--frozen-epochs` epochs; the
-study's are measured for one epoch and multiplied. `full` learns everything. Figures of a pair are the best of
+`full` learns everything. `frozen` learns the head from features; beside the study, which repeats the trunk's passes
+every epoch, the engine's seconds hold the encoding once, both over `--frozen-epochs` epochs of which few are measured;
+beside its ceiling it has HEAD_BINS bins, of numbers drawn at random. What is compared is the quickest epoch of
 `--rounds` runs each, taken in turn. `scaling` is one rank against two. `growth` is how seconds and peak memory of
 encoding and of an epoch of training the head grow with the bins.
 
@@ -50,6 +51,7 @@ from common import ROOT, make_bins, report, rounded, say, timed
 
 PARTS = ("frozen", "full", "scaling", "growth")
 VALIDATION = 64
+HEAD_BINS = 8_000
 IMAGE_BYTES = 20_000
 Figures = dict[str, float]
 
@@ -98,19 +100,24 @@ def _arguments() -> argparse.Namespace:
 def _full(arguments: argparse.Namespace) -> dict[str, Any]:
     _run(arguments, "encode-pixels")
     best = _in_turn(arguments, ["engine-full", "ceiling-full", "study-full", "imagenet-full"])
-    return _compared(best, arguments.bins * arguments.epochs)
+    return _compared(best, arguments.bins)
 
 
 def _frozen(arguments: argparse.Namespace) -> dict[str, Any]:
     encoding = _run(arguments, "encode-features")
-    best = _in_turn(arguments, ["engine-frozen", "ceiling-frozen"])
-    study = _run(arguments, "study-frozen")
-    steps = best["engine-frozen"]["seconds"] / arguments.epochs * arguments.frozen_epochs
-    whole, plain = encoding["seconds"] + steps, study["seconds"] / arguments.epochs * arguments.frozen_epochs
-    return _compared(best, arguments.bins * arguments.epochs) | {
+    engine, study = _run(arguments, "engine-frozen"), _run(arguments, "study-frozen")
+    whole = encoding["seconds"] + engine["epoch"] * arguments.frozen_epochs
+    plain = study["epoch"] * arguments.frozen_epochs
+    width = Rows(arguments.folder / "features/array.npy").shape[-1]
+    many = argparse.Namespace(
+        **vars(arguments) | {"folder": arguments.folder / "many", "bins": HEAD_BINS, "epochs": 10, "batch_size": 64}
+    )
+    _write_random(many.folder, HEAD_BINS + VALIDATION, width)
+    best = _in_turn(many, ["engine-frozen", "ceiling-frozen"])
+    return _compared(best, HEAD_BINS) | {
         "encoding_s": rounded(encoding["seconds"]),
         "engine_with_encoding_s": rounded(whole),
-        "study_s_extrapolated": rounded(plain),
+        "study_s": rounded(plain),
         "study_peak_mib": round(study["peak_bytes"] / 2**20),
         "engine_with_encoding_times_as_fast_as_study": rounded(plain / whole),
     }
@@ -121,10 +128,7 @@ def _scaling(arguments: argparse.Namespace) -> dict[str, Any]:
         _run(arguments, f"encode-{kind}")
     result = {}
     for kind in ("full", "frozen"):
-        rates = {
-            ranks: arguments.bins * arguments.epochs / _run(arguments, f"engine-{kind}", ranks=ranks)["seconds"]
-            for ranks in (1, 2)
-        }
+        rates = {ranks: arguments.bins / _run(arguments, f"engine-{kind}", ranks=ranks)["epoch"] for ranks in (1, 2)}
         result[kind] = {f"images_per_second_{ranks}_ranks": rounded(rate) for ranks, rate in rates.items()}
         result[kind]["two_ranks_times_as_fast_as_one"] = rounded(rates[2] / rates[1])
     return result
@@ -143,7 +147,7 @@ def _growth(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 "bins": size,
                 "encode_images_per_second": rounded(size / encoding["seconds"]),
                 "encode_peak_mib": round(encoding["peak_bytes"] / 2**20),
-                "train_images_per_second": rounded(small.bins / training["seconds"]),
+                "train_images_per_second": rounded(small.bins / training["epoch"]),
                 "train_peak_mib": round(training["peak_bytes"] / 2**20),
                 "features_mib": round((folder / "features/array.npy").stat().st_size / 2**20),
             }
@@ -152,21 +156,21 @@ def _growth(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _compared(best: dict[str, Figures], images: int) -> dict[str, Any]:
-    engine = next(iter(best.values()))["seconds"]
+    engine = next(iter(best.values()))["epoch"]
     result: dict[str, Any] = {}
     for name, figures in best.items():
         contender = name.split("-")[0]
-        result[f"{contender}_images_per_second"] = rounded(images / figures["seconds"])
+        result[f"{contender}_images_per_second"] = rounded(images / figures["epoch"])
         result[f"{contender}_peak_mib"] = round(figures["peak_bytes"] / 2**20)
         if contender != "engine":
-            result[f"engine_rate_as_a_share_of_{contender}"] = rounded(figures["seconds"] / engine)
+            result[f"engine_rate_as_a_share_of_{contender}"] = rounded(figures["epoch"] / engine)
     return result
 
 
 def _in_turn(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Figures]:
     """The quickest of some runs of each, each round running them all."""
     runs = [{name: _run(arguments, name) for name in names} for _ in range(arguments.rounds)]
-    return {name: min((run[name] for run in runs), key=lambda figures: figures["seconds"]) for name in names}
+    return {name: min((run[name] for run in runs), key=lambda figures: figures["epoch"]) for name in names}
 
 
 def _run(arguments: argparse.Namespace, contender: str, ranks: int = 1) -> Figures:
@@ -185,8 +189,10 @@ def _run(arguments: argparse.Namespace, contender: str, ranks: int = 1) -> Figur
     printed = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
         raise SystemExit(f"{contender} failed, its reason is above")
-    figures: Figures = max((json.loads(text.splitlines()[-1]) for text in printed), key=lambda row: row["seconds"])
-    say(f"{contender}, {ranks} ranks: {figures['seconds']:.2f} s, {figures['peak_bytes'] / 2**20:.0f} MiB")
+    rows = [json.loads(text.splitlines()[-1]) for text in printed]
+    figures: Figures = {name: max(row[name] for row in rows) for name in rows[0]}
+    seconds = ", ".join(f"{name} {value:.3f} s" for name, value in figures.items() if name != "peak_bytes")
+    say(f"{contender}, {ranks} ranks: {seconds}, {figures['peak_bytes'] / 2**20:.0f} MiB")
     return figures
 
 
@@ -222,9 +228,9 @@ def _encode(kind: str, arguments: argparse.Namespace) -> Figures:
 
 def _samples(arguments: argparse.Namespace, kind: str) -> tuple[Samples, Samples]:
     rows = Rows(arguments.folder / kind / "array.npy")
-    counts = np.array([entry.count for entry in read_index(arguments.folder / "bins")])
-    parts = np.arange(arguments.bins), np.arange(arguments.bins, len(counts))
-    train, validation = (Samples(rows, part, counts[part] - 1, [str(row) for row in part], True) for part in parts)
+    classes = np.arange(arguments.bins + VALIDATION) % 5
+    parts = np.arange(arguments.bins), np.arange(arguments.bins, len(classes))
+    train, validation = (Samples(rows, part, classes[part], [str(row) for row in part], True) for part in parts)
     return train, validation
 
 
@@ -237,9 +243,7 @@ def _engine(kind: str, arguments: argparse.Namespace) -> Figures:
     with joined(600) as place:
         checkpoints = Checkpoints(arguments.folder / "checkpoints", "0" * 64, params.launch.checkpoint_s)
         fit(network, train, validation, params, place, checkpoints, StopRequest(), lambda _: ends.append(_now()))
-        if not place.writes:
-            ends = [0.0, 0.0]
-    return {"seconds": ends[-1] - ends[0]}
+    return {"epoch": min(np.diff(ends), default=0.0)}
 
 
 def _ceiling(kind: str, arguments: argparse.Namespace) -> Figures:
@@ -248,16 +252,15 @@ def _ceiling(kind: str, arguments: argparse.Namespace) -> Figures:
     train, validation = _samples(arguments, "pixels" if kind == "full" else "features")
     model: nn.Module = network if kind == "full" else network.head
     optimizer = torch.optim.Adam(model.parameters(), lr=0.0001, fused=True)
-    chosen = train.rows[: arguments.batch_size]
-    flip = None if kind == "full" else np.zeros(len(chosen), bool)
-    inputs = torch.from_numpy(train.source.take(chosen, flip)).to(device)
-    targets = torch.from_numpy(train.classes[: arguments.batch_size]).to(device)
+    memory = torch.from_numpy(train.source.take(train.rows)).to(device)
+    classes = torch.from_numpy(train.classes).to(device)
     held_out = torch.from_numpy(validation.source.take(validation.rows)).to(device)
     bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
 
     def epoch() -> None:
         model.train()
-        for _ in range(-(-arguments.bins // arguments.batch_size)):
+        for chosen in torch.randperm(arguments.bins).to(device).split(arguments.batch_size):
+            inputs, targets = memory[chosen, 0] if kind == "frozen" else memory[chosen], classes[chosen]
             optimizer.zero_grad()
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 logits = model(inputs)
@@ -332,10 +335,11 @@ CONTENDERS: dict[str, Callable[[argparse.Namespace], Figures]] = {
 
 def _timed_epochs(epoch: Callable[[], None], number: int) -> Figures:
     epoch()
-    start = _now()
+    ends = [_now()]
     for _ in range(number):
         epoch()
-    return {"seconds": _now() - start}
+        ends.append(_now())
+    return {"epoch": min(np.diff(ends))}
 
 
 def _now() -> float:
@@ -356,6 +360,12 @@ def _peak() -> int:
 def _copies(number: int) -> Iterator[Any]:
     """Rendered bins, so many at a time that memory does not grow with them."""
     yield from make_bins(number, IMAGE_BYTES)
+
+
+def _write_random(folder: Path, number: int, width: int) -> None:
+    features = np.random.default_rng(1).standard_normal((number, 2, width), dtype=np.float32)
+    (folder / "features").mkdir(parents=True)
+    np.save(folder / "features/array.npy", features)
 
 
 def _write_bins(folder: Path, number: int) -> None:
