@@ -82,14 +82,16 @@ class Project:
 
 def set_parameter(path: Path, name: str, value: object) -> None:
     section, key = name.split(".")
-    inside = False
+    inside = found = False
     lines = []
     for line in path.read_text().splitlines():
         if not line.startswith((" ", "#")):
             inside = line == f"{section}:"
         elif inside and line.startswith(f"  {key}:"):
             line = f"  {key}: {value}"
+            found = True
         lines.append(line)
+    assert found, f"params.yaml has no {name}"
     path.write_text("\n".join(lines) + "\n")
 
 

@@ -74,6 +74,6 @@ def test_from_s3_and_back(tmp_path: Path, store: Store) -> None:
 
 
 def test_everything_trains_from_pixels(project: Project) -> None:
-    project.set(model__freeze="false", model__trunk="mobilenet_v3_small", model__weights="none", train__epochs=1)
+    project.set(model__trained="all", model__trunk="mobilenet_v3_small", model__weights="none", train__epochs=1)
     project.must("dvc", "repro")
     assert (project.folder / "data/encoded/encoding.json").read_text().count("pixels") == 1
