@@ -144,7 +144,7 @@ class Augment(Checked):
     noise: Annotated[float, Field(ge=0, le=64)]
     """Greatest standard deviation, on the scale 0–255."""
     blur: Annotated[float, Field(ge=0, le=1)]
-    """Share of a 3×3 mean in the image."""
+    """Share of the mean over three neighbours, along either side, in the image."""
 
 
 class Launch(Checked):

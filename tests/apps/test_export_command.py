@@ -26,7 +26,17 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_shards(paths.BINS, bins())
     reads = [partial(bytes, one.image) for one in bins()]
-    encode(paths.ENCODED, reads, counter().trunk, CARD.image_size, True, CARD.mirror, torch.device("cpu"))
+    encode(
+        paths.ENCODED,
+        reads,
+        counter().trunk,
+        CARD.image_size,
+        True,
+        CARD.mirror,
+        torch.device("cpu"),
+        Path(".bintally"),
+        "key",
+    )
     save_model(paths.MODELS, counter(), CARD)
     return tmp_path
 

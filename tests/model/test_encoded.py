@@ -40,7 +40,7 @@ def trunk() -> Trunk:
 
 
 def encoded(folder: Path, trunk: Trunk, freeze: bool, mirrored: bool = True) -> Encoded:
-    encode(folder, READS, trunk, SIZE, freeze, mirrored, CPU)
+    encode(folder, READS, trunk, SIZE, freeze, mirrored, CPU, folder.parent / "scratch", "key")
     return load_encoded(folder)
 
 
@@ -87,9 +87,43 @@ def test_two_runs_write_the_same_bytes_and_other_weights_give_another_digest(
     assert other.encoding.digest != first.encoding.digest
 
 
+@pytest.mark.parametrize("freeze", [True, False])
+def test_an_interrupted_encoding_goes_on_to_the_same_bytes(
+    tmp_path: Path, trunk: Trunk, freeze: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bintally.model.encoded.KEEP_EVERY_S", 0)
+    read: list[int] = []
+    bodies = [*BODIES, *BODIES, *BODIES]
+
+    def reads(last: int) -> list[Callable[[], bytes]]:
+        def one(number: int) -> bytes:
+            read.append(number)
+            if number > last:
+                raise KeyboardInterrupt
+            return bodies[number]
+
+        return [partial(one, number) for number in range(len(bodies))]
+
+    def run(name: str, last: int, key: str = "key") -> bytes:
+        read.clear()
+        encode(tmp_path / name, reads(last), trunk, SIZE, freeze, True, CPU, tmp_path / "scratch", key)
+        return (tmp_path / name / "array.npy").read_bytes()
+
+    whole = run("first", 99)
+    with pytest.raises(KeyboardInterrupt):
+        run("second", 27)
+    assert not (tmp_path / "second").exists()
+    assert run("second", 99) == whole and min(read) == 24
+    with pytest.raises(KeyboardInterrupt):
+        run("third", 27)
+    run("third", 99, key="other")
+    assert min(read) == 0, "what other bins came to is not gone on from"
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
 def test_a_photograph_that_does_not_decode_is_a_fault_and_leaves_no_array(tmp_path: Path, trunk: Trunk) -> None:
     with pytest.raises(Fault, match="does not decode"):
-        encode(tmp_path, [*READS, lambda: b"garbage"], trunk, SIZE, True, True, CPU)
+        encode(tmp_path, [*READS, lambda: b"garbage"], trunk, SIZE, True, True, CPU, tmp_path.parent / "scratch", "key")
     assert not list(tmp_path.glob("*array*")) and not (tmp_path / "encoding.json").exists()
 
 

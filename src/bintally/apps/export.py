@@ -8,6 +8,7 @@ import torch
 
 from bintally.bins.shards import ShardReader, read_index
 from bintally.faults import Fault
+from bintally.memory import keep_freed_memory
 from bintally.model.encoded import BATCH, decoded_batches
 from bintally.model.export import export
 from bintally.model.saved import load_model
@@ -25,6 +26,7 @@ def export_model(folder: Path, formats: Sequence[str]) -> None:
     for needed in (paths.MODELS / "card.json", paths.BINS / "index.csv"):
         if not needed.is_file():
             raise Fault(f"{needed} is not there: `dvc repro` makes it, `bintally pull` fetches it")
+    keep_freed_memory()
     network, card = load_model(paths.MODELS)
     entries = read_index(paths.BINS)
     chosen = entries[:: max(1, len(entries) // IMAGES)][:IMAGES]

@@ -1,27 +1,37 @@
 """Photographs after the constant part of the computation, as arrays read by memory map."""
 
 import hashlib
+import io
+import logging
+import math
 import mmap
 import os
+import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
+from bintally.faults import full_disk_is_a_fault
 from bintally.files import replacing, write_text
 from bintally.model.network import views
 from bintally.model.trunk import Trunk
 from bintally.progress import progress
 
-# Images a forward pass. Larger ones make a CPU wait for fresh memory: 16 views went 75/s, 128 views 11/s.
+# Images a forward pass: what a CPU's caches hold, what keeps a GPU busy.
 BATCH = {"cpu": 8, "cuda": 128}
 TOUCHED_BYTES = 2**25
+KEEP_EVERY_S = 10.0
+
+log = logging.getLogger("bintally")
 
 
 class Encoding(BaseModel):
@@ -82,34 +92,83 @@ def encode(
     freeze: bool,
     mirrored: bool,
     device: torch.device,
+    scratch: Path,
+    key: str,
 ) -> None:
     """Decode, resize and, where the trunk is frozen, run it, once for each image.
 
-    Writes ``array.npy``, ``trunk.safetensors`` (the weights it starts from) and ``encoding.json`` to ``folder``.
+    Writes ``array.npy``, ``trunk.safetensors`` (the weights it starts from) and ``encoding.json`` to ``folder``. An
+    interrupted encoding goes on from what lies in ``scratch`` under the same ``key``, weights and device.
+
+    Args:
+        key: a hash of the images and of all else the array depends on.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     trunk.to(device).eval()
     shape = (len(images), 1 + mirrored, trunk.width) if freeze else (len(images), 3, size, size)
-    digest = hashlib.sha256()
-    save_file(
-        {key: value.cpu().contiguous() for key, value in trunk.state_dict().items()},
-        folder / "trunk.safetensors",
+    weights = save({name: value.cpu().contiguous() for name, value in trunk.state_dict().items()})
+    digest = hashlib.sha256(weights)
+    unfinished = _Unfinished(
+        scratch / hashlib.sha256(f"{key} {digest.hexdigest()} {device.type}".encode()).hexdigest()[:16],
+        shape,
+        np.dtype("<f4" if freeze else "|u1"),
+        BATCH[device.type],
     )
-    digest.update((folder / "trunk.safetensors").read_bytes())
-    with (
-        replacing(folder / "array.npy") as temporary,
-        temporary.open("wb") as file,
-        progress("encode", len(images), "images") as advance,
-    ):
-        header = {"descr": "<f4" if freeze else "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for pixels in decoded_batches(images, size, BATCH[device.type]):
-            rows = _features(trunk, pixels, mirrored, device) if freeze else pixels.numpy()
-            digest.update(rows.data)
-            file.write(rows.data)
-            advance(len(rows))
+    with full_disk_is_a_fault(scratch), progress("encode", len(images) - unfinished.rows, "images") as advance:
+        for pixels in decoded_batches(images[unfinished.rows :], size, BATCH[device.type]):
+            unfinished.append(_features(trunk, pixels, mirrored, device) if freeze else pixels.numpy())
+            advance(len(pixels))
+    digest.update(unfinished.finish(folder / "array.npy"))
+    with replacing(folder / "trunk.safetensors") as temporary:
+        temporary.write_bytes(weights)
     encoding = Encoding(kind="features" if freeze else "pixels", digest=digest.hexdigest())
     write_text(folder / "encoding.json", encoding.model_dump_json(indent=2) + "\n")
+
+
+class _Unfinished:
+    """An array on its way, of which the rows counted in the file ``rows`` are on the disk for certain."""
+
+    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any], batch: int) -> None:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+        self._path, self._count = folder / "array.npy", folder / "rows"
+        row_bytes = dtype.itemsize * math.prod(shape[1:])
+        # Whole batches, since the last digits of a row depend on the size of its batch.
+        rows = int(self._count.read_text()) // batch * batch if self._count.exists() else 0
+        end = header.tell() + rows * row_bytes
+        for other in set(folder.parent.glob("*")) - {folder}:
+            shutil.rmtree(other)  # of parameters that have changed since
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file: BinaryIO
+        if rows and self._path.stat().st_size >= end:
+            log.info("encode: going on after %d of %d images", rows, shape[0])
+            self._file = self._path.open("r+b")
+            self._file.truncate(end)
+            self._file.seek(end)
+        else:
+            rows = 0
+            self._file = self._path.open("wb")
+            self._file.write(header.getvalue())
+        self.rows = rows
+        self._kept = time.monotonic()
+
+    def append(self, rows: NDArray[Any]) -> None:
+        self._file.write(rows.data)
+        self.rows += len(rows)
+        if time.monotonic() - self._kept >= KEEP_EVERY_S:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            write_text(self._count, str(self.rows))
+            self._kept = time.monotonic()
+
+    def finish(self, path: Path) -> bytes:
+        """Move the array to ``path``; its SHA-256."""
+        self._file.close()
+        with self._path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        with replacing(path) as temporary:
+            shutil.move(self._path, temporary)
+        shutil.rmtree(self._path.parent)
+        return digest
 
 
 def _features(trunk: Trunk, pixels: torch.Tensor, mirrored: bool, device: torch.device) -> NDArray[np.float32]:

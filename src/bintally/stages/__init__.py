@@ -1,17 +1,34 @@
 """One module a stage of dvc.yaml. Each reads the parameters, calls the rooms, and writes the stage's outs."""
 
+import hashlib
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import bintally
 from bintally.faults import Fault, full_disk_is_a_fault
 from bintally.interruption import end_with_parent
 from bintally.params import Params, load_params
 from bintally.progress import log_to_stderr
 
 log = logging.getLogger("bintally")
+
+
+def hash_of(*parts: bytes) -> str:
+    """SHA-256 of some bytes, each with its length, in hexadecimal."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8) + part)
+    return digest.hexdigest()
+
+
+def code(*rooms: str) -> bytes:
+    """The modules of some rooms, on which work that goes on after an interruption depends too."""
+    root = Path(bintally.__file__).parent
+    return b"".join(path.read_bytes() for room in rooms for path in sorted((root / room).glob("*.py")))
 
 
 def run(stage: str, work: Callable[[Params], None]) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from bintally.bins.shards import ShardReader, read_index
 from bintally.files import read_csv, write_csv, write_json
+from bintally.memory import keep_freed_memory
 from bintally.model.decoding import DECODINGS, decode_counts
 from bintally.model.encoded import load_encoded
 from bintally.model.network import distribution, views
@@ -22,6 +23,7 @@ EXAMPLES = 8
 
 
 def main(params: Params) -> None:
+    keep_freed_memory()
     table = read_csv(paths.SPLITS)
     rows = np.array([row for row, line in enumerate(table) if line["split"] == "test"])
     test = [table[row] for row in rows]

@@ -9,7 +9,6 @@
 several machines the same command runs on each, and each comes to the same outs.
 """
 
-import hashlib
 import os
 import signal
 import sys
@@ -19,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-import bintally
 from bintally.faults import Fault, full_disk_is_a_fault
 from bintally.files import SCRATCH, read_csv, write_json
 from bintally.interruption import Stopped, StopRequest, end_with_parent
+from bintally.memory import keep_freed_memory
 from bintally.params import Launch, Params, load_params
 from bintally.progress import log_to_stderr
-from bintally.stages import fail, run
+from bintally.stages import code, fail, hash_of, run
 from bintally.stages.paths import ENCODED, MODELS, SPLITS, TRAIN_METRICS, TRAINING_CURVES
 
 STOPPED = 128 + signal.SIGTERM
@@ -154,7 +153,7 @@ def work(params: Params, stop: StopRequest) -> None:
         rows = np.flatnonzero(splits == split)
         return Samples(encoded.rows, rows, classes[rows], [table[row]["id"] for row in rows], model.mirror)
 
-    data = hashlib.sha256(encoded.encoding.digest.encode() + SPLITS.read_bytes()).hexdigest()
+    data = hash_of(encoded.encoding.digest.encode(), SPLITS.read_bytes())
     with joined(params.launch.timeout_s) as place:
         checkpoints = Checkpoints(SCRATCH / "train", _key(params, data), params.launch.checkpoint_s)
         live = (
@@ -202,19 +201,15 @@ def work(params: Params, stop: StopRequest) -> None:
 
 def _key(params: Params, data: str) -> str:
     """Hash of everything that a resumed run must share with the interrupted one, its code included."""
-    digest = hashlib.sha256(data.encode())
-    for section in (params.model, params.train, params.augment):
-        digest.update(section.model_dump_json().encode())
-    digest.update(f"{params.launch.ranks * params.launch.nnodes} ranks".encode())
-    root = Path(bintally.__file__).parent
-    for path in sorted([*root.glob("training/*.py"), *root.glob("model/*.py")]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    sections = [section.model_dump_json().encode() for section in (params.model, params.train, params.augment)]
+    ranks = str(params.launch.ranks * params.launch.nnodes)
+    return hash_of(data.encode(), *sections, ranks.encode(), code("training", "model"))
 
 
 def _rank() -> None:
     """One process of torchrun's, from its start to its end."""
     end_with_parent()
+    keep_freed_memory()
     stop = StopRequest()
     stop.listen()
     from bintally.training.distribution import LostRanks, leave

@@ -29,7 +29,8 @@ class Augmentation:
         self._size = size
         # Noise is cut from one field at a place of the sample's own: drawing so many normal numbers would take long.
         field = np.random.default_rng([seed, 0, 2]).standard_normal((3, 2 * size, 2 * size), dtype=np.float32)
-        self._noise = torch.from_numpy(field).to(device) if params.noise else None
+        # Seen as the (3, size + 1, size + 1) cuts of size × size that it has.
+        self._noise = torch.from_numpy(field).to(device).unfold(1, size, 1).unfold(2, size, 1) if params.noise else None
 
     def __call__(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """Change images.
@@ -47,17 +48,20 @@ class Augmentation:
         if params.shift or params.scale or params.rotation:
             images = self._moved(images, shift_x, shift_y, scale, angle)
         if params.blur:
-            share = (params.blur * (blur + 1) / 2)[:, None, None, None]
-            images = images.lerp(functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False), share)
+            share = (params.blur * (blur + 1) / 6)[:, None, None, None]
+            for axis in (2, 3):
+                before, middle, after = (images.narrow(axis, start, self._size - 2) for start in range(3))
+                images = images.clone()
+                images.narrow(axis, 1, self._size - 2).add_(share * (before + after - 2 * middle))
         if params.light or params.colour:
             mean = images.mean((1, 2, 3), keepdim=True)
             factor = (1 + params.light * contrast)[:, None, None, None]
             colours = torch.stack([red, green, blue], 1)
-            gains = (1 + params.light * gain)[:, None] * (1 + params.colour * colours)
-            images = ((images - mean) * factor + mean) * gains[:, :, None, None]
+            gains = ((1 + params.light * gain)[:, None] * (1 + params.colour * colours))[:, :, None, None]
+            images = torch.addcmul(mean * (1 - factor) * gains, images, factor * gains)
         if self._noise is not None:
             deviation = (params.noise * (noise + 1) / 2)[:, None, None, None]
-            images = images + deviation * self._field(place)
+            images = torch.addcmul(images, self._field(place), deviation)
         return images.clamp(0, 255)
 
     def _moved(
@@ -85,7 +89,4 @@ class Augmentation:
         assert self._noise is not None
         # 24 bits of a uniform number make two offsets.
         bits = ((place + 1) / 2 * 2**24).long()
-        along = torch.arange(self._size, device=place.device)
-        rows = (bits // 4096 % self._size)[:, None] + along
-        columns = (bits % 4096 % self._size)[:, None] + along
-        return self._noise[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
+        return self._noise[:, bits // 4096 % self._size, bits % 4096 % self._size].transpose(0, 1)
