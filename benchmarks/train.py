@@ -14,7 +14,7 @@ beside its ceiling it has HEAD_BINS bins, of numbers drawn at random. What is co
 `--rounds` runs each, taken in turn. `scaling` is one rank against two. `growth` is how seconds and peak memory of
 encoding and of an epoch of training the head grow with the bins.
 
-    python benchmarks/train.py                                         two cores: about twenty-five minutes
+    python benchmarks/train.py                                         two cores: about fifteen minutes
     python benchmarks/train.py --only full --trunk resnet50 --image-size 224 --batch-size 256 --bins 8192   a GPU
 """
 
@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def _growth(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     result = []
     for size in arguments.sizes:
         folder = arguments.folder / f"growth-{size}"
-        write_shards(folder / "bins", _copies(size))
+        write_shards(folder / "bins", make_bins(size, IMAGE_BYTES))
         options = {"folder": folder, "bins": size - VALIDATION, "image_size": arguments.growth_image_size, "epochs": 1}
         small = argparse.Namespace(**vars(arguments) | options)
         encoding, training = _run(small, "encode-features"), _run(small, "engine-frozen")
@@ -359,11 +359,6 @@ def _peak() -> int:
 
 
 # --- bins ----------------------------------------------------------------------------------------------------
-
-
-def _copies(number: int) -> Iterator[Any]:
-    """Rendered bins, so many at a time that memory does not grow with them."""
-    yield from make_bins(number, IMAGE_BYTES)
 
 
 def _write_random(folder: Path, number: int, width: int) -> None:
