@@ -21,7 +21,6 @@ encoding and of an epoch of training the head grow with the bins.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -355,7 +354,9 @@ def _now() -> float:
 def _peak() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # getrusage would count what the process was forked from.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 # --- bins ----------------------------------------------------------------------------------------------------
