@@ -28,7 +28,8 @@ from bintally.progress import progress
 
 # Images a forward pass: what a CPU's caches hold, what keeps a GPU busy.
 BATCH = {"cpu": 8, "cuda": 128}
-TOUCHED_BYTES = 2**25
+TOUCHED_BYTES = 2**26
+FAULT_AROUND_BYTES = 2**16
 KEEP_EVERY_S = 10.0
 
 log = logging.getLogger("bintally")
@@ -68,7 +69,8 @@ class Rows:
     ) -> NDArray[np.float32] | NDArray[np.uint8]:
         """A copy of ``rows``, or of one view of each."""
         taken = self._array[rows] if view is None else self._array[rows, view.astype(np.intp)]
-        self._touched += taken.nbytes
+        # Where a page is missing Linux brings in those around it, too.
+        self._touched += len(taken) * max(taken[:1].nbytes, FAULT_AROUND_BYTES)
         if self._touched > TOUCHED_BYTES:
             self._map.madvise(mmap.MADV_DONTNEED)
             self._touched = 0
