@@ -60,6 +60,14 @@ def until_checkpoints(project: Project, run: subprocess.Popen[str], number: int 
         time.sleep(0.01)
 
 
+def kill_after_checkpoints(project: Project) -> None:
+    run = project.start(*TRAIN)
+    until_checkpoints(project, run)
+    for process in stages_left(project):
+        os.kill(process, signal.SIGKILL)
+    run.communicate(timeout=WAIT_S)
+
+
 def comes_to_the_same(project: Project, undisturbed: object, earlier_steps: bool = True) -> str:
     text = project.must(*TRAIN)
     assert (steps_done(text) < 150 * 2) == earlier_steps
@@ -119,11 +127,7 @@ def test_a_dvc_repro_that_is_asked_to_end_saves_and_leaves_no_process_behind(slo
 
 def test_a_damaged_checkpoint_and_changed_parameters(slow: Project) -> None:
     undisturbed = outcome(slow)
-    run = slow.start(*TRAIN)
-    until_checkpoints(slow, run)
-    for process in stages_left(slow):
-        os.kill(process, signal.SIGKILL)
-    run.communicate(timeout=WAIT_S)
+    kill_after_checkpoints(slow)
     older, newest = checkpoints(slow)
     newest.write_bytes(newest.read_bytes()[:-1000])
 
@@ -139,11 +143,7 @@ def test_a_damaged_checkpoint_and_changed_parameters(slow: Project) -> None:
 def test_a_full_disk_leaves_the_older_checkpoint(slow: Project) -> None:
     """The scratch folder lies on a file system with room for a few checkpoints, mounted for the command alone."""
     undisturbed = outcome(slow)
-    run = slow.start(*TRAIN)
-    until_checkpoints(slow, run)
-    for process in stages_left(slow):
-        os.kill(process, signal.SIGKILL)
-    run.communicate(timeout=WAIT_S)
+    kill_after_checkpoints(slow)
     saved = checkpoints(slow)
     room = sum(path.stat().st_size for path in saved) + 2**16
     kept = slow.folder.parent / "kept"

@@ -215,21 +215,21 @@ def _rank() -> None:
     from bintally.training.distribution import LostRanks, leave
 
     log_to_stderr()
-    code = 0
+    status = 0
     try:
         with full_disk_is_a_fault("the outs of train"):
             work(load_params(), stop)
     except Stopped:
-        code = STOPPED
+        status = STOPPED
     except Fault as fault:
         # What all ranks see the first of them says. A rank that fails alone says it, but torchrun then ends the
         # others, which lose it just before.
         if isinstance(fault, LostRanks) or os.environ["LOCAL_RANK"] != "0":
             stop.wait(UNTIL_TORCHRUN_SAYS_S)
-        code = STOPPED if stop.came else 1
+        status = STOPPED if stop.came else 1
         if not stop.came:
             print(f"train: {fault}", file=sys.stderr)
-    leave(code)
+    leave(status)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,12 @@ class Augmentation:
     def __init__(self, params: Augment, size: int, seed: int, device: torch.device) -> None:
         self._params = params
         self._size = size
-        # Noise is cut from one field at a place of the sample's own: drawing so many normal numbers would take long.
-        field = np.random.default_rng([seed, 0, 2]).standard_normal((3, 2 * size, 2 * size), dtype=np.float32)
-        # Seen as the (3, size + 1, size + 1) cuts of size × size that it has.
-        self._noise = torch.from_numpy(field).to(device).unfold(1, size, 1).unfold(2, size, 1) if params.noise else None
+        self._noise: torch.Tensor | None = None
+        if params.noise:
+            # Cut from one field at a place of the sample's own: drawing so many normal numbers would take long.
+            field = np.random.default_rng([seed, 0, 2]).standard_normal((3, 2 * size, 2 * size), dtype=np.float32)
+            # Seen as the (3, size + 1, size + 1) cuts of size × size that it has.
+            self._noise = torch.from_numpy(field).to(device).unfold(1, size, 1).unfold(2, size, 1)
 
     def __call__(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """Change images.
