@@ -33,7 +33,12 @@ class Project:
     folder: Path
 
     def environment(self) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "DVC_"))}
+        # Without SHELL, DVC runs stages in /bin/sh, which unlike bash may stay on as the parent of its last command.
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("AWS_", "DVC_")) and name != "SHELL"
+        }
         return inherited | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(self.folder / "src"),
