@@ -30,9 +30,9 @@ from torchvision.datasets import ImageFolder
 
 from bintally.bins.shards import ShardReader, read_index
 from bintally.files import read_csv
-from bintally.model.network import make_head
+from bintally.model.network import Head
 from bintally.model.saved import default_device
-from bintally.model.trunk import LITE0, LITE0_MEAN, LITE0_STD, Trunk, load_weights
+from bintally.model.trunk import LITE, LITE_MEAN, LITE_STD, Trunk, load_weights
 from bintally.params import Params, load_params
 from bintally.stages.paths import BINS, SPLITS
 from common import ROOT, environment, report, rounded, say, timed
@@ -47,8 +47,8 @@ def main() -> None:
         project = Path(name) / "project"
         _copy(project, arguments.demo_bins)
         params = load_params(project / "params.yaml")
-        if params.model.trunk != LITE0 or params.model.weights != "DEFAULT" or params.model.trained != "head":
-            raise SystemExit(f"params.yaml: this compares a frozen {LITE0} with its own weights only")
+        if params.model.trunk != LITE[0] or params.model.weights != "DEFAULT" or params.model.trained != "head":
+            raise SystemExit(f"params.yaml: this compares a frozen {LITE[0]} with its own weights only")
 
         say("dvc repro")
         with timed("dvc repro") as first:
@@ -181,7 +181,7 @@ def _plain(folder: Path, params: Params, lr: float, epochs: int) -> Plain:
     size = [params.model.image_size] * 2
     normalised = [
         transforms.ToTensor(),
-        transforms.Normalize([value / 255 for value in LITE0_MEAN], [value / 255 for value in LITE0_STD]),
+        transforms.Normalize([value / 255 for value in LITE_MEAN], [value / 255 for value in LITE_STD]),
     ]
     train = ImageFolder(
         str(folder / "train"),
@@ -193,11 +193,11 @@ def _plain(folder: Path, params: Params, lr: float, epochs: int) -> Plain:
     validation_loader = DataLoader(validation, batch, num_workers=WORKERS)
 
     device = default_device()
-    ours = Trunk(LITE0, params.model.image_size, every_scale=False)
-    load_weights(ours, LITE0, params.model.weights)
+    ours = Trunk(LITE[0], params.model.image_size, "last")
+    load_weights(ours, LITE[0], params.model.weights)
     # Without the wrapper, which normalises, and in torch's default layout.
     trunk = ours.body.to(device, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    head = make_head(ours.width, params.train.hidden, len(params.fetch.counts), params.train.seed).to(device)
+    head = Head(ours.width, params.train.hidden, len(params.fetch.counts), False, params.train.seed).to(device)
     optimizer = torch.optim.Adam(head.parameters(), lr=lr)
 
     def logits(images: torch.Tensor) -> torch.Tensor:

@@ -104,6 +104,7 @@ def _measure(
         anonymous=True,
         ids=None,
         counts=COUNTS,
+        open_ended=False,
         per_count=None,
         concurrency=concurrency,
         seed=1,

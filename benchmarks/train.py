@@ -39,9 +39,9 @@ from bintally.bins.shards import ShardReader, read_index, write_shards
 from bintally.interruption import StopRequest
 from bintally.memory import keep_freed_memory
 from bintally.model.encoded import Rows, encode
-from bintally.model.network import CountingNetwork, log_distribution, make_head, views
+from bintally.model.network import CountingNetwork, Head, log_distribution, views
 from bintally.model.saved import default_device
-from bintally.model.trunk import IMAGENET_MEAN, IMAGENET_STD, LITE0, LITE0_MEAN, LITE0_STD, Trunk, load_weights
+from bintally.model.trunk import IMAGENET_MEAN, IMAGENET_STD, LITE, LITE_MEAN, LITE_STD, Trunk, load_weights
 from bintally.params import Params, load_params
 from bintally.training.checkpoint import Checkpoints
 from bintally.training.distribution import joined
@@ -80,7 +80,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts (default: all)")
-    parser.add_argument("--trunk", default=LITE0, help="default: %(default)s")
+    parser.add_argument("--trunk", default=LITE[0], help="default: %(default)s")
     parser.add_argument("--image-size", type=int, default=128, help="pixels (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--bins", type=int, default=384, help="to train on (default: %(default)s)")
@@ -213,9 +213,9 @@ def _params(arguments: argparse.Namespace, trained: str) -> Params:
 
 
 def _network(arguments: argparse.Namespace) -> CountingNetwork:
-    trunk = Trunk(arguments.trunk, arguments.image_size, every_scale=True)
-    load_weights(trunk, arguments.trunk, "DEFAULT" if arguments.trunk == LITE0 else "none")
-    return CountingNetwork(trunk, make_head(trunk.width, 512, 5, seed=1))
+    trunk = Trunk(arguments.trunk, arguments.image_size, "every_scale")
+    load_weights(trunk, arguments.trunk, "DEFAULT" if arguments.trunk in LITE else "none")
+    return CountingNetwork(trunk, Head(trunk.width, 512, 5, ordinal=False, seed=1))
 
 
 def _encode(kind: str, arguments: argparse.Namespace) -> Figures:
@@ -233,7 +233,7 @@ def _samples(arguments: argparse.Namespace, kind: str) -> tuple[Samples, Samples
     rows = Rows(arguments.folder / kind / "array.npy")
     classes = np.arange(arguments.bins + VALIDATION) % 5
     parts = np.arange(arguments.bins), np.arange(arguments.bins, len(classes))
-    train, validation = (Samples(rows, part, classes[part], [str(row) for row in part], True) for part in parts)
+    train, validation = (Samples(rows, part, classes[part], *2 * ([str(row) for row in part],), True) for part in parts)
     return train, validation
 
 
@@ -283,7 +283,7 @@ def _files(kind: str, arguments: argparse.Namespace) -> Figures:
     from torchvision.datasets import ImageFolder
 
     device, size = default_device(), arguments.image_size
-    mean, std = (LITE0_MEAN, LITE0_STD) if arguments.trunk == LITE0 else (IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = (LITE_MEAN, LITE_STD) if arguments.trunk in LITE else (IMAGENET_MEAN, IMAGENET_STD)
     scaled = [transforms.ToTensor(), transforms.Normalize([m / 255 for m in mean], [s / 255 for s in std])]
     resize = transforms.Resize((size, size))
     first = transforms.RandomResizedCrop(size) if kind == "imagenet-full" else resize
@@ -300,7 +300,7 @@ def _files(kind: str, arguments: argparse.Namespace) -> Figures:
     for block in trunk.modules():
         block._forward_hooks.clear()
     width = trunk.eval()(torch.zeros(1, 3, size, size, device=device)).flatten(1).shape[1]
-    head = make_head(width, 512, 5, seed=1).to(device)
+    head = Head(width, 512, 5, ordinal=False, seed=1).to(device)
     frozen = kind == "study-frozen"
     learned = [*head.parameters()] if frozen else [*trunk.parameters(), *head.parameters()]
     if kind == "imagenet-full":

@@ -4,12 +4,13 @@ from functools import cache
 
 from bintally.bins.demo import DemoWarehouse
 from bintally.bins.shards import Bin
-from bintally.model.network import CountingNetwork, make_head
+from bintally.model.calibration import Calibration
+from bintally.model.network import CountingNetwork, Head
 from bintally.model.saved import Card
-from bintally.model.trunk import LITE0, Trunk, load_weights
+from bintally.model.trunk import LITE, Trunk, load_weights
 
 CARD = Card(
-    trunk=LITE0,
+    trunk=LITE[0],
     features="every_scale",
     image_size=64,
     mean=[127.0] * 3,
@@ -21,14 +22,26 @@ CARD = Card(
     data="abc",
     validation={"loss": 1.5, "accuracy": 0.25},
 )
+# Answers with some of the counts CARD's model learned.
+CALIBRATION = Calibration(
+    counts=[2, 3, 5],
+    open_ended=False,
+    temperature=1.7,
+    accuracy_decoding="most_probable",
+    rmse_decoding="rounded_mean",
+    coverage=0.9,
+    mass=0.95,
+    sure=0.8,
+    confidence=0.6,
+)
 
 
 @cache
 def counter() -> CountingNetwork:
     """CARD's network, which gives each image another distribution: the learned trunk, a head of large weights."""
-    trunk = Trunk(CARD.trunk, CARD.image_size, every_scale=True)
+    trunk = Trunk(CARD.trunk, CARD.image_size, CARD.features)
     load_weights(trunk, CARD.trunk, "DEFAULT")
-    network = CountingNetwork(trunk, make_head(trunk.width, CARD.hidden, len(CARD.counts), seed=1)).eval()
+    network = CountingNetwork(trunk, Head(trunk.width, CARD.hidden, len(CARD.counts), CARD.ordinal, seed=1)).eval()
     network.get_parameter("head.2.weight").data *= 10
     return network
 

@@ -29,6 +29,7 @@ fetch:
   anonymous: true
   ids:
   counts: [1, 2, 3]
+  open_ended: false
   per_count: 5
   concurrency: 4
   seed: 2
@@ -37,6 +38,7 @@ split:
   train: 0.6
   validation: 0.2
   test: 0.2
+  test_ids:
   seed: 3
 model:
   trunk: resnet18
@@ -47,6 +49,8 @@ model:
   mirror: true
   seed: 4
 train:
+  counts: [1, 3]
+  share: 1.0
   hidden: 8
   epochs: 2
   head_epochs: 0
@@ -61,6 +65,16 @@ train:
   weight_decay: 0.0
   clip:
   label_smoothing: 0.0
+  label_spread: 0.0
+  ordinal: false
+  squared_error: 0.0
+  records: 0.0
+  twins: 0.0
+  teachers: []
+  distilled: 0.0
+  dropout: 0.0
+  first_size:
+  validate_every: 1
   average: 0.0
   precision: auto
   compile: false
@@ -80,8 +94,11 @@ launch:
   timeout_s: 300
   max_restarts: 0
   checkpoint_s: 60
+calibrate:
+  counts:
+  coverage: 0.9
+  sure: 0.8
 evaluate:
-  decoding: most_probable
   resamples: 100
   seed: 6
 """
@@ -144,7 +161,15 @@ def test_sources_of_every_kind_are_allowed(tmp_path: Path, source: str) -> None:
         ("rdzv_endpoint: localhost:0", "rdzv_endpoint: somewhere", ["launch.rdzv_endpoint", "'somewhere'"]),
         ("timeout_s: 300", "timeout_s: 4", ["launch.timeout_s", "4", "5"]),
         ("features: last", "features: first", ["model.features", "'first'", "every_scale"]),
-        ("decoding: most_probable", "decoding: mean", ["evaluate.decoding", "'mean'", "rounded_mean"]),
+        ("dropout: 0.0", "dropout: 1.0", ["train.dropout", "1.0"]),
+        ("first_size:", "first_size: 31", ["train.first_size", "31", "32"]),
+        ("validate_every: 1", "validate_every: 0", ["train.validate_every", "0", "1"]),
+        ("counts: [1, 3]", "counts: [1, 4]", ["train.counts", "[1, 4]", "among [1, 2, 3]"]),
+        ("counts: [1, 3]", "counts: [3, 1]", ["train.counts", "[3, 1]", "ascending"]),
+        ("counts:", "counts: [1, 2]", ["calibrate.counts", "[1, 2]", "among [1, 3]"]),
+        ("counts:", "counts: [3, 1]", ["calibrate.counts", "[3, 1]", "ascending"]),
+        ("coverage: 0.9", "coverage: 1.0", ["calibrate.coverage", "1.0"]),
+        ("sure: 0.8", "sure: 0", ["calibrate.sure", "0"]),
         ("test: 0.2", "test: 0.25", ["split", "1.05", "sum to 1"]),
         ("test: 0.2", "test: 0", ["split.test", "0", "greater than 0"]),
         ("counts: [1, 2, 3]", "counts: [2, 1]", ["fetch.counts", "[2, 1]", "ascending"]),
@@ -169,6 +194,29 @@ def test_what_is_not_allowed_is_named_with_its_value(tmp_path: Path, old: str, n
 @pytest.mark.parametrize(("written", "meant"), [("head", "head"), ("all", "all"), ("1", 1), ("12", 12)])
 def test_the_head_or_all_or_a_number_of_stages_learn(tmp_path: Path, written: str, meant: str | int) -> None:
     assert loaded(tmp_path, ("trained: head", f"trained: {written}")).model.trained == meant
+
+
+def test_what_is_learned_and_what_is_answered_may_be_fewer_counts_than_are_fetched(tmp_path: Path) -> None:
+    params = loaded(tmp_path)
+    assert (params.learned_counts, params.answers) == ([1, 3], [1, 3])
+    params = loaded(tmp_path, ("counts: [1, 3]", "counts: "), ("counts:", "counts: [2, 3]"))
+    assert (params.learned_counts, params.answers) == ([1, 2, 3], [2, 3])
+
+
+@pytest.mark.parametrize(
+    ("also", "said"),
+    [
+        (("ranks: 1", "ranks: 2"), "launch.ranks: 1"),
+        (("nnodes: 1", "nnodes: 2"), "launch.ranks: 1"),
+        (("accumulate: 1", "accumulate: 2"), "one part, not 2"),
+    ],
+)
+def test_twins_are_compared_in_batches_that_are_whole(tmp_path: Path, also: tuple[str, str], said: str) -> None:
+    twins = ("twins: 0.0", "twins: 0.5")
+    meeting = ("rdzv_endpoint: localhost:0", "rdzv_endpoint: 10.0.0.1:29500")
+    assert loaded(tmp_path, twins, meeting).train.twins == 0.5
+    with pytest.raises(Fault, match=rf"train\.twins: 0\.5 needs .*{said}"):
+        loaded(tmp_path, twins, meeting, also)
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:29500", "127.0.0.1:29500", "10.0.0.1:0", "10.0.0.1:65536"])

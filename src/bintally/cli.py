@@ -18,6 +18,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--to", type=Path, default=Path("exports"), metavar="FOLDER", help="default: exports")
     export.add_argument("--format", choices=["onnx", "torch", "both"], default="both", help="default: both")
+    errors = commands.add_parser("errors", help="a page of the test bins whose record the model finds least likely")
+    errors.add_argument(
+        "--to", type=Path, default=Path("exports/errors.html"), metavar="PAGE", help="default: %(default)s"
+    )
+    errors.add_argument("--number", type=int, default=60, help="of bins (default: %(default)s)")
     store = commands.add_parser("store", help="the loopback S3 server, in the foreground")
     store.add_argument("--dir", type=Path, default=Path(".store"), help="where its data lies (default: .store)")
     store.add_argument("--port", type=int, help="default: that of the default DVC remote")
@@ -48,6 +53,10 @@ def main() -> None:
             from bintally.apps.export import export_model
 
             export_model(arguments.to, ["onnx", "torch"] if arguments.format == "both" else [arguments.format])
+        elif arguments.command == "errors":
+            from bintally.apps.errors import write_errors_page
+
+            write_errors_page(arguments.to, arguments.number)
         else:
             from bintally.apps.remote import serve_forever
 

@@ -5,15 +5,32 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from bintally.faults import Fault
 
 PARAMS_FILE = Path("params.yaml")
 
+
+def _ascending(counts: list[int]) -> list[int]:
+    if counts != sorted(set(counts)):
+        raise ValueError(f"{counts} must be ascending, each count once")
+    return counts
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Counts = Annotated[list[Annotated[int, Field(ge=0, le=1000)]], Field(min_length=2), AfterValidator(_ascending)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -33,8 +50,10 @@ class Fetch(Checked):
     """Unsigned requests, as public buckets take them."""
     ids: Text | None
     """File that lists the ids to take; None draws them by seed from the source's listing."""
-    counts: Annotated[list[Annotated[int, Field(ge=0, le=1000)]], Field(min_length=2)]
+    counts: Counts
     """The counts to tell apart, ascending."""
+    open_ended: bool
+    """Whether the last of ``counts`` stands for itself and all above it."""
     per_count: Positive | None
     """At most so many bins of each count; None takes all."""
     concurrency: Annotated[int, Field(ge=1, le=1024)]
@@ -43,8 +62,6 @@ class Fetch(Checked):
 
     @model_validator(mode="after")
     def _check(self) -> "Fetch":
-        if self.counts != sorted(set(self.counts)):
-            raise ValueError(f"fetch.counts: {self.counts} must be ascending, each count once")
         if self.source.startswith("s3:") and not re.fullmatch(r"s3://[^/\s]+(/\S*)?", self.source):
             raise ValueError(f"fetch.source: '{self.source}' must be of the form s3://bucket or s3://bucket/prefix")
         if self.endpoint and not re.fullmatch(r"https?://[^/\s]+/?", self.endpoint):
@@ -56,6 +73,8 @@ class Split(Checked):
     train: Share
     validation: Share
     test: Share
+    test_ids: Text | None
+    """File that lists the ids of the test set; None draws it. What else is of their groups is left out."""
     seed: Seed
 
     @model_validator(mode="after")
@@ -71,8 +90,9 @@ class Model(Checked):
     """``efficientnet_lite0`` or the name of a torchvision classification network."""
     weights: Text
     """``DEFAULT`` (ImageNet), ``none``, or the path or https URL of a state dict."""
-    features: Literal["every_scale", "last"]
-    """What the head sees: the trunk's last feature vector, or beside it the mean of its map at every scale."""
+    features: Literal["every_scale", "last", "grid"]
+    """What the head sees: the trunk's last feature vector; beside it the mean of its map at every scale; or, in its
+    place, the means of a grid of cells of the last map."""
     trained: int | str
     """How much is learned: the head alone, all of it, or the head and so many of the trunk's last stages."""
     image_size: Annotated[int, Field(ge=32, le=1024)]
@@ -89,6 +109,10 @@ class Model(Checked):
 
 
 class Train(Checked):
+    counts: Counts | None
+    """Learn these alone, of those fetched; None learns all."""
+    share: Annotated[float, Field(gt=0, le=1)]
+    """Share of the training bins to learn from, whole groups of them; a smaller share is part of every larger one."""
     hidden: Positive
     epochs: Positive
     head_epochs: Annotated[int, Field(ge=0)]
@@ -113,6 +137,27 @@ class Train(Checked):
     clip: Annotated[float, Field(gt=0)] | None
     """The greatest norm of a gradient; a longer one is shortened to it."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    """Share of a label that is spread over all counts alike."""
+    label_spread: Annotated[float, Field(ge=0, le=10)]
+    """Standard deviation, in items, of the bell a label is spread over the counts near it by."""
+    ordinal: bool
+    """The head answers "is it more than k?" for each count k but the last, given that it is k or more."""
+    squared_error: Annotated[float, Field(ge=0, le=100)]
+    """Weight of the squared error of the expected count, in items, beside the cross-entropy."""
+    twins: Annotated[float, Field(ge=0, le=100)]
+    """Weight of the squared error of the difference between two photographs of one bin in a batch."""
+    records: Annotated[float, Field(ge=0, le=100)]
+    """Weight of the squared error in what else the records say (:mod:`bintally.bins.facts`), in units of deviation."""
+    teachers: list[Text]
+    """Folders of models of the same counts and image size, whose averaged answers labels are mixed with."""
+    distilled: Annotated[float, Field(ge=0, le=1)]
+    """Share of a label that is the teachers'."""
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the features that the head does without, other ones each time."""
+    first_size: Annotated[int, Field(ge=32, le=1024)] | None
+    """Side of the images at the start, in pixels, that grows to `model.image_size`; None: that from the start."""
+    validate_every: Positive
+    """Epochs between two validations; the last is always validated."""
     average: Annotated[float, Field(ge=0, lt=1)]
     """Decay of the moving average of the weights, which is then what is validated and kept; 0: none."""
     precision: Literal["auto", "float32", "bfloat16"]
@@ -123,6 +168,10 @@ class Train(Checked):
 
     @model_validator(mode="after")
     def _check(self) -> "Train":
+        if self.twins and self.accumulate > 1:
+            raise ValueError(f"train.twins: {self.twins} needs batches in one part, not {self.accumulate}")
+        if bool(self.teachers) != bool(self.distilled):
+            raise ValueError(f"train.distilled: {self.distilled} and train.teachers {self.teachers} go together")
         if self.head_epochs >= self.epochs:
             raise ValueError(f"train.head_epochs: {self.head_epochs} must be below train.epochs ({self.epochs})")
         return self
@@ -172,8 +221,16 @@ class Launch(Checked):
         return self
 
 
+class Calibrate(Checked):
+    counts: Counts | None
+    """Answer with these of the counts learned, and score bins of these alone; None takes all."""
+    coverage: Share
+    """Share of bins whose set of counts is to hold the true one."""
+    sure: Share
+    """Share of answers to be right where the model does not say that it is unsure."""
+
+
 class Evaluate(Checked):
-    decoding: Literal["most_probable", "rounded_mean"]
     resamples: Annotated[int, Field(ge=100, le=100_000)]
     seed: Seed
 
@@ -185,7 +242,30 @@ class Params(Checked):
     train: Train
     augment: Augment
     launch: Launch
+    calibrate: Calibrate
     evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _check(self) -> "Params":
+        if self.train.twins and self.launch.ranks * self.launch.nnodes > 1:
+            raise ValueError(f"train.twins: {self.train.twins} needs launch.ranks: 1")
+        for key, counts, among in (
+            ("train.counts", self.train.counts, self.fetch.counts),
+            ("calibrate.counts", self.calibrate.counts, self.learned_counts),
+        ):
+            if counts and not set(counts) <= set(among):
+                raise ValueError(f"{key}: {counts} must be among {among}, which is what there is to take from")
+        return self
+
+    @property
+    def learned_counts(self) -> list[int]:
+        """The counts the model tells apart."""
+        return self.train.counts or self.fetch.counts
+
+    @property
+    def answers(self) -> list[int]:
+        """The counts it answers with and is scored on."""
+        return self.calibrate.counts or self.learned_counts
 
 
 class _Loader(yaml.SafeLoader):
@@ -212,7 +292,8 @@ def _sentence(error: ValidationError) -> str:
     for detail in error.errors():
         key = ".".join(map(str, detail["loc"])) or "the file"
         if detail["type"] == "value_error":
-            faults.append(str(detail["ctx"]["error"]))
+            said = str(detail["ctx"]["error"])
+            faults.append(f"{key}: {said}" if len(detail["loc"]) > 1 and not said.startswith(key) else said)
         elif detail["type"] == "extra_forbidden":
             section = Params.model_fields.get(str(detail["loc"][0])) if len(detail["loc"]) > 1 else None
             known = section.annotation.model_fields if section else Params.model_fields  # type: ignore[union-attr]

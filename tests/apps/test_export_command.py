@@ -12,12 +12,13 @@ import torch
 
 from bintally import cli
 from bintally.bins.shards import write_shards
-from bintally.model.encoded import encode
+from bintally.model.calibration import calibrated, load_calibration, save_calibration
+from bintally.model.encoded import encode, load_encoded
 from bintally.model.images import decode
-from bintally.model.predictor import Predictor
+from bintally.model.predictor import Predictor, predict_encoded
 from bintally.model.saved import load_model, save_model
-from bintally.stages import evaluate, paths
-from small import CARD, bins, counter
+from bintally.stages import paths
+from small import CALIBRATION, CARD, bins, counter
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "key",
     )
     save_model(paths.MODELS, counter(), CARD)
+    save_calibration(paths.MODELS, CALIBRATION)
     return tmp_path
 
 
@@ -56,7 +58,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return said.err
 
 
-def test_evaluate_predictor_and_exports_say_the_same(
+def test_what_is_scored_predictor_and_exports_say_the_same(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(monkeypatch)
@@ -67,9 +69,11 @@ def test_evaluate_predictor_and_exports_say_the_same(
         assert re.fullmatch(pattern.format(suffix, len(bins())), line), line
 
     rows = np.arange(len(bins()))[::-1]
-    scored = evaluate._predict(rows)[::-1]
+    model, calibration = load_model(paths.MODELS), load_calibration(paths.MODELS)
+    logs = predict_encoded(*model, load_encoded(paths.ENCODED), rows)[::-1]
+    scored = calibrated(logs, CARD.counts, calibration.counts, calibration.temperature)
     assert scored.std(0).mean() > 0.01  # so that agreement says something
-    predicted = Predictor(*load_model(paths.MODELS))([one.image for one in bins()])
+    predicted = Predictor(*model, calibration)([one.image for one in bins()])
     np.testing.assert_allclose(predicted, scored, atol=1e-4)
     pixels = torch.stack([decode(one.image, 64) for one in bins()])
     session = onnxruntime.InferenceSession("exports/model.onnx", providers=["CPUExecutionProvider"])
@@ -86,6 +90,8 @@ def test_without_a_model_data_or_a_place_one_line_says_so(
     assert "--to: cannot write to file: File exists" in refused(monkeypatch, capsys, "--to", "file")
     write_shards(paths.BINS, [])
     assert "data/bins holds no bins" in refused(monkeypatch, capsys)
+    (paths.MODELS / "calibration.json").unlink()
+    assert "models holds no calibration" in refused(monkeypatch, capsys)
     (paths.BINS / "index.csv").unlink()
     assert "data/bins/index.csv is not there: `dvc repro` makes it" in refused(monkeypatch, capsys)
     (paths.MODELS / "model.safetensors").write_bytes(b"")

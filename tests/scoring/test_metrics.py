@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bintally.scoring.metrics import Scored, confusion, evaluate, per_class, reliability
+from bintally.scoring.metrics import Scored, confusion, evaluate, per_class, reliability, risk_coverage
 
 BY_HAND = Scored(
     probabilities=np.array(
@@ -46,6 +46,7 @@ def test_figures_are_those_worked_out_by_hand() -> None:
     assert figures["rounded_mean"] == pytest.approx(
         {"accuracy": 2 / 4, "mae": 2 / 4, "within_one": 1.0, "rmse": math.sqrt(2 / 4)}
     )
+    assert figures["median"] == figures["most_probable"]
     assert figures["loss"] == pytest.approx(-sum(map(math.log, (0.72, 0.12, 0.40, 0.92))) / 4)
     # Two of the four are between 0.7 and 0.8 sure, one of them right.
     gaps = (abs(0.72 + 0.78 - 1), 0.52, abs(0.92 - 1))
@@ -63,6 +64,17 @@ def test_tables_are_those_worked_out_by_hand() -> None:
         pytest.approx({"confidence": 0.75, "accuracy": 0.5, "images": 2}),
         pytest.approx({"confidence": 0.92, "accuracy": 1.0, "images": 1}),
     ]
+
+
+def test_the_surest_answers_are_wrong_as_often_as_worked_out_by_hand() -> None:
+    # From the surest on: right, wrong, right, wrong.
+    assert risk_coverage(BY_HAND) == [
+        {"answered": answered / 4, "risk": pytest.approx(wrong / answered)}
+        for answered, wrong in ((1, 0), (2, 1), (3, 1), (4, 2))
+    ]
+    rows = risk_coverage(many())
+    assert [row["answered"] for row in rows] == pytest.approx([share / 20 for share in range(1, 21)])
+    assert rows[-1]["risk"] == pytest.approx(1 - evaluate(many(), 100, 1)["most_probable"]["accuracy"])
 
 
 def test_certainty_right_or_wrong_gives_finite_figures() -> None:

@@ -1,24 +1,30 @@
 """Changed photographs: each change does what it says, to each sample alone, and none changes the count."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 from toys import CPU, OURS
 
 from bintally.params import Augment
-from bintally.training.augment import DRAWS, Augmentation, draw
+from bintally.training.augment import DRAWS, Augmentation, Dropout, draw
 
 SIZE = 64
 NONE = dict.fromkeys(Augment.model_fields, 0.0)
-SHIFT_X, SHIFT_Y, SCALE, ANGLE, GAIN, CONTRAST, RED, GREEN, BLUE, BLUR, NOISE, PLACE = range(DRAWS)
+SHIFT_X, SHIFT_Y, SCALE, ANGLE, GAIN, CONTRAST, RED, GREEN, BLUE, BLUR, NOISE, PLACE, KEPT = range(DRAWS)
 
 
-def augmentation(**strengths: float) -> Augmentation:
-    return Augmentation(Augment(**(NONE | strengths)), SIZE, seed=1, device=CPU)
+def whole_size(params: Augment) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    return partial(Augmentation(params, SIZE, seed=1, device=CPU), side=SIZE)
+
+
+def augmentation(**strengths: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    return whole_size(Augment(**(NONE | strengths)))
 
 
 def draws(number: int, seed: int = 1) -> torch.Tensor:
@@ -39,7 +45,7 @@ def images(number: int, low: int = 0, high: int = 256) -> torch.Tensor:
 
 
 def test_a_sample_comes_out_the_same_whatever_batch_it_is_in() -> None:
-    augment = Augmentation(OURS.augment, SIZE, 1, CPU)
+    augment = whole_size(OURS.augment)
     photographs, drawn = images(9), draws(9)
     together = augment(photographs, drawn)
     assert together.dtype == torch.float32 and together.shape == photographs.shape
@@ -90,14 +96,19 @@ def counted(image: torch.Tensor) -> int:
     return int(ndimage.label(image.mean(0).numpy() > 100)[1])
 
 
-def test_no_change_of_our_strengths_changes_the_count() -> None:
+@pytest.mark.parametrize("side", [SIZE, SIZE // 2])
+def test_no_change_of_our_strengths_changes_the_count(side: int) -> None:
     counts = [at % 10 for at in range(300)]
     pictures = torch.from_numpy(np.stack([squares(count, seed) for seed, count in enumerate(counts)]))
     assert [counted(picture.float()) for picture in pictures] == counts
-    changed = Augmentation(OURS.augment, SIZE, 1, CPU)(pictures, draws(300))
-    assert [counted(picture) for picture in changed] == counts
+    smaller, changed = (
+        Augmentation(params, SIZE, 1, CPU)(pictures, draws(300), side) for params in (Augment(**NONE), OURS.augment)
+    )
+    assert changed.shape == smaller.shape == (300, 3, side, side)
+    for some in (smaller, changed):
+        assert [counted(picture) for picture in some] == counts
     # Each has really been moved: by a pixel and more in the mean.
-    plain, moved = (ndimage.center_of_mass(some[9].mean(0).numpy() > 100) for some in (pictures.float(), changed))
+    plain, moved = (ndimage.center_of_mass(some[9].mean(0).numpy() > 100) for some in (smaller, changed))
     assert math.dist(plain, moved) > 0.3
 
 
@@ -183,3 +194,30 @@ def test_noise_has_the_drawn_deviation_and_is_each_samples_own() -> None:
     torch.testing.assert_close(changes[2], changes[1] * 2, atol=1e-4, rtol=0)
     correlation = np.corrcoef(changes[2].flatten(), changes[3].flatten())[0, 1]
     assert abs(correlation) < 0.05
+
+
+# --- features ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.2, 0.7])
+def test_dropout_leaves_its_share_of_the_features_out_and_makes_up_for_it(share: float) -> None:
+    kept = Dropout(share, 100, seed=1, device=CPU)(draws(4000))
+    assert kept.shape == (4000, 100) and kept.dtype == torch.float32
+    torch.testing.assert_close(kept.unique(), torch.tensor([0, 1 / (1 - share)]))
+    assert float((kept == 0).float().mean()) == pytest.approx(share, abs=0.01)
+    # Each feature and each sample has its own luck.
+    for axis in (0, 1):
+        assert float(kept.corrcoef()[0, 1:].abs().mean()) < 0.15, axis
+        kept = kept.T
+
+
+def test_dropout_is_by_what_was_drawn_for_the_sample_and_the_seed_alone() -> None:
+    drawn = draws(50)
+    first, again, other = (Dropout(0.5, 30, seed, CPU) for seed in (1, 1, 2))
+    together = first(drawn)
+    assert torch.equal(again(drawn.flip(0)).flip(0), together)
+    assert not torch.equal(other(drawn), together)
+    assert not torch.equal(first(draws(50, seed=2)), together)
+    # What is drawn reaches from -1 to just below 1.
+    ends = torch.cat([one_draw(kept=-1.0), one_draw(kept=float(np.nextafter(np.float32(1), np.float32(0))))])
+    assert first(ends).shape == (2, 30)

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from toys import (
     CLASSES,
+    CPU,
+    WIDTH,
     Tensors,
     TinyTrunk,
     alone,
@@ -30,8 +32,9 @@ from toys import (
 
 from bintally.faults import Fault
 from bintally.interruption import Stopped, StopRequest
-from bintally.model.network import CountingNetwork, distribution
+from bintally.model.network import CountingNetwork, log_distribution
 from bintally.params import Params
+from bintally.training.augment import Dropout
 from bintally.training.checkpoint import Checkpoints, read_state
 from bintally.training.distribution import Place
 from bintally.training.loop import Epoch, Fit, fit
@@ -52,6 +55,9 @@ EVERYTHING: dict[str, Any] = {
     "weight_decay": 0.01,
     "clip": 1.0,
     "label_smoothing": 0.1,
+    "label_spread": 0.5,
+    "squared_error": 0.1,
+    "dropout": 0.2,
     "average": 0.9,
 }
 
@@ -104,9 +110,9 @@ def before_each_step(network: CountingNetwork, action: Callable[[], object]) -> 
 @torch.no_grad()
 def assert_validated(fitted: Fit, network: nn.Module, inputs: torch.Tensor, validation: Samples) -> None:
     """What the best epoch is said to have come to is what the network that is left comes to on all views."""
-    probability = distribution(network.eval(), inputs)
+    logs = log_distribution(network.eval(), inputs)
     truth = torch.from_numpy(validation.classes)
-    loss, accuracy = nn.functional.nll_loss(probability.log(), truth), (probability.argmax(1) == truth).float().mean()
+    loss, accuracy = nn.functional.nll_loss(logs, truth), (logs.argmax(1) == truth).float().mean()
     assert loss.item() == pytest.approx(fitted.best.validation_loss, rel=1e-4)
     assert accuracy.item() == pytest.approx(fitted.best.validation_accuracy)
 
@@ -169,6 +175,35 @@ def test_a_step_follows_the_gradient_of_the_mean_smoothed_cross_entropy(
     assert fitted.history[0].train_loss == pytest.approx(loss.item(), rel=1e-5)
     assert fitted.history[0].train_accuracy == pytest.approx(float((logits.argmax(1) == targets).float().mean()))
     torch.testing.assert_close(list(fitted.state.values()), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_step_compares_twins_and_leaves_features_out(place: Place, tmp_path: Path) -> None:
+    samples, network = toy(tmp_path), tiny_network()
+    params = parameters(
+        epochs=1, batch_size=64, optimizer="sgd", momentum=0.0, lr=0.5, twins=0.3, squared_error=0.2, dropout=0.4
+    )
+    epoch = plan(60, 64, seed=params.train.seed, epoch=0)
+    inputs = torch.from_numpy(samples[0].source.take(samples[0].rows, epoch.flip))
+    targets = torch.from_numpy(samples[0].classes)
+    kept = Dropout(0.4, WIDTH, params.train.seed, CPU)(torch.from_numpy(epoch.draws))
+    logits = network.head(inputs * kept)
+    errors = logits.softmax(1) @ torch.tensor([1.0, 2, 3]) - (targets + 1)
+    twins = errors[::2] - errors[1::2]  # thirty bins of two photographs each
+    loss = smoothed(logits, targets, 0.0) + 0.2 * (errors**2).mean() + 0.3 * (twins**2).sum() / 60
+    gradients = torch.autograd.grad(loss, list(network.head.parameters()))
+    expected = [p.detach() - 0.5 * g for p, g in zip(network.head.parameters(), gradients, strict=True)]
+
+    fitted = Run(place, samples, params, tmp_path / "run")(network)
+    assert fitted.history[0].train_loss == pytest.approx(loss.item(), rel=1e-5)
+    torch.testing.assert_close(list(fitted.state.values()), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_an_ordinal_head_learns_too(place: Place, tmp_path: Path) -> None:
+    run, network = Run(place, toy(tmp_path), parameters(ordinal=True), tmp_path / "run"), tiny_network(ordinal=True)
+    fitted = run(network)
+    assert fitted.best.validation_accuracy > 0.8
+    validation = run.samples[1]
+    assert_validated(fitted, network.head, torch.from_numpy(validation.source.take(validation.rows)), validation)
 
 
 def test_batches_in_parts_come_to_the_same(place: Place, tmp_path: Path) -> None:
@@ -238,6 +273,23 @@ def test_the_average_of_a_network_has_its_statistics_too(place: Place, tmp_path:
             assert fitted.state[name] == value == 8
 
 
+@pytest.mark.parametrize("stop_before", [None, 7])
+def test_some_epochs_alone_are_validated_the_last_among_them(
+    place: Place, tmp_path: Path, stop_before: int | None
+) -> None:
+    samples, params = toy(tmp_path), parameters(validate_every=2)
+    whole = Run(place, samples, parameters(), tmp_path / "whole")(tiny_network())
+    run, network, steps = Run(place, samples, params, tmp_path / "run"), tiny_network(), count()
+    if stop_before is not None:  # four steps an epoch: within the second
+        before_each_step(network, lambda: run.ask() if next(steps) == stop_before else None)
+        with pytest.raises(Stopped):
+            run(network)
+        run, network = Run(place, samples, params, tmp_path / "run"), tiny_network(seed=9)
+    fitted = run(network)
+    assert fitted.history == run.reported == [whole.history[epoch] for epoch in (1, 3, 4)]
+    assert fitted.best == min(fitted.history, key=lambda epoch: epoch.validation_loss)
+
+
 # --- what learns ---------------------------------------------------------------------------------------
 
 
@@ -296,6 +348,17 @@ def test_pixels_reach_the_network_mirrored_and_changed_in_full_precision(place: 
     full = seen("float32", {})
     assert (full - seen("float32", none)).abs().max() > 10
     torch.testing.assert_close(seen("bfloat16", {}), full, atol=1e-3, rtol=0)
+
+
+def test_images_grow_to_their_size_and_validation_has_it_from_the_start(place: Place, tmp_path: Path) -> None:
+    random, network = np.random.default_rng(0), tiny_network()
+    pixels, classes = random.integers(0, 256, (12, 3, 96, 96), dtype=np.uint8), random.integers(0, CLASSES, 12)
+    sides: dict[bool, list[tuple[int, ...]]] = {True: [], False: []}
+    network.register_forward_pre_hook(lambda module, inputs: sides[module.training].append(tuple(inputs[0].shape[2:])))
+    params = parameters("all", epochs=6, first_size=32)
+    Run(place, split(rows(pixels, tmp_path), classes, mirrored=True), params, tmp_path / "run")(network)
+    # A step an epoch, grown after two thirds of them.
+    assert sides == {True: [(side, side) for side in (32, 32, 64, 96, 96, 96)], False: [(96, 96)] * 6}
 
 
 def test_bfloat16_learns_too(place: Place, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Batches: every sample once an epoch, the same whatever the ranks, read as they are on the disk."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,21 @@ def test_an_epoch_is_drawn_anew_by_seed_and_by_number() -> None:
     one = plan(200, 50, seed=1, epoch=0)
     assert 70 < one.flip.sum() < 130
     assert -1 <= one.draws.min() < -0.99 and 0.99 < one.draws.max() < 1
+
+
+def test_samples_of_a_group_follow_each_other_and_groups_come_in_another_order_each_epoch() -> None:
+    groups = [f"g{sample % 70}" for sample in range(100)]  # thirty of two, forty of one
+    orders = []
+    for epoch in (0, 1):
+        one = plan(100, 16, seed=1, epoch=epoch, groups=groups)
+        order = np.concatenate(one.batches).tolist()
+        assert sorted(order) == list(range(100)) and len(one.batches) == 7
+        changes = sum(groups[before] != groups[after] for before, after in pairwise(order))
+        assert changes == 69
+        orders.append(order)
+        # What happens to a sample does not depend on where it stands.
+        np.testing.assert_array_equal(one.draws, plan(100, 16, seed=1, epoch=epoch).draws)
+    assert orders[0] != orders[1] and orders[0] != sorted(orders[0])
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])

@@ -18,7 +18,7 @@ from torch import distributed, nn
 
 from bintally.faults import Fault
 from bintally.model.encoded import Rows
-from bintally.model.network import CountingNetwork, make_head
+from bintally.model.network import CountingNetwork, Head
 from bintally.model.trunk import Trunk
 from bintally.params import Params, load_params
 from bintally.training.distribution import Place, joined, leave
@@ -31,6 +31,7 @@ CLASSES, WIDTH, SIDE = 3, 8, 12
 Tensors = dict[str, torch.Tensor]
 
 TRAIN: dict[str, Any] = {
+    "counts": [1, 2, 3],
     "hidden": 16,
     "epochs": 5,
     "head_epochs": 0,
@@ -45,6 +46,13 @@ TRAIN: dict[str, Any] = {
     "weight_decay": 0.0,
     "clip": None,
     "label_smoothing": 0.0,
+    "label_spread": 0.0,
+    "ordinal": False,
+    "squared_error": 0.0,
+    "twins": 0.0,
+    "dropout": 0.0,
+    "first_size": None,
+    "validate_every": 1,
     "average": 0.0,
     "precision": "float32",
     "compile": False,
@@ -54,8 +62,10 @@ TRAIN: dict[str, Any] = {
 
 def parameters(trained: str | int = "head", augment: dict[str, float] | None = None, **train: Any) -> Params:
     """The repository's parameters, but for a plain training of a few steps with ``train`` changed in it."""
-    whole = OURS.model_dump() | {"train": TRAIN | train}
+    whole = OURS.model_dump()
+    whole["train"] |= TRAIN | train
     whole["model"]["trained"] = trained
+    whole["launch"]["ranks"] = 1
     whole["augment"] |= augment or {}
     return Params.model_validate(whole)
 
@@ -67,11 +77,12 @@ def rows(array: NDArray[Any], folder: Path) -> Rows:
 
 
 def split(source: Rows, classes: NDArray[np.int64], mirrored: bool) -> tuple[Samples, Samples]:
-    """Every third row is for validation, the others are to learn from; row 7 is named bin-07."""
+    """Every third row is for validation, the two between show one bin and are to learn from; row 7 is named bin-07."""
     every = np.arange(len(classes))
 
     def samples(chosen: NDArray[np.int64]) -> Samples:
-        return Samples(source, chosen, classes[chosen], [f"bin-{row:02}" for row in chosen], mirrored)
+        names, groups = [f"bin-{row:02}" for row in chosen], [f"bin-{row - row % 3 // 2:02}" for row in chosen]
+        return Samples(source, chosen, classes[chosen], names, groups, mirrored)
 
     return samples(every[every % 3 > 0]), samples(every[every % 3 == 0])
 
@@ -104,6 +115,7 @@ class TinyTrunk(Trunk):
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
+        self.width = WIDTH
         # No bias, as before any batch normalisation: its gradient would be rounding alone.
         self.lower = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
         self.upper = nn.Sequential(nn.Conv2d(4, WIDTH, 3, stride=2, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU())
@@ -116,10 +128,10 @@ class TinyTrunk(Trunk):
         return maps.mean((2, 3))
 
 
-def tiny_network(seed: int = 4, trunk: type[Trunk] = TinyTrunk) -> CountingNetwork:
+def tiny_network(seed: int = 4, trunk: type[Trunk] = TinyTrunk, ordinal: bool = False) -> CountingNetwork:
     torch.manual_seed(seed)
     made: Callable[[], Trunk] = trunk
-    return CountingNetwork(made(), make_head(WIDTH, TRAIN["hidden"], CLASSES, seed))
+    return CountingNetwork(made(), Head(WIDTH, TRAIN["hidden"], CLASSES, ordinal, seed))
 
 
 def snapshot(module: nn.Module) -> Tensors:

@@ -9,6 +9,7 @@ import torch
 from bintally.bins.shards import ShardReader, read_index
 from bintally.faults import Fault
 from bintally.memory import keep_freed_memory
+from bintally.model.calibration import load_calibration
 from bintally.model.encoded import BATCH, decoded_batches
 from bintally.model.export import export
 from bintally.model.saved import load_model
@@ -28,6 +29,7 @@ def export_model(folder: Path, formats: Sequence[str]) -> None:
             raise Fault(f"{needed} is not there: `dvc repro` makes it, `bintally pull` fetches it")
     keep_freed_memory()
     network, card = load_model(paths.MODELS)
+    calibration = load_calibration(paths.MODELS)
     entries = read_index(paths.BINS)
     chosen = entries[:: max(1, len(entries) // IMAGES)][:IMAGES]
     if not chosen:
@@ -45,5 +47,5 @@ def export_model(folder: Path, formats: Sequence[str]) -> None:
                 yield pixels
                 advance(len(pixels))
 
-    for path, difference in export(folder, network, card, formats, batches()).items():
+    for path, difference in export(folder, network, card, calibration, formats, batches()).items():
         print(f"{path}: at most {difference:.1e} from the model's probabilities on {len(chosen)} images")

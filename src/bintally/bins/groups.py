@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 MAX_ID_DISTANCE = 2
 
@@ -69,3 +70,31 @@ def split_groups(groups: Sequence[str], counts: Sequence[int], shares: Mapping[s
         for row in members[group]:
             result[row] = names[choice]
     return result
+
+
+def part_of(groups: Sequence[str], share: float, seed: int) -> NDArray[np.bool_]:
+    """Of each bin, whether it is in a random part of so many of the groups; smaller parts lie within larger ones."""
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    rank = np.random.default_rng(seed).permutation(len(names))
+    return np.asarray(rank[member] < round(share * len(names)))
+
+
+def split_around(
+    held: Sequence[bool], groups: Sequence[str], counts: Sequence[int], shares: Mapping[str, float], seed: int
+) -> list[str]:
+    """As :func:`split_groups`, where the bins of the split ``test`` are given.
+
+    What else is of their groups is ``left_out``; the rest goes to the other splits, their shares as they are to
+    each other.
+
+    Args:
+        held: of each bin, whether it is of ``test``.
+    """
+    taken = {group for group, is_held in zip(groups, held, strict=True) if is_held}
+    rest = [row for row, group in enumerate(groups) if group not in taken]
+    others = {name: share / (1 - shares["test"]) for name, share in shares.items() if name != "test"}
+    splits = iter(split_groups([groups[row] for row in rest], [counts[row] for row in rest], others, seed))
+    return [
+        "test" if is_held else "left_out" if group in taken else next(splits)
+        for group, is_held in zip(groups, held, strict=True)
+    ]

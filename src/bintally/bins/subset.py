@@ -32,17 +32,18 @@ class Subset:
     rejected: dict[str, str]
 
 
-def read_id_list(path: Path) -> list[str]:
+def read_id_list(path: Path, key: str = "fetch.ids") -> list[str]:
     """Ids in the order of the file: one a line, or JSON ``{"<count>": ["data/metadata/<id>.json", …], …}``.
 
-    Raises Fault if the file is missing, malformed, empty, or names something that cannot be an id.
+    Raises Fault, which names the parameter ``key``, if the file is missing, malformed, empty, or names something that
+    cannot be an id.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise Fault(f"fetch.ids: cannot read '{path}': {error.strerror}") from error
+        raise Fault(f"{key}: cannot read '{path}': {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise Fault(f"fetch.ids: '{path}' is not a text file") from error
+        raise Fault(f"{key}: '{path}' is not a text file") from error
     if text.lstrip().startswith(("{", "[")):
         try:
             content = json.loads(text)
@@ -51,14 +52,14 @@ def read_id_list(path: Path) -> list[str]:
                 raise TypeError
             names = [PurePosixPath(name).name.removesuffix(".json") for names in lists for name in names]
         except (ValueError, TypeError) as error:
-            raise Fault(f"fetch.ids: '{path}' must be a list of ids, or counts with lists of record paths") from error
+            raise Fault(f"{key}: '{path}' must be a list of ids, or counts with lists of record paths") from error
     else:
         names = [line.strip() for line in text.splitlines() if line.strip()]
     for name in names:
         if not ID_PATTERN.fullmatch(name):
-            raise Fault(f"fetch.ids: '{name[:80]}' in '{path}' is no id: letters, digits, - and _ are allowed")
+            raise Fault(f"{key}: '{name[:80]}' in '{path}' is no id: letters, digits, - and _ are allowed")
     if not names:
-        raise Fault(f"fetch.ids: '{path}' lists no ids")
+        raise Fault(f"{key}: '{path}' lists no ids")
     return list(dict.fromkeys(names))
 
 
@@ -72,6 +73,7 @@ def choose(source: Source, fetch: Fetch, staging: Staging) -> Subset:
     candidates = read_id_list(Path(fetch.ids)) if fetch.ids else _drawn(source.ids(), fetch.seed)
     limit = fetch.per_count or len(candidates)
     records: dict[str, Record] = {}
+    labels: dict[str, int] = {}
     counts: dict[str, int] = {}
     rejected: dict[str, str] = {}
     taken: Counter[int] = Counter()
@@ -89,10 +91,11 @@ def choose(source: Source, fetch: Fetch, staging: Staging) -> Subset:
                 except BadBin as fault:
                     rejected[bin_id] = str(fault)
                     continue
-                if record.count in fetch.counts:
+                labels[bin_id] = min(record.count, fetch.counts[-1]) if fetch.open_ended else record.count
+                if labels[bin_id] in fetch.counts:
                     usable.append(bin_id)
             # Again for as long as a bad image leaves room for the next bin of its count.
-            while wanted := _first(usable, records, {count: limit - taken[count] for count in fetch.counts}):
+            while wanted := _first(usable, labels, {count: limit - taken[count] for count in fetch.counts}):
                 checks: dict[str, Future[str | None]] = {}
                 for key in staging.fetch(source, map(image_key, wanted)):
                     checks[key] = pool.submit(_image_fault, staging.get(key))
@@ -101,8 +104,8 @@ def choose(source: Source, fetch: Fetch, staging: Staging) -> Subset:
                     if reason := checks[image_key(bin_id)].result():
                         rejected[bin_id] = reason
                     else:
-                        counts[bin_id] = records[bin_id].count
-                        taken[records[bin_id].count] += 1
+                        counts[bin_id] = labels[bin_id]
+                        taken[labels[bin_id]] += 1
                 usable = [bin_id for bin_id in usable if bin_id not in counts and bin_id not in rejected]
     if not counts:
         reasons = Counter(rejected.values()).most_common(1)
@@ -129,12 +132,12 @@ def _drawn(ids: list[str], seed: int) -> list[str]:
     return [ids[place] for place in np.random.default_rng(seed).permutation(len(ids))]
 
 
-def _first(ids: list[str], records: dict[str, Record], room: dict[int, int]) -> list[str]:
+def _first(ids: list[str], labels: dict[str, int], room: dict[int, int]) -> list[str]:
     """The first ids for which there is room."""
     chosen = []
     for bin_id in ids:
-        if room[records[bin_id].count] > 0:
-            room[records[bin_id].count] -= 1
+        if room[labels[bin_id]] > 0:
+            room[labels[bin_id]] -= 1
             chosen.append(bin_id)
     return chosen
 

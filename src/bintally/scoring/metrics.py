@@ -127,6 +127,13 @@ def reliability(scored: Scored) -> list[dict[str, float]]:
     return rows
 
 
+def risk_coverage(scored: Scored) -> list[dict[str, float]]:
+    """The share of wrong answers among the surest: a row for every twentieth of the images, ties in order of image."""
+    wrong = 1 - columns(scored)["most_probable.accuracy"][np.argsort(-scored.probabilities.max(1), kind="stable")]
+    ends = [max(1, round(len(wrong) * share / 20)) for share in range(1, 21)]
+    return [{"answered": end / len(wrong), "risk": float(wrong[:end].mean())} for end in dict.fromkeys(ends)]
+
+
 def confusion(scored: Scored, rule: str) -> Counts:
     """(classes, classes) number of bins by true count (row) and predicted count (column)."""
     predicted = np.searchsorted(scored.counts, decode_counts(scored.probabilities, scored.counts, rule))

@@ -40,12 +40,12 @@ def confusion_picture(table: Counts, counts: Sequence[int], title: str) -> Figur
 
 
 def benchmark_picture(rows: Sequence[Row], title: str) -> Figure:
-    """Accuracy and RMSE of each row, the first one (this model) with its interval."""
+    """Accuracy and RMSE of each row, this model's with its interval."""
     figure = Figure(figsize=(10, 0.42 * len(rows) + 1.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(rows))[::-1]
     for place, row in zip(places, rows, strict=True):
-        colour = ORANGE if place == places[0] else GREY if row.data.endswith("of this run") else BLUE
+        colour = ORANGE if row.accuracy_interval else GREY if row.data.endswith("of this run") else BLUE
         for axes, value, high, interval in (
             (left, row.accuracy, row.accuracy_high, row.accuracy_interval),
             (right, row.rmse, None, row.rmse_interval),

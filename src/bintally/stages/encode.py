@@ -19,7 +19,7 @@ def main(params: Params) -> None:
     keep_freed_memory()
     model = params.model
     torch.manual_seed(model.seed)
-    trunk = Trunk(model.trunk, model.image_size, model.features == "every_scale")
+    trunk = Trunk(model.trunk, model.image_size, model.features)
     load_weights(trunk, model.trunk, model.weights)
     reader = ShardReader(BINS)
     images = [partial(reader.image, entry) for entry in read_index(BINS)]

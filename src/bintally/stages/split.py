@@ -1,7 +1,10 @@
 """Share the bins out to training, validation and test, keeping photographs of one bin together."""
 
-from bintally.bins.groups import split_groups
+from pathlib import Path
+
+from bintally.bins.groups import split_around, split_groups
 from bintally.bins.shards import read_index
+from bintally.bins.subset import read_id_list
 from bintally.faults import Fault
 from bintally.files import write_csv
 from bintally.params import Params
@@ -10,12 +13,19 @@ from bintally.stages.paths import BINS, SPLITS
 
 
 def main(params: Params) -> None:
+    split = params.split
     entries = read_index(BINS)
-    shares = {name: getattr(params.split, name) for name in ("train", "validation", "test")}
-    splits = split_groups([e.group for e in entries], [e.count for e in entries], shares, params.split.seed)
+    groups, counts = [entry.group for entry in entries], [entry.count for entry in entries]
+    shares = {name: getattr(split, name) for name in ("train", "validation", "test")}
+    if split.test_ids is None:
+        splits = split_groups(groups, counts, shares, split.seed)
+    else:
+        listed = set(read_id_list(Path(split.test_ids), "split.test_ids"))
+        splits = split_around([entry.id in listed for entry in entries], groups, counts, shares, split.seed)
     for name in shares:
         if name not in splits:
-            raise Fault(f"no bin is left for {name}: {len(entries)} bins are too few; raise fetch.per_count")
+            of_list = f" or '{split.test_ids}' lists others" if split.test_ids else ""
+            raise Fault(f"no bin is left for {name}: {len(entries)} bins are too few{of_list}; raise fetch.per_count")
     rows = [(e.id, e.count, e.group, split) for e, split in zip(entries, splits, strict=True)]
     write_csv(SPLITS, ["id", "count", "group", "split"], rows)
 

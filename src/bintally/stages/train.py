@@ -18,6 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bintally.bins.facts import NUMBERS, WORDS, facts
+from bintally.bins.groups import part_of
+from bintally.bins.shards import ShardReader, read_index
 from bintally.faults import Fault, full_disk_is_a_fault
 from bintally.files import SCRATCH, read_csv, write_json
 from bintally.interruption import Stopped, StopRequest, end_with_parent
@@ -25,7 +28,7 @@ from bintally.memory import keep_freed_memory
 from bintally.params import Launch, Params, load_params
 from bintally.progress import log_to_stderr
 from bintally.stages import code, fail, hash_of, run
-from bintally.stages.paths import ENCODED, MODELS, SPLITS, TRAIN_METRICS, TRAINING_CURVES
+from bintally.stages.paths import BINS, ENCODED, MODELS, SPLITS, TRAIN_METRICS, TRAINING_CURVES
 
 STOPPED = 128 + signal.SIGTERM
 UNTIL_TORCHRUN_SAYS_S = 3.0
@@ -131,29 +134,44 @@ def work(params: Params, stop: StopRequest) -> None:
     from dvclive.live import Live
 
     from bintally.model.encoded import load_encoded
-    from bintally.model.network import CountingNetwork, make_head
+    from bintally.model.network import CountingNetwork, Head
     from bintally.model.saved import Card, save_model
     from bintally.model.trunk import Trunk
     from bintally.training.checkpoint import Checkpoints
     from bintally.training.distribution import joined
     from bintally.training.loop import Epoch, fit
     from bintally.training.samples import Samples
+    from bintally.training.teachers import taught
 
-    model, train, counts = params.model, params.train, params.fetch.counts
+    model, train, counts = params.model, params.train, params.learned_counts
     torch.manual_seed(train.seed)
     encoded = load_encoded(ENCODED)
-    trunk = Trunk(model.trunk, model.image_size, model.features == "every_scale")
+    trunk = Trunk(model.trunk, model.image_size, model.features)
     trunk.load_state_dict(encoded.trunk_state)
-    network = CountingNetwork(trunk, make_head(trunk.width, train.hidden, len(counts), train.seed))
+    told = NUMBERS + WORDS if train.records else 0
+    head = Head(trunk.width, train.hidden, len(counts), train.ordinal, train.seed, told)
+    network = CountingNetwork(trunk, head)
     table = read_csv(SPLITS)
     splits = np.array([row["split"] for row in table])
-    classes = np.searchsorted(counts, [int(row["count"]) for row in table])
+    of_bins = np.array([int(row["count"]) for row in table])
+    classes = np.searchsorted(counts, of_bins)
+
+    used = part_of([row["group"] for row in table], train.share, train.seed) | (splits != "train")
+    if train.records:
+        reader = ShardReader(BINS)
+        of_records = facts([reader.record(entry) for entry in read_index(BINS)], (splits == "train") & used)
+    teachers = [Path(folder) for folder in train.teachers]
 
     def samples(split: str) -> Samples:
-        rows = np.flatnonzero(splits == split)
-        return Samples(encoded.rows, rows, classes[rows], [table[row]["id"] for row in rows], model.mirror)
+        rows = np.flatnonzero((splits == split) & np.isin(of_bins, counts) & used)
+        names, groups = ([table[row][column] for row in rows] for column in ("id", "group"))
+        said = taught(teachers, encoded, rows, counts) if teachers and split == "train" else None
+        recorded = torch.from_numpy(of_records[rows]) if train.records and split == "train" else None
+        return Samples(encoded.rows, rows, classes[rows], names, groups, model.mirror, said, recorded)
 
-    data = hash_of(encoded.encoding.digest.encode(), SPLITS.read_bytes())
+    train_set, validation_set = samples("train"), samples("validation")
+    taught_by = [(folder / "model.safetensors").read_bytes() for folder in teachers]
+    data = hash_of(encoded.encoding.digest.encode(), SPLITS.read_bytes(), *taught_by)
     with joined(params.launch.timeout_s) as place:
         checkpoints = Checkpoints(SCRATCH / "train", _key(params, data), params.launch.checkpoint_s)
         live = (
@@ -170,7 +188,7 @@ def work(params: Params, stop: StopRequest) -> None:
                     live.log_metric(f"{split}/{metric}", getattr(epoch, f"{split}_{metric}"))
             live.make_summary()
 
-        best = fit(network, samples("train"), samples("validation"), params, place, checkpoints, stop, report).best
+        best = fit(network, train_set, validation_set, params, place, checkpoints, stop, report).best
         if live is None:
             return
         live.end()
@@ -183,10 +201,12 @@ def work(params: Params, stop: StopRequest) -> None:
             mirror=model.mirror,
             counts=counts,
             hidden=train.hidden,
+            ordinal=train.ordinal,
             parameters={name: getattr(params, name).model_dump() for name in ("model", "train", "augment")},
             data=data,
             validation={"loss": best.validation_loss, "accuracy": best.validation_accuracy},
         )
+        network.head.drop_facts()
         save_model(MODELS, network, card)
         write_json(
             TRAIN_METRICS,

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from bintally.params import Augment
 
-DRAWS = 12
+DRAWS = 13
 """Uniform numbers a sample takes in an epoch."""
+FIELD = 2**20
 
 
 def draw(samples: int, seed: int, epoch: int) -> NDArray[np.float32]:
@@ -34,27 +35,30 @@ class Augmentation:
             # Seen as the (3, size + 1, size + 1) cuts of size × size that it has.
             self._noise = torch.from_numpy(field).to(device).unfold(1, size, 1).unfold(2, size, 1)
 
-    def __call__(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, draws: torch.Tensor, side: int) -> torch.Tensor:
         """Change images.
 
         Args:
             images: (n, 3, size, size) of 0–255, any dtype.
             draws: float32 (n, DRAWS) of :func:`draw`.
+            side: of the images wanted, in pixels, at most ``size``.
 
         Returns:
-            float32, same shape, of 0–255.
+            float32 (n, 3, side, side) of 0–255.
         """
         params = self._params
         images = images.float()
-        shift_x, shift_y, scale, angle, gain, contrast, red, green, blue, blur, noise, place = draws.unbind(1)
+        if side < images.shape[-1]:
+            images = functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
+        shift_x, shift_y, scale, angle, gain, contrast, red, green, blue, blur, noise, place = draws[:, :12].unbind(1)
         if params.shift or params.scale or params.rotation:
             images = self._moved(images, shift_x, shift_y, scale, angle)
         if params.blur:
             share = (params.blur * (blur + 1) / 6)[:, None, None, None]
             for axis in (2, 3):
-                before, middle, after = (images.narrow(axis, start, self._size - 2) for start in range(3))
+                before, middle, after = (images.narrow(axis, start, side - 2) for start in range(3))
                 images = images.clone()
-                images.narrow(axis, 1, self._size - 2).add_(share * (before + after - 2 * middle))
+                images.narrow(axis, 1, side - 2).add_(share * (before + after - 2 * middle))
         if params.light or params.colour:
             mean = images.mean((1, 2, 3), keepdim=True)
             factor = (1 + params.light * contrast)[:, None, None, None]
@@ -63,7 +67,7 @@ class Augmentation:
             images = torch.addcmul(mean * (1 - factor) * gains, images, factor * gains)
         if self._noise is not None:
             deviation = (params.noise * (noise + 1) / 2)[:, None, None, None]
-            images = torch.addcmul(images, self._field(place), deviation)
+            images = torch.addcmul(images, self._field(place)[..., :side, :side], deviation)
         return images.clamp(0, 255)
 
     def _moved(
@@ -92,3 +96,16 @@ class Augmentation:
         # 24 bits of a uniform number make two offsets.
         bits = ((place + 1) / 2 * 2**24).long()
         return self._noise[:, bits // 4096 % self._size, bits % 4096 % self._size].transpose(0, 1)
+
+
+class Dropout:
+    """Which features the head does without: as many as ``share`` says, by what was drawn for the sample alone."""
+
+    def __init__(self, share: float, width: int, seed: int, device: torch.device) -> None:
+        field = np.random.default_rng([seed, 0, 3]).random(FIELD + width, dtype=np.float32) >= share
+        # Cut from one field at a place of the sample's own, as the noise is.
+        self._field = (torch.from_numpy(field).float() / (1 - share)).to(device).unfold(0, width, 1)
+
+    def __call__(self, draws: torch.Tensor) -> torch.Tensor:
+        """float32 (n, width): 0, or what makes up for the features left out; ``draws`` of :func:`draw`."""
+        return self._field[((draws[:, 12] + 1) / 2 * FIELD).long()]

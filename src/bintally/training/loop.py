@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -15,18 +16,20 @@ from bintally.interruption import Stopped, StopRequest
 from bintally.model.network import CountingNetwork, log_distribution, mirror, views
 from bintally.params import Params
 from bintally.progress import progress
-from bintally.training.augment import Augmentation
+from bintally.training.augment import Augmentation, Dropout
 from bintally.training.checkpoint import Checkpoints, State, read_state
 from bintally.training.distribution import Place, gathered, sent, share_batch_norm, summed
+from bintally.training.objective import Objective
 from bintally.training.optimizer import make_optimizer, parameter_groups, rate, set_rate
 from bintally.training.samples import Batch, Samples, plan, steps_an_epoch, training_batches, validation_batches
 
 NAMED = 5  # images a fault names at most
+GROWN = 2 / 3  # of the epochs in which images that grow have done so
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to: mean cross-entropy in nats, share of right answers."""
+    """What one epoch came to: mean loss (in validation the cross-entropy, in nats) and share of right answers."""
 
     epoch: int
     train_loss: float
@@ -75,7 +78,7 @@ def fit(
     stop: StopRequest,
     report: Callable[[Epoch], None],
 ) -> Fit:
-    """Learn what `model.trained` names, on cross-entropy, and leave ``network`` as the best epoch had it.
+    """Learn what `model.trained` names and leave ``network`` as the best of the epochs validated had it.
 
     Where samples are features the head alone is used. ``report`` is called, on the ranks that write, with every epoch,
     those before an interruption included.
@@ -126,6 +129,15 @@ class _Training:
         self._bfloat16 = self._params.precision == "bfloat16" or (
             self._params.precision == "auto" and place.device.type == "cuda" and torch.cuda.is_bf16_supported()
         )
+        self._objective = Objective(self._params, params.learned_counts, place.device, train.taught, train.facts)
+        self._classes = len(params.learned_counts)
+        self._dropout = (
+            Dropout(self._params.dropout, network.trunk.width, self._params.seed, place.device)
+            if self._params.dropout
+            else None
+        )
+        _, numbers = np.unique(np.asarray(train.groups), return_inverse=True)
+        self._groups = torch.from_numpy(numbers).to(place.device)
         self._model: nn.Module = self._network
         self._head_alone: bool | None = None
         self._stopping = False
@@ -143,13 +155,15 @@ class _Training:
             with progress("train", todo, "steps", quiet=not self._place.writes) as advance:
                 while self._at.epoch < self._params.epochs:
                     self._train_epoch(advance)
-                    epoch = self._validated()
-                    if _loss(epoch) < min(map(_loss, self._history), default=math.inf):
-                        self._best = copy.deepcopy(self._averaged.state_dict())
-                    self._history.append(epoch)
-                    self._at = Position(epoch.epoch + 1)
-                    if self._place.writes:
-                        report(epoch)
+                    done = self._at.epoch + 1
+                    if done % self._params.validate_every == 0 or done == self._params.epochs:
+                        epoch = self._validated()
+                        if _loss(epoch) < min(map(_loss, self._history), default=math.inf):
+                            self._best = copy.deepcopy(self._averaged.state_dict())
+                        self._history.append(epoch)
+                        if self._place.writes:
+                            report(epoch)
+                    self._at = Position(done)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_lack_of_memory(error):
                 raise
@@ -167,7 +181,8 @@ class _Training:
     def _train_epoch(self, advance: Callable[[int], object]) -> None:
         params, place = self._params, self._place
         self._prepare()
-        epoch = plan(len(self._train.rows), params.batch_size, params.seed, self._at.epoch)
+        together = self._train.groups if params.twins else None
+        epoch = plan(len(self._train.rows), params.batch_size, params.seed, self._at.epoch, together)
         parts = training_batches(self._train, epoch, self._at.step, params.accumulate, place)
         for batch in epoch.batches[self._at.step :]:
             set_rate(self._optimizer, rate(params, self._done(), params.epochs * self._steps))
@@ -194,17 +209,17 @@ class _Training:
         with exchange:
             inputs = self._inputs(part)
             with torch.autocast(place.device.type, torch.bfloat16, enabled=self._bfloat16):
-                logits = model(inputs).float()
-            smoothing = self._params.label_smoothing
-            loss = nn.functional.cross_entropy(logits, part.targets, reduction="sum", label_smoothing=smoothing)
-            correct = (logits.argmax(1) == part.targets).sum()
+                outputs = model(inputs, self._dropout(part.draws) if self._dropout else None).float()
+            loss = self._objective.losses(outputs, part.targets, part.chosen).sum()
+            loss = loss + self._objective.of_twins(outputs, part.targets, self._groups[torch.from_numpy(part.chosen)])
+            correct = (outputs[:, : self._classes].argmax(1) == part.targets).sum()
             stops = torch.tensor(float(self._stop.came), device=place.device)
             figures = torch.stack([loss.detach(), correct, stops]).double()
             if place.ranks > 1:
                 summed(figures)
             loss_sum, right, stopping = figures.tolist()
             if not math.isfinite(loss_sum):
-                self._name_images(part, logits)
+                self._name_images(part, outputs)
             self._stopping = stopping > 0
             self._at.loss += loss_sum
             self._at.correct += right
@@ -215,7 +230,14 @@ class _Training:
         if self._augment is None:
             return part.inputs
         pixels = torch.where(part.flip[:, None, None, None], mirror(part.inputs), part.inputs)
-        return self._augment(pixels, part.draws)
+        return self._augment(pixels, part.draws, self._side())
+
+    def _side(self) -> int:
+        """Of the epoch's images, in pixels: in steps of 32, which trunks halve five times."""
+        last = self._train.source.shape[-1]
+        first = min(self._params.first_size or last, last)
+        grown = self._at.epoch / (GROWN * self._params.epochs)
+        return min(last, first + round(grown * (last - first) / 32) * 32)
 
     def _prepare(self) -> None:
         """Make the network ready for the epoch at hand: what learns in it, and how it is shared and compiled."""
@@ -265,7 +287,7 @@ class _Training:
         for batch in validation_batches(self._validation, self._place):
             inputs = batch.inputs if self._train.are_features else views(batch.inputs, self._validation.mirrored)
             with torch.autocast(self._place.device.type, torch.bfloat16, enabled=self._bfloat16):
-                logs = log_distribution(self._averaged, inputs)
+                logs = log_distribution(self._averaged, inputs, self._classes)
             sums[0] += nn.functional.nll_loss(logs.float(), batch.targets, reduction="sum")
             sums[1] += (logs.argmax(1) == batch.targets).sum()
             if self._stop.came:
@@ -282,10 +304,9 @@ class _Training:
 
     # --- faults --------------------------------------------------------------------------------------------
 
-    def _name_images(self, part: Batch, logits: torch.Tensor) -> None:
+    def _name_images(self, part: Batch, outputs: torch.Tensor) -> None:
         """Every rank learns which images of the batch have a loss that is not finite, and stops for them."""
-        smoothing = self._params.label_smoothing
-        losses = nn.functional.cross_entropy(logits, part.targets, reduction="none", label_smoothing=smoothing)
+        losses = self._objective.losses(outputs, part.targets, part.chosen)
         bad = torch.zeros(len(self._train.rows), dtype=torch.int32, device=self._place.device)
         bad[torch.from_numpy(part.chosen[(~losses.isfinite()).cpu().numpy()])] = 1
         if self._place.ranks > 1:

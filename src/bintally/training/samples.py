@@ -30,7 +30,13 @@ class Samples:
     """The class of each of ``rows``."""
     names: Sequence[str]
     """The id of each of ``rows``."""
+    groups: Sequence[str]
+    """The group of each of ``rows``."""
     mirrored: bool
+    taught: torch.Tensor | None = None
+    """What teachers say of each of ``rows``: float32 (rows, classes), rows sum to 1."""
+    facts: torch.Tensor | None = None
+    """What the records say of each of ``rows``: float32 (rows, facts), NaN where they do not."""
 
     @property
     def are_features(self) -> bool:
@@ -67,14 +73,17 @@ def steps_an_epoch(samples: int, batch_size: int) -> int:
     return math.ceil(samples / batch_size)
 
 
-def plan(samples: int, batch_size: int, seed: int, epoch: int) -> Plan:
+def plan(samples: int, batch_size: int, seed: int, epoch: int, groups: Sequence[str] | None = None) -> Plan:
     """An epoch, the same whatever the ranks.
 
     It is cut into as few batches as ``batch_size`` allows, equal in size to within one, so that no step is made from
-    a handful of samples left over.
+    a handful of samples left over. Samples of one of ``groups`` follow each other.
     """
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(samples)
+    if groups is not None:
+        _, first, member = np.unique(np.asarray(groups)[order], return_index=True, return_inverse=True)
+        order = order[first[member].argsort(kind="stable")]
     flip = random.random(samples) < 0.5
     return Plan(np.array_split(order, steps_an_epoch(samples, batch_size)), flip, draw(samples, seed, epoch))
 

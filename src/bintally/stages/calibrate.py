@@ -1,0 +1,60 @@
+"""Learn on validation how to read what the model says: temperature, decoding, sets, when to be unsure."""
+
+import numpy as np
+
+from bintally.files import read_csv, write_json
+from bintally.memory import keep_freed_memory
+from bintally.model.calibration import (
+    Calibration,
+    calibrated,
+    choose,
+    fit_confidence,
+    fit_mass,
+    fit_temperature,
+    save_calibration,
+)
+from bintally.model.decoding import DECODINGS
+from bintally.model.encoded import load_encoded
+from bintally.model.predictor import predict_encoded
+from bintally.model.saved import load_model
+from bintally.params import Params
+from bintally.scoring.metrics import Scored, evaluate
+from bintally.stages import paths, run
+
+
+def main(params: Params) -> None:
+    keep_freed_memory()
+    counts, asked = params.answers, params.calibrate
+    table = read_csv(paths.SPLITS)
+    rows = np.array(
+        [at for at, line in enumerate(table) if line["split"] == "validation" and int(line["count"]) in counts]
+    )
+    truth = np.array([int(table[row]["count"]) for row in rows])
+    classes = np.searchsorted(counts, truth)
+    network, card = load_model(paths.MODELS)
+    logs = predict_encoded(network, card, load_encoded(paths.ENCODED), rows)
+    among = np.log(calibrated(logs, card.counts, counts, 1.0).clip(1e-300))
+    temperature = fit_temperature(among, classes)
+    probabilities = calibrated(logs, card.counts, counts, temperature)
+    scored = Scored(probabilities, truth, [table[row]["group"] for row in rows], counts)
+    figures = evaluate(scored, params.evaluate.resamples, params.evaluate.seed)
+    for_accuracy, for_rmse = choose(figures, DECODINGS)
+    save_calibration(
+        paths.MODELS,
+        Calibration(
+            counts=counts,
+            open_ended=params.fetch.open_ended and counts[-1] == params.fetch.counts[-1],
+            temperature=temperature,
+            accuracy_decoding=for_accuracy,
+            rmse_decoding=for_rmse,
+            coverage=asked.coverage,
+            mass=fit_mass(probabilities, classes, asked.coverage),
+            sure=asked.sure,
+            confidence=fit_confidence(probabilities, classes, asked.sure),
+        ),
+    )
+    write_json(paths.VALIDATION_METRICS, {"temperature": temperature, **figures})
+
+
+if __name__ == "__main__":
+    run("calibrate", main)
