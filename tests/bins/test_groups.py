@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from bintally.bins.groups import group_bins, split_around, split_groups
+from bintally.bins.groups import group_bins, part_of, split_around, split_groups
 
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
 
@@ -106,3 +106,12 @@ def test_a_group_keeps_its_split_in_whatever_order_the_bins_come() -> None:
     first = split_groups(groups, counts, SHARES, seed=1)
     back = split_groups(groups[::-1], counts[::-1], SHARES, seed=1)[::-1]
     assert back == first
+
+
+def test_a_part_is_of_whole_groups_and_lies_within_larger_parts() -> None:
+    groups = [f"g{number // 2}" for number in range(200)]
+    parts = {share: part_of(groups, share, seed=1) for share in (0.25, 0.5, 1.0)}
+    assert {share: part.sum() for share, part in parts.items()} == {0.25: 50, 0.5: 100, 1.0: 200}
+    assert not (parts[0.25] & ~parts[0.5]).any()
+    assert all((part[0::2] == part[1::2]).all() for part in parts.values())
+    assert (part_of(groups, 0.5, seed=2) != parts[0.5]).any()

@@ -13,7 +13,6 @@ from bintally.files import read_csv
 from bintally.model.decoding import DECODINGS
 from bintally.scoring.references import REFERENCES
 
-
 CALIBRATION = "models/calibration.json"
 
 

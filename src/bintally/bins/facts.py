@@ -24,14 +24,14 @@ def facts(records: Sequence[bytes], learned: NDArray[np.bool_]) -> NDArray[np.fl
 
     They are logarithms (of the number of products and of items, of the most items of one product, of the volume of
     all, of the largest and of the smallest item, of the longest side and of the weight of all) and whether the names
-    of the items hold each of the commonest words.
+    of the items hold each of the commonest words, of which there may be fewer than WORDS.
 
     Args:
         records: good ones, as :func:`bintally.bins.record.parse_record` takes them.
         learned: of each bin, whether it is learned from: those give the words, means and deviations.
     """
     items = [list(json.loads(record)["BIN_FCSKU_DATA"].values()) for record in records]
-    words = [set(WORD.findall(" ".join(str(item.get("name")) for item in of_bin).lower())) for of_bin in items]
+    words = [set(WORD.findall(" ".join(str(item.get("name") or "") for item in of_bin).lower())) for of_bin in items]
     usual = Counter(word for of_bin, is_learned in zip(words, learned, strict=True) if is_learned for word in of_bin)
     commonest = sorted(usual, key=lambda word: (-usual[word], word))[:WORDS]
     values = np.full((len(records), NUMBERS + WORDS), np.nan)

@@ -35,8 +35,8 @@ class Calibration(BaseModel):
     """The rule with the least squared error."""
     coverage: float = Field(gt=0, lt=1)
     """The share of bins whose count is in their set."""
-    mass: float
-    """A set takes in counts for as long as they hold no more probability together."""
+    mass: float = Field(ge=0, le=1)
+    """A set takes in counts for as long as it holds no more probability than this."""
     sure: float = Field(gt=0, lt=1)
     """The share of answers that are right where the model does not say that it is unsure."""
     confidence: float | None
@@ -89,7 +89,7 @@ def fit_temperature(logs: Floats, classes: NDArray[np.int64]) -> float:
 
 
 def masses(probabilities: Floats) -> Floats:
-    """The probability a set of neighbouring counts holds once each count is in it: (n, classes), as given.
+    """The probability a set of neighbouring counts holds before each count joins it: (n, classes), as given.
 
     Sets grow from the most probable count, each time by the more probable of the two beside it.
     """
@@ -97,16 +97,15 @@ def masses(probabilities: Floats) -> Floats:
     here = np.arange(rows)
     low = high = probabilities.argmax(1)
     total = probabilities[here, low].copy()
-    entered = np.full((rows, classes), np.inf)
-    entered[here, low] = total
+    before = np.zeros((rows, classes))
     padded = np.pad(probabilities, ((0, 0), (1, 1)), constant_values=-1.0)
     for _ in range(classes - 1):
         downwards = padded[here, low] >= padded[here, high + 2]
         low, high = low - downwards, high + ~downwards
         added = np.where(downwards, low, high)
+        before[here, added] = total.clip(max=1)  # as rounding may not
         total += probabilities[here, added]
-        entered[here, added] = total
-    return entered
+    return before
 
 
 def fit_mass(probabilities: Floats, classes: NDArray[np.int64], coverage: float) -> float:
@@ -123,7 +122,6 @@ def fit_mass(probabilities: Floats, classes: NDArray[np.int64], coverage: float)
 def sets(probabilities: Floats, mass: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The lowest and the highest class of each row's set, which always holds the most probable one: two int64 (n,)."""
     inside = masses(probabilities) <= mass
-    inside[np.arange(len(inside)), probabilities.argmax(1)] = True
     classes = probabilities.shape[1]
     return inside.argmax(1), classes - 1 - inside[:, ::-1].argmax(1)
 
@@ -134,7 +132,8 @@ def fit_confidence(probabilities: Floats, classes: NDArray[np.int64], sure: floa
     order = np.argsort(-confidence, kind="stable")
     right = (probabilities.argmax(1) == classes)[order]
     share = right.cumsum() / np.arange(1, len(right) + 1)
-    enough = np.flatnonzero(share >= sure)
+    last_of_equals = np.append(np.diff(confidence[order]) < 0, True)
+    enough = np.flatnonzero((share >= sure) & last_of_equals)
     return float(confidence[order[enough[-1]]]) if len(enough) else None
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from bintally.faults import Fault
 from bintally.files import read_csv, write_json
 from bintally.memory import keep_freed_memory
 from bintally.model.calibration import (
@@ -29,6 +30,8 @@ def main(params: Params) -> None:
     rows = np.array(
         [at for at, line in enumerate(table) if line["split"] == "validation" and int(line["count"]) in counts]
     )
+    if not len(rows):
+        raise Fault(f"no validation bin has one of the counts {counts}; change calibrate.counts or split.test_ids")
     truth = np.array([int(table[row]["count"]) for row in rows])
     classes = np.searchsorted(counts, truth)
     network, card = load_model(paths.MODELS)

@@ -237,7 +237,7 @@ class _Training:
         last = self._train.source.shape[-1]
         first = min(self._params.first_size or last, last)
         grown = self._at.epoch / (GROWN * self._params.epochs)
-        return min(last, first + round(grown * (last - first) / 32) * 32)
+        return last if grown >= 1 else min(last, first + round(grown * (last - first) / 32) * 32)
 
     def _prepare(self) -> None:
         """Make the network ready for the epoch at hand: what learns in it, and how it is shared and compiled."""
