@@ -57,7 +57,9 @@ def main() -> None:
     before, _, rest = text.partition(START)
     written = "\n\n".join(_table(table, figures) for table in tables)
     write_text(PAGE, f"{before}{START}\n\n{written}\n\n{END}{rest.partition(END)[2]}")
-    _draw([(row["share"], list(figures[name].values())) for name, row in rows.items() if "share" in row])
+    _draw(
+        [(row["share"], [*figures[name].values()]) for name, row in rows.items() if "share" in row and name in figures]
+    )
     print(json.dumps({name: figures.get(name) for name in arguments.run or figures}, indent=2))
 
 
