@@ -153,6 +153,8 @@ def test_sources_of_every_kind_are_allowed(tmp_path: Path, source: str) -> None:
         ("optimizer: adam", "optimizer: lamb", ["train.optimizer", "'lamb'", "'adam', 'adamw' or 'sgd'"]),
         ("schedule: constant", "schedule: step", ["train.schedule", "'step'", "one_cycle"]),
         ("layer_decay: 1.0", "layer_decay: 1.1", ["train.layer_decay", "1.1"]),
+        ("distilled: 0.0", "distilled: 0.5", ["train.distilled", "0.5", "train.teachers []", "go together"]),
+        ("share: 1.0", "share: 0", ["train.share", "0", "greater than 0"]),
         ("warmup: 0.0", "warmup: 1.0", ["train.warmup", "1.0"]),
         ("clip:", "clip: 0", ["train.clip", "0", "greater than 0"]),
         ("average: 0.0", "average: 1.0", ["train.average", "1.0"]),
