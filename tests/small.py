@@ -27,7 +27,6 @@ CALIBRATION = Calibration(
     counts=[2, 3, 5],
     open_ended=False,
     temperature=1.7,
-    accuracy_decoding="most_probable",
     rmse_decoding="rounded_mean",
     coverage=0.9,
     mass=0.95,

@@ -11,7 +11,6 @@ from bintally.files import write_json
 from bintally.model.calibration import (
     Floats,
     calibrated,
-    choose,
     fit_confidence,
     fit_mass,
     fit_temperature,
@@ -20,7 +19,6 @@ from bintally.model.calibration import (
     save_calibration,
     sets,
 )
-from bintally.model.decoding import DECODINGS
 from small import CALIBRATION
 
 COUNTS = [1, 2, 3, 4, 5]
@@ -153,19 +151,6 @@ def test_answers_that_are_no_unsure_are_right_as_often_as_asked_on_new_bins() ->
     assert right[answered].mean() == pytest.approx(0.7, abs=0.03) and answered.mean() > 0.1
 
 
-# --- decoding ------------------------------------------------------------------------------------------
-
-
-def test_the_rules_are_the_best_on_validation_and_the_first_of_equals() -> None:
-    def figures(*values: tuple[float, float]) -> dict[str, Any]:
-        return {
-            rule: {"accuracy": accuracy, "rmse": rmse} for rule, (accuracy, rmse) in zip(DECODINGS, values, strict=True)
-        }
-
-    assert choose(figures((0.4, 1.1), (0.3, 1.2), (0.5, 1.3)), DECODINGS) == ("median", "most_probable")
-    assert choose(figures((0.4, 1.1), (0.4, 1.0), (0.4, 1.0)), DECODINGS) == ("most_probable", "rounded_mean")
-
-
 # --- the file ------------------------------------------------------------------------------------------
 
 
@@ -179,7 +164,7 @@ def test_a_calibration_comes_back_as_it_was(tmp_path: Path, changes: dict[str, A
 
 @pytest.mark.parametrize(
     "changes",
-    [{"temperature": 0.0}, {"coverage": 1.0}, {"accuracy_decoding": "mode"}, {"colour": "red"}, {"counts": None}],
+    [{"temperature": 0.0}, {"coverage": 1.0}, {"rmse_decoding": "mode"}, {"colour": "red"}, {"counts": None}],
 )
 def test_a_calibration_that_is_wrong_is_a_fault(tmp_path: Path, changes: dict[str, Any]) -> None:
     write_json(tmp_path / "calibration.json", CALIBRATION.model_dump() | changes)

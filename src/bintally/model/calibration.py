@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +28,6 @@ class Calibration(BaseModel):
     """Whether the last of them stands for itself and all above it."""
     temperature: float = Field(gt=0)
     """What the log-probabilities are divided by."""
-    accuracy_decoding: Decoding
-    """The rule that is right most often."""
     rmse_decoding: Decoding
     """The rule with the least squared error."""
     coverage: float = Field(gt=0, lt=1)
@@ -135,11 +132,3 @@ def fit_confidence(probabilities: Floats, classes: NDArray[np.int64], sure: floa
     last_of_equals = np.append(np.diff(confidence[order]) < 0, True)
     enough = np.flatnonzero((share >= sure) & last_of_equals)
     return float(confidence[order[enough[-1]]]) if len(enough) else None
-
-
-def choose(figures: dict[str, Any], rules: Sequence[Decoding]) -> tuple[Decoding, Decoding]:
-    """The rules with the greatest accuracy and with the least RMSE of ``figures``, the first of equals."""
-    return (
-        max(rules, key=lambda rule: figures[rule]["accuracy"]),
-        min(rules, key=lambda rule: figures[rule]["rmse"]),
-    )

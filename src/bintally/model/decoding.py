@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 Decoding = Literal["most_probable", "rounded_mean", "median"]
 DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
+# By what a mean of right answers asks for. Which rule has the least squared error after rounding, validation says.
+FOR_ACCURACY: Decoding = "most_probable"
 
 
 def decode_counts(probabilities: NDArray[np.floating[Any]], counts: Sequence[int], rule: str) -> NDArray[np.int64]:

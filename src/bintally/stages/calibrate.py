@@ -8,7 +8,6 @@ from bintally.memory import keep_freed_memory
 from bintally.model.calibration import (
     Calibration,
     calibrated,
-    choose,
     fit_confidence,
     fit_mass,
     fit_temperature,
@@ -41,15 +40,13 @@ def main(params: Params) -> None:
     probabilities = calibrated(logs, card.counts, counts, temperature)
     scored = Scored(probabilities, truth, [table[row]["group"] for row in rows], counts)
     figures = evaluate(scored, params.evaluate.resamples, params.evaluate.seed)
-    for_accuracy, for_rmse = choose(figures, DECODINGS)
     save_calibration(
         paths.MODELS,
         Calibration(
             counts=counts,
             open_ended=params.fetch.open_ended and counts[-1] == params.fetch.counts[-1],
             temperature=temperature,
-            accuracy_decoding=for_accuracy,
-            rmse_decoding=for_rmse,
+            rmse_decoding=min(DECODINGS, key=lambda rule: figures[rule]["rmse"]),
             coverage=asked.coverage,
             mass=fit_mass(probabilities, classes, asked.coverage),
             sure=asked.sure,

@@ -9,7 +9,7 @@ from bintally.faults import Fault
 from bintally.files import read_csv, write_csv, write_json
 from bintally.memory import keep_freed_memory
 from bintally.model.calibration import calibrated, load_calibration, sets
-from bintally.model.decoding import DECODINGS, decode_counts
+from bintally.model.decoding import DECODINGS, FOR_ACCURACY, decode_counts
 from bintally.model.encoded import load_encoded
 from bintally.model.predictor import predict_encoded
 from bintally.model.saved import load_model
@@ -24,7 +24,7 @@ EXAMPLES = 8
 def main(params: Params) -> None:
     keep_freed_memory()
     calibration = load_calibration(paths.MODELS)
-    counts, rule = calibration.counts, calibration.accuracy_decoding
+    counts, rule = calibration.counts, FOR_ACCURACY
     table = read_csv(paths.SPLITS)
     rows = np.array([at for at, line in enumerate(table) if line["split"] == "test" and int(line["count"]) in counts])
     if not len(rows):
