@@ -24,6 +24,8 @@ from bintally.training.optimizer import make_optimizer, parameter_groups, rate, 
 from bintally.training.samples import Batch, Samples, plan, steps_an_epoch, training_batches, validation_batches
 
 NAMED = 5  # images a fault names at most
+# What PyTorch's allocator, C++, oneDNN and Python's threads say where memory is short.
+NO_MEMORY = ("can't allocate memory", "bad_alloc", "could not create a primitive", "can't start new thread")
 GROWN = 2 / 3  # of the epochs in which images that grow have done so
 
 
@@ -366,4 +368,4 @@ def _loss(epoch: Epoch) -> float:
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(said in str(error) for said in NO_MEMORY)
