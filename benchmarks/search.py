@@ -24,8 +24,6 @@ import yaml
 from matplotlib.figure import Figure
 
 from bintally.files import read_csv, write_json, write_text
-from bintally.params import load_params
-from bintally.scoring.metrics import Scored, evaluate
 from bintally.scoring.plots import BLUE, GREY, ORANGE, save
 from common import ROOT, say
 
@@ -50,8 +48,7 @@ def main() -> None:
             parser.error(f"--run: {ROWS} has no row '{name}'; take one of {', '.join(rows)}")
         for seed in rows[name].get("seeds", [1]):
             if arguments.again or str(seed) not in figures.get(name, {}):
-                found = _together(rows[name]) if "of" in rows[name] else _run(rows[name], seed, arguments.options)
-                figures.setdefault(name, {})[str(seed)] = found
+                figures.setdefault(name, {})[str(seed)] = _run(rows[name], seed, arguments.options)
                 write_json(FIGURES, dict(sorted(figures.items())))
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(START)
@@ -107,19 +104,6 @@ def _of_rules(metrics: Figures, rules: dict[str, str]) -> Figures:
     }
 
 
-def _together(row: Figures) -> Figures:
-    """The averaged answers of all seeds of another row."""
-    tables = [read_csv(path) for path in sorted(KEPT.glob(f"{row['of']}-[0-9]*/predictions.csv"))]
-    counts = [int(name[1:]) for name in tables[0][0] if name[0] == "p" and name[1:].isdecimal()]
-    averaged = np.mean([[[float(line[f"p{count}"]) for count in counts] for line in lines] for lines in tables], axis=0)
-    truth = np.array([int(line["count"]) for line in tables[0]])
-    settings = load_params(ROOT / "params.yaml").evaluate
-    groups = [line["group"] for line in tables[0]]
-    metrics = evaluate(Scored(averaged, truth, groups, counts), settings.resamples, settings.seed)
-    rules = {"accuracy": "most_probable", "rmse": "rounded_mean"}
-    return {"seconds": 0, "decoding": rules, "test": _of_rules(metrics, rules)}
-
-
 def _table(table: Figures, figures: Figures) -> str:
     lines = [
         f"### {table['title']}",
@@ -130,15 +114,13 @@ def _table(table: Figures, figures: Figures) -> str:
     ]
     for row in table["rows"]:
         runs = list(figures.get(row["name"], {}).values())
-        line = "the row's models together" if "of" in row else f"`{command(row, 1)}`"
+        line = f"`{command(row, 1)}`"
         what = f"{row['what']}{f', {len(runs)} seeds' if len(runs) > 1 else ''}"
         if not runs:
             lines.append(f"| {row['name']} | {what} | not run | | | | | {line} |")
             continue
-        validation = ""
-        if "validation" in runs[0]:
-            accuracy, rmse, loss = (_mean(runs, "validation", key) for key in ("accuracy", "rmse", "loss"))
-            validation = f"{100 * accuracy:.1f}, {rmse:.3f}, {loss:.3f}"
+        accuracy, rmse, loss = (_mean(runs, "validation", key) for key in ("accuracy", "rmse", "loss"))
+        validation = f"{100 * accuracy:.1f}, {rmse:.3f}, {loss:.3f}"
         ends = {key: [_mean(runs, "test", "interval_95", key, end) for end in (0, 1)] for key in ("accuracy", "rmse")}
         lines.append(
             f"| {row['name']} | {what} | {validation} "
