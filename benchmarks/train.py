@@ -38,7 +38,7 @@ from bintally.apps.store import free_ports
 from bintally.bins.shards import ShardReader, read_index, write_shards
 from bintally.interruption import StopRequest
 from bintally.memory import keep_freed_memory
-from bintally.model.encoded import Rows, encode
+from bintally.model.encoded import Rows, encode, load_encoded
 from bintally.model.network import CountingNetwork, Head, log_distribution, views
 from bintally.model.saved import default_device
 from bintally.model.trunk import IMAGENET_MEAN, IMAGENET_STD, LITE, LITE_MEAN, LITE_STD, Trunk, load_weights
@@ -224,16 +224,19 @@ def _encode(kind: str, arguments: argparse.Namespace) -> Figures:
     images = [partial(reader.image, entry) for entry in read_index(arguments.folder / "bins")]
     with timed(f"encode {len(images)} images to {kind}") as clock:
         target = arguments.folder / kind
-        options = (arguments.image_size, kind == "features", True, default_device())
+        options = (arguments.image_size, "head" if kind == "features" else "all", True, default_device())
         encode(target, images, network.trunk, *options, scratch=arguments.folder / "scratch", key=kind)
     return {"seconds": clock.seconds}
 
 
 def _samples(arguments: argparse.Namespace, kind: str) -> tuple[Samples, Samples]:
-    rows = Rows(arguments.folder / kind / "array.npy")
+    encoded = load_encoded(arguments.folder / kind)
     classes = np.arange(arguments.bins + VALIDATION) % 5
     parts = np.arange(arguments.bins), np.arange(arguments.bins, len(classes))
-    train, validation = (Samples(rows, part, classes[part], *2 * ([str(row) for row in part],), True) for part in parts)
+    train, validation = (
+        Samples(encoded.rows, encoded.encoding.kind, part, classes[part], *2 * ([str(row) for row in part],), True)
+        for part in parts
+    )
     return train, validation
 
 

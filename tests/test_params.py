@@ -165,6 +165,7 @@ def test_sources_of_every_kind_are_allowed(tmp_path: Path, source: str) -> None:
         ("features: last", "features: first", ["model.features", "'first'", "every_scale"]),
         ("dropout: 0.0", "dropout: 1.0", ["train.dropout", "1.0"]),
         ("first_size:", "first_size: 31", ["train.first_size", "31", "32"]),
+        ("first_size:", "first_size: 64", ["train.first_size", "64", "model.trained: all", "not head"]),
         ("validate_every: 1", "validate_every: 0", ["train.validate_every", "0", "1"]),
         ("counts: [1, 3]", "counts: [1, 4]", ["train.counts", "[1, 4]", "among [1, 2, 3]"]),
         ("counts: [1, 3]", "counts: [3, 1]", ["train.counts", "[3, 1]", "ascending"]),

@@ -94,7 +94,8 @@ class Model(Checked):
     """What the head sees: the trunk's last feature vector; beside it the mean of its map at every scale; or, in its
     place, the means of a grid of cells of the last map."""
     trained: int | str
-    """How much is learned: the head alone, all of it, or the head and so many of the trunk's last stages."""
+    """How much is learned: the head alone, all of it, or the head and so many of the trunk's last stages. What comes
+    before is computed once an image."""
     image_size: Annotated[int, Field(ge=32, le=1024)]
     """Side of the square the photograph is resized to, in pixels."""
     mirror: bool
@@ -247,6 +248,11 @@ class Params(Checked):
 
     @model_validator(mode="after")
     def _check(self) -> "Params":
+        if self.train.first_size and self.model.trained != "all":
+            raise ValueError(
+                f"train.first_size: {self.train.first_size} needs model.trained: all, not {self.model.trained}, "
+                "where images of one size are computed once"
+            )
         if self.train.twins and self.launch.ranks * self.launch.nnodes > 1:
             raise ValueError(f"train.twins: {self.train.twins} needs launch.ranks: 1")
         for key, counts, among in (

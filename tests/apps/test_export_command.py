@@ -32,7 +32,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         reads,
         counter().trunk,
         CARD.image_size,
-        True,
+        "head",
         CARD.mirror,
         torch.device("cpu"),
         Path(".bintally"),

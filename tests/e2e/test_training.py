@@ -19,10 +19,10 @@ TRAIN = ("dvc", "repro", "--force", "--single-item", "train")
     ("trained", "lr", "others"),
     # Adam's first steps are as long as the learning rate whatever the gradient, so that it blows up the rounding of
     # gradients near zero; where batch statistics are learned through, only small steps show the arithmetic alone.
-    [("head", 0.01, (2, 3, 4)), ("all", 0.00001, (2,))],
+    [("head", 0.01, (2, 3, 4)), (2, 0.00001, (2,)), ("all", 0.00001, (2,))],
 )
 def test_the_number_of_ranks_does_not_change_the_curve(
-    project: Project, trained: str, lr: float, others: tuple[int, ...]
+    project: Project, trained: str | int, lr: float, others: tuple[int, ...]
 ) -> None:
     project.set(model__trained=trained, train__lr=lr, train__epochs=2, model__image_size=64, train__accumulate=2)
     curves = {}

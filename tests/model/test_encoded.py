@@ -1,5 +1,6 @@
 """Encoded photographs are what the network would have seen, in order, and the same bytes every time."""
 
+import copy
 import io
 from collections.abc import Callable
 from functools import partial
@@ -39,8 +40,8 @@ def trunk() -> Trunk:
     return one.eval()
 
 
-def encoded(folder: Path, trunk: Trunk, freeze: bool, mirrored: bool = True) -> Encoded:
-    encode(folder, READS, trunk, SIZE, freeze, mirrored, CPU, folder.parent / "scratch", "key")
+def encoded(folder: Path, trunk: Trunk, trained: str | int, mirrored: bool = True) -> Encoded:
+    encode(folder, READS, trunk, SIZE, trained, mirrored, CPU, folder.parent / "scratch", "key")
     return load_encoded(folder)
 
 
@@ -48,7 +49,7 @@ def encoded(folder: Path, trunk: Trunk, freeze: bool, mirrored: bool = True) -> 
 def test_features_are_those_of_each_decoded_photograph_and_its_mirror_image(
     tmp_path: Path, trunk: Trunk, mirrored: bool
 ) -> None:
-    got = encoded(tmp_path, trunk, freeze=True, mirrored=mirrored)
+    got = encoded(tmp_path, trunk, "head", mirrored)
     assert got.encoding.kind == "features"
     assert got.rows.shape == (11, 1 + mirrored, trunk.width)
     array = got.rows.take(EVERY)
@@ -62,7 +63,7 @@ def test_features_are_those_of_each_decoded_photograph_and_its_mirror_image(
 
 
 def test_pixels_are_the_decoded_photographs_where_the_trunk_learns(tmp_path: Path, trunk: Trunk) -> None:
-    got = encoded(tmp_path, trunk, freeze=False)
+    got = encoded(tmp_path, trunk, "all")
     assert got.encoding.kind == "pixels"
     expected = torch.stack([decode(body, SIZE) for body in BODIES]).numpy()
     array = got.rows.take(EVERY)
@@ -70,11 +71,42 @@ def test_pixels_are_the_decoded_photographs_where_the_trunk_learns(tmp_path: Pat
     np.testing.assert_array_equal(array, expected)
 
 
-@pytest.mark.parametrize("freeze", [True, False])
+@torch.no_grad()
+def test_maps_take_the_trunk_to_the_features_of_each_photograph(tmp_path: Path, trunk: Trunk) -> None:
+    got = encoded(tmp_path, trunk, 2)
+    assert (got.encoding.kind, got.encoding.learned) == ("maps", 2)
+    # 40 maps of an eighth of the side, and behind them the means of 16, 24 and 40 maps.
+    assert got.rows.shape == (11, 2, 40 * 8 * 8 + 16 + 24 + 40)
+    other = Trunk(LITE[0], SIZE, "every_scale").eval()
+    other.load_state_dict(got.trunk_state)
+    got.ready(other)
+    pixels = torch.stack([decode(body, SIZE) for body in BODIES])
+    for view, images in enumerate([pixels, pixels.flip(3)]):
+        rows = torch.from_numpy(got.rows.take(EVERY)[:, view])
+        torch.testing.assert_close(other(rows), trunk(images), atol=1e-4, rtol=1e-4)
+
+
+def test_arrays_suit_the_trunks_they_are_the_constant_part_of(tmp_path: Path, trunk: Trunk) -> None:
+    kinds: dict[str, str | int] = {"features": "head", "maps": 2, "pixels": "all"}
+    arrays = {kind: encoded(tmp_path / kind, trunk, trained) for kind, trained in kinds.items()}
+    later, early = copy.deepcopy(trunk), copy.deepcopy(trunk)
+    later.get_parameter("body._conv_head.weight").data += 1
+    early.get_parameter("body._conv_stem.weight").data += 1
+
+    def suited(one: Trunk, size: int = SIZE) -> list[str]:
+        return [kind for kind, array in arrays.items() if array.suit(one, size)]
+
+    assert suited(trunk) == ["features", "maps", "pixels"]
+    assert suited(later) == ["maps", "pixels"]
+    assert suited(early) == ["pixels"]
+    assert suited(trunk, SIZE + 32) == []
+
+
+@pytest.mark.parametrize("trained", ["head", 2, "all"])
 def test_two_runs_write_the_same_bytes_and_other_weights_give_another_digest(
-    tmp_path: Path, trunk: Trunk, freeze: bool
+    tmp_path: Path, trunk: Trunk, trained: str | int
 ) -> None:
-    first, again = (encoded(tmp_path / name, trunk, freeze) for name in ("first", "again"))
+    first, again = (encoded(tmp_path / name, trunk, trained) for name in ("first", "again"))
     assert first.encoding == again.encoding
     files = sorted(path.name for path in (tmp_path / "first").iterdir())
     assert files == ["array.npy", "encoding.json", "trunk.safetensors"]
@@ -83,13 +115,13 @@ def test_two_runs_write_the_same_bytes_and_other_weights_give_another_digest(
         assert torch.equal(first.trunk_state[key], value)
 
     torch.manual_seed(0)
-    other = encoded(tmp_path / "other", Trunk(LITE[0], SIZE, "every_scale"), freeze)
+    other = encoded(tmp_path / "other", Trunk(LITE[0], SIZE, "every_scale"), trained)
     assert other.encoding.digest != first.encoding.digest
 
 
-@pytest.mark.parametrize("freeze", [True, False])
+@pytest.mark.parametrize("trained", ["head", 2, "all"])
 def test_an_interrupted_encoding_goes_on_to_the_same_bytes(
-    tmp_path: Path, trunk: Trunk, freeze: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, trunk: Trunk, trained: str | int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bintally.model.encoded.KEEP_EVERY_S", 0)
     read: list[int] = []
@@ -106,7 +138,7 @@ def test_an_interrupted_encoding_goes_on_to_the_same_bytes(
 
     def run(name: str, last: int, key: str = "key") -> bytes:
         read.clear()
-        encode(tmp_path / name, reads(last), trunk, SIZE, freeze, True, CPU, tmp_path / "scratch", key)
+        encode(tmp_path / name, reads(last), trunk, SIZE, trained, True, CPU, tmp_path / "scratch", key)
         return (tmp_path / name / "array.npy").read_bytes()
 
     whole = run("first", 99)
@@ -123,7 +155,9 @@ def test_an_interrupted_encoding_goes_on_to_the_same_bytes(
 
 def test_a_photograph_that_does_not_decode_is_a_fault_and_leaves_no_array(tmp_path: Path, trunk: Trunk) -> None:
     with pytest.raises(Fault, match="does not decode"):
-        encode(tmp_path, [*READS, lambda: b"garbage"], trunk, SIZE, True, True, CPU, tmp_path.parent / "scratch", "key")
+        encode(
+            tmp_path, [*READS, lambda: b"garbage"], trunk, SIZE, "head", True, CPU, tmp_path.parent / "scratch", "key"
+        )
     assert not list(tmp_path.glob("*array*")) and not (tmp_path / "encoding.json").exists()
 
 

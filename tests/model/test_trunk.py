@@ -146,6 +146,42 @@ def test_batch_normalisation_alone_trains_and_only_where_its_weights_learn(name:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", [LITE[0], "resnet18", "densenet121", "squeezenet1_1"])
+@pytest.mark.parametrize("features", ["every_scale", "grid"])
+def test_a_trunk_goes_on_from_what_its_front_gives_wherever_it_is_cut(name: str, features: str) -> None:
+    one = Trunk(name, SIZE, features).eval()
+    expected = one(images())
+    for learned in range(1, len(one.stages())):
+        one.cut(learned)
+        rows = one.front(images())
+        torch.testing.assert_close(one(rows), expected, atol=1e-4, rtol=1e-4)
+        assert torch.equal(one.joined(*one.parted(rows)), rows)
+        before, after = one.stages()[:-learned], one.stages()[-learned:]
+        constant = {id(one.get_parameter(key)) for key in one.constant(learned) if key in dict(one.named_parameters())}
+        assert constant == {id(parameter) for stage in before for parameter in stage}
+        assert after and torch.equal(one(rows[1:]), one(rows)[1:])
+        assert not torch.equal(one(rows + 1), one(rows))
+        assert torch.equal(one(images()), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "learned", "said"), [("resnet18", 5, "5 must be below the 5 stages"), ("vit_b_16", 1, "the 1 stages")]
+)
+def test_a_trunk_cannot_be_cut_where_it_has_no_stages_before(name: str, learned: int, said: str) -> None:
+    one = Trunk(name, 224 if name == "vit_b_16" else SIZE, "last")
+    with pytest.raises(Fault, match=rf"^model\.trained: {said}"):
+        one.cut(learned)
+
+
+def test_a_network_that_looks_back_before_the_cut_is_refused() -> None:
+    one = trunk()
+    forward = one.body.forward
+    one.body.forward = lambda inputs: forward(inputs) + inputs.mean()
+    with pytest.raises(Fault, match=r"^model\.trained: resnet18 does not hand one map on there, so 2 cannot be"):
+        one.cut(2)
+
+
+@torch.no_grad()
 def test_a_copy_of_a_trunk_is_as_good_and_has_nothing_to_do_with_it() -> None:
     one = trunk(features="every_scale")
     expected = one(images())

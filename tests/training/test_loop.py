@@ -1,8 +1,9 @@
 """The loop learns, goes on where it stopped, and comes to the same in one process as in two."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from toys import (
     CLASSES,
@@ -32,7 +34,9 @@ from toys import (
 
 from bintally.faults import Fault
 from bintally.interruption import Stopped, StopRequest
-from bintally.model.network import CountingNetwork, log_distribution
+from bintally.model.encoded import Kind
+from bintally.model.network import CountingNetwork, Head, log_distribution
+from bintally.model.trunk import Trunk
 from bintally.params import Params
 from bintally.training.augment import Dropout
 from bintally.training.checkpoint import Checkpoints, read_state
@@ -325,6 +329,37 @@ def test_only_the_stages_named_change_their_statistics_included(
     Run(place, toy_pixels(tmp_path), params, tmp_path / "run")(network)
     lower, upper = learns
     assert changed(before, network.state_dict()) == {"lower": {lower}, "upper": {upper}, "head": {True}}
+
+
+def test_from_maps_the_stages_behind_them_learn_as_they_do_from_pixels(place: Place, tmp_path: Path) -> None:
+    none = dict.fromkeys(parameters().augment.model_dump(), 0.0)
+    random = np.random.default_rng(1)
+    classes = random.integers(0, CLASSES, 12)
+    images = torch.from_numpy(random.integers(0, 256, (12, 3, 64, 64), dtype=np.uint8))
+    torch.manual_seed(1)
+    trunk = Trunk("efficientnet_lite0", 64, "every_scale").eval()
+    trunk.cut(2)
+    with torch.no_grad():
+        maps = torch.stack([trunk.front(view) for view in (images, images.flip(3))], 1)
+
+    def learned(array: NDArray[Any], kind: Kind, augment: dict[str, float]) -> tuple[Tensors, Fit]:
+        network = CountingNetwork(copy.deepcopy(trunk), Head(trunk.width, 8, CLASSES, False, 1))
+        source = rows(array, tmp_path / kind)
+        data = [replace(part, kind=kind) for part in split(source, classes, mirrored=True)]
+        params = parameters(2, augment, epochs=2, batch_size=4, optimizer="sgd", average=0.9)
+        fitted = Run(place, (data[0], data[1]), params, tmp_path / "run")(network)
+        return snapshot(network), fitted
+
+    state, fitted = learned(maps.numpy(), "maps", none)
+    wanted, expected = learned(images.numpy(), "pixels", none)
+    for one, other in zip(fitted.history, expected.history, strict=True):
+        assert astuple(one) == pytest.approx(astuple(other), rel=1e-3)
+    torch.testing.assert_close(state, wanted, rtol=1e-2, atol=1e-3)
+    constant = set(trunk.constant(2))
+    same = {key for key, value in trunk.state_dict().items() if torch.equal(value, state[f"trunk.{key}"])}
+    assert constant <= same and not any(key.endswith("weight") for key in same - constant)
+    shifted, _ = learned(maps.numpy(), "maps", none | {"shift": 0.2})
+    assert not torch.allclose(shifted["head.2.weight"], state["head.2.weight"], atol=1e-5)
 
 
 def test_pixels_reach_the_network_mirrored_and_changed_in_full_precision(place: Place, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from bintally.training.teachers import taught
 from small import CARD, bins, counter
 
 
-def encoded(folder: Path, frozen: bool) -> Encoded:
+def encoded(folder: Path, trained: str) -> Encoded:
     reads = [partial(bytes, one.image) for one in bins()]
     scratch = folder / "scratch"
-    encode(folder, reads, counter().trunk, CARD.image_size, frozen, CARD.mirror, torch.device("cpu"), scratch, "key")
+    encode(folder, reads, counter().trunk, CARD.image_size, trained, CARD.mirror, torch.device("cpu"), scratch, "key")
     return load_encoded(folder)
 
 
@@ -28,7 +28,7 @@ def test_teachers_are_averaged_over_the_rows_asked_for(tmp_path: Path) -> None:
     other = copy.deepcopy(counter())
     other.get_parameter("head.2.bias").data += torch.arange(5)
     save_model(tmp_path / "two", other, CARD)
-    pixels = encoded(tmp_path / "encoded", frozen=False)
+    pixels = encoded(tmp_path / "encoded", "all")
     rows = np.array([3, 0])
     found = taught([tmp_path / "one", tmp_path / "two"], pixels, rows, CARD.counts)
     images = torch.from_numpy(pixels.rows.take(rows))
@@ -40,7 +40,7 @@ def test_teachers_are_averaged_over_the_rows_asked_for(tmp_path: Path) -> None:
 
 def test_a_teacher_that_counts_otherwise_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "one", counter(), CARD)
-    pixels = encoded(tmp_path / "encoded", frozen=False)
+    pixels = encoded(tmp_path / "encoded", "all")
     with pytest.raises(Fault, match=r"train\.teachers: .*one tells \[1, 2, 3, 4, 5\] apart"):
         taught([tmp_path / "one"], pixels, np.array([0]), [1, 2, 3, 4, 6])
     with pytest.raises(Fault, match="nowhere holds no whole model"):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import distributed, nn
 
 from bintally.faults import Fault
-from bintally.model.encoded import Rows
+from bintally.model.encoded import Kind, Rows
 from bintally.model.network import CountingNetwork, Head
 from bintally.model.trunk import Trunk
 from bintally.params import Params, load_params
@@ -82,7 +82,8 @@ def split(source: Rows, classes: NDArray[np.int64], mirrored: bool) -> tuple[Sam
 
     def samples(chosen: NDArray[np.int64]) -> Samples:
         names, groups = [f"bin-{row:02}" for row in chosen], [f"bin-{row - row % 3 // 2:02}" for row in chosen]
-        return Samples(source, chosen, classes[chosen], names, groups, mirrored)
+        kind: Kind = "features" if len(source.shape) == 3 else "pixels"
+        return Samples(source, kind, chosen, classes[chosen], names, groups, mirrored)
 
     return samples(every[every % 3 > 0]), samples(every[every % 3 == 0])
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ TOUCHED_BYTES = 2**26
 FAULT_AROUND_BYTES = 2**16
 KEEP_EVERY_S = 10.0
 
+Kind = Literal["features", "maps", "pixels"]
+
 log = logging.getLogger("bintally")
 
 
@@ -40,8 +42,12 @@ class Encoding(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: str
-    """``features``, float32 (bins, views, width), or ``pixels``, uint8 (bins, 3, size, size)."""
+    kind: Kind
+    """``features`` of the trunk or ``maps`` in its middle, float32 (bins, views, width); or ``pixels``, uint8 (bins, 3,
+    size, size)."""
+    image_size: int
+    learned: int = 0
+    """How many stages of the trunk follow the maps."""
     digest: str
     """SHA-256 of the array and of the trunk's weights."""
 
@@ -85,44 +91,68 @@ class Encoded:
     encoding: Encoding
     trunk_state: dict[str, torch.Tensor]
 
+    def ready(self, trunk: Trunk) -> None:
+        """Make a trunk take these rows."""
+        if self.encoding.kind == "maps":
+            trunk.cut(self.encoding.learned)
+
+    def suit(self, trunk: Trunk, image_size: int) -> bool:
+        """Whether these rows are what the constant part of ``trunk`` gives, of images of ``image_size``."""
+        if image_size != self.encoding.image_size:
+            return False
+        self.ready(trunk)
+        constant = () if self.encoding.kind == "pixels" else trunk.constant(self.encoding.learned)
+        ours, theirs = self.trunk_state, trunk.state_dict()
+        return all(name in ours and torch.equal(theirs[name].cpu(), ours[name]) for name in constant)
+
 
 def encode(
     folder: Path,
     images: Sequence[Callable[[], bytes]],
     trunk: Trunk,
     size: int,
-    freeze: bool,
+    trained: str | int,
     mirrored: bool,
     device: torch.device,
     scratch: Path,
     key: str,
 ) -> None:
-    """Decode, resize and, where the trunk is frozen, run it, once for each image.
+    """Decode, resize and run what of the trunk does not learn, once for each image.
 
     Writes ``array.npy``, ``trunk.safetensors`` (the weights it starts from) and ``encoding.json`` to ``folder``. An
     interrupted encoding goes on from what lies in ``scratch`` under the same ``key``, weights and device.
 
     Args:
+        trained: what learns, as `model.trained` has it.
         key: a hash of the images and of all else the array depends on.
     """
     trunk.to(device).eval()
-    shape = (len(images), 1 + mirrored, trunk.width) if freeze else (len(images), 3, size, size)
+    constant = _constant(trunk, trained)
+    if constant:
+        with torch.inference_mode():
+            width = constant(torch.zeros(1, 3, size, size, device=device)).shape[1]
+    shape = (len(images), 1 + mirrored, width) if constant else (len(images), 3, size, size)
     weights = save({name: value.cpu().contiguous() for name, value in trunk.state_dict().items()})
     digest = hashlib.sha256(weights)
     unfinished = _Unfinished(
         scratch / hashlib.sha256(f"{key} {digest.hexdigest()} {device.type}".encode()).hexdigest()[:16],
         shape,
-        np.dtype("<f4" if freeze else "|u1"),
+        np.dtype("<f4" if constant else "|u1"),
         BATCH[device.type],
     )
     with full_disk_is_a_fault(scratch), progress("encode", len(images) - unfinished.rows, "images") as advance:
         for pixels in decoded_batches(images[unfinished.rows :], size, BATCH[device.type]):
-            unfinished.append(_features(trunk, pixels, mirrored, device) if freeze else pixels.numpy())
+            unfinished.append(_rows(constant, pixels, mirrored, device) if constant else pixels.numpy())
             advance(len(pixels))
     digest.update(unfinished.finish(folder / "array.npy"))
     with replacing(folder / "trunk.safetensors") as temporary:
         temporary.write_bytes(weights)
-    encoding = Encoding(kind="features" if freeze else "pixels", digest=digest.hexdigest())
+    encoding = Encoding(
+        kind="pixels" if constant is None else "features" if constant == trunk else "maps",
+        image_size=size,
+        learned=trained if isinstance(trained, int) and constant else 0,
+        digest=digest.hexdigest(),
+    )
     write_text(folder / "encoding.json", encoding.model_dump_json(indent=2) + "\n")
 
 
@@ -173,11 +203,24 @@ class _Unfinished:
         return digest
 
 
-def _features(trunk: Trunk, pixels: torch.Tensor, mirrored: bool, device: torch.device) -> NDArray[np.float32]:
+def _constant(trunk: Trunk, trained: str | int) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """What of a trunk does not learn; None where all of it does."""
+    if trained == "head":
+        return trunk
+    if trained == "all" or trained == len(trunk.stages()):
+        return None
+    assert isinstance(trained, int)
+    trunk.cut(trained)
+    return trunk.front
+
+
+def _rows(
+    constant: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor, mirrored: bool, device: torch.device
+) -> NDArray[np.float32]:
     with torch.inference_mode():
         stacked = views(pixels.to(device), mirrored)
-        features = trunk(stacked.flatten(0, 1)).unflatten(0, stacked.shape[:2])
-    return np.ascontiguousarray(features.cpu().numpy(), dtype=np.float32)
+        rows = constant(stacked.flatten(0, 1)).unflatten(0, stacked.shape[:2])
+    return np.ascontiguousarray(rows.cpu().numpy(), dtype=np.float32)
 
 
 def decoded_batches(images: Sequence[Callable[[], bytes]], size: int, batch: int) -> Iterator[torch.Tensor]:

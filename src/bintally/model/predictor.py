@@ -53,18 +53,16 @@ def calibrated_network(network: CountingNetwork, card: Card, calibration: Calibr
 def predict_encoded(network: CountingNetwork, card: Card, encoded: Encoded, rows: NDArray[np.int64]) -> Floats:
     """Log-probabilities of the card's counts, float64 (rows, classes), of encoded bins, not yet calibrated."""
     device = default_device()
+    encoded.ready(network.trunk)
     network.to(device)
-    features = encoded.encoding.kind == "features"
+    model = network.head if encoded.encoding.kind == "features" else network
+    pixels = encoded.encoding.kind == "pixels"
     result = [torch.empty(0, len(card.counts), dtype=torch.float64)]
     with progress("predict", len(rows), "images") as advance:
         for start in range(0, len(rows), ROWS):
             chosen = rows[start : start + ROWS]
             batch = torch.from_numpy(encoded.rows.take(chosen)).to(device)
-            logs = (
-                log_distribution(network.head, batch)
-                if features
-                else log_distribution(network, views(batch, card.mirror))
-            )
+            logs = log_distribution(model, views(batch, card.mirror) if pixels else batch)
             result.append(logs.cpu().double())
             advance(len(chosen))
     return torch.cat(result).numpy()

@@ -33,6 +33,8 @@ class Trunk(nn.Module):
     and edges of the early maps as much as in the objects of the last. With ``grid`` it is the last map's means over
     GRID cells, which keep where things are.
 
+    Once it is cut, ``front`` computes what does not learn, and the trunk goes on from there as well as from images.
+
     Raises Fault if there is no such network.
     """
 
@@ -46,6 +48,9 @@ class Trunk(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self._means: list[torch.Tensor] = []
+        self._front: list[str] = []
+        self._map_shape: tuple[int, ...] = ()
+        self._name, self._size = name, image_size
         probe = torch.zeros(1, 3, image_size, image_size)
         self.eval()
         try:
@@ -72,12 +77,77 @@ class Trunk(nn.Module):
 
     def stages(self) -> list[list[nn.Parameter]]:
         """The parameters of each stage, from the image on: a stage is what computes maps of one resolution."""
+        stages = self._learning_stages()
+        return [stages[number] for number in sorted(stages)]
+
+    def _learning_stages(self) -> dict[int, list[nn.Parameter]]:
         last = max(self._stage_of_block.values(), default=0)
-        stages: list[list[nn.Parameter]] = [[] for _ in range(last + 1)]
+        stages: dict[int, list[nn.Parameter]] = {}
         for name, parameter in self.body.named_parameters():
             blocks = [stage for block, stage in self._stage_of_block.items() if name.startswith(block + ".")]
-            stages[blocks[0] if blocks else last].append(parameter)
-        return [stage for stage in stages if stage]
+            stages.setdefault(blocks[0] if blocks else last, []).append(parameter)
+        return stages
+
+    @torch.no_grad()
+    def cut(self, learned: int) -> None:
+        """Part what comes before the last ``learned`` stages from them.
+
+        Raises Fault if there are not so many, or if what comes before them gives more than one map.
+        """
+        stages = sorted(self._learning_stages())
+        if not 0 < learned < len(stages):
+            raise Fault(
+                f"model.trained: {learned} must be below the {len(stages)} stages {self._name} has; take fewer, or all"
+            )
+        self._front = [block for block, stage in self._stage_of_block.items() if stage < stages[-learned]]
+        at = self.mean.device
+        probe = torch.rand(2, 3, self._size, self._size, generator=torch.Generator().manual_seed(0)).to(at) * 255
+        mode = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            agrees = torch.allclose(self(self.front(probe)), self(probe), rtol=1e-3, atol=1e-4)
+        except (AttributeError, RuntimeError):
+            agrees = False
+        for module, training in mode.items():
+            module.training = training
+        if not agrees:
+            raise Fault(f"model.trained: {self._name} does not hand one map on there, so {learned} cannot be; take all")
+
+    def constant(self, learned: int) -> list[str]:
+        """Names of the weights that come before the cut, or of all where nothing is ``learned``."""
+        before = tuple(f"body.{block}." for block in self._front)
+        return [name for name in self.state_dict() if not learned or name.startswith(before)]
+
+    def front(self, images: torch.Tensor) -> torch.Tensor:
+        """What comes before the cut, as rows the trunk takes in place of images.
+
+        (n, 3, size, size) of 0–255, any dtype, to float32 (n, height · width · channels + means): the map at the cut,
+        channels last, and the means of the map at every scale up to there where the head sees them.
+        """
+        self._means.clear()
+        hook = self.body.get_submodule(self._front[-1]).register_forward_hook(_stop)
+        try:
+            self.body(self._normalised(images))
+            raise RuntimeError(f"{self._name} does not run {self._front[-1]}")
+        except _Reached as reached:
+            maps = reached.output
+        finally:
+            hook.remove()
+        self._map_shape = tuple(maps.shape[1:])
+        row = self.joined(maps, torch.cat([maps.new_zeros(len(maps), 0), *self._means], 1))
+        self._means.clear()
+        return row
+
+    def parted(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The maps (n, channels, height, width) and the means (n, ·) of rows of :meth:`front`."""
+        channels, height, width = self._map_shape
+        maps, means = rows.tensor_split([channels * height * width], 1)
+        return maps.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2), means
+
+    @staticmethod
+    def joined(maps: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+        """Rows of maps and means: what :meth:`parted` undoes."""
+        return torch.cat([maps.permute(0, 2, 3, 1).flatten(1), means], 1)
 
     def train(self, mode: bool = True) -> "Trunk":
         """Batch normalisation alone trains, where its weights learn; dropout would differ from rank to rank."""
@@ -87,14 +157,59 @@ class Trunk(nn.Module):
                 module.training = mode and module.weight.requires_grad
         return self
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, 3, size, size) of 0–255, any dtype, to float32 (n, width)."""
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(n, 3, size, size) of 0–255, any dtype, or rows of :meth:`front`, to float32 (n, width)."""
         self._means.clear()
-        inputs = (images.float() - self.mean) / self.std
-        last = self.body(inputs.contiguous(memory_format=torch.channels_last))
+        if inputs.dim() == 2:
+            maps, means = self.parted(inputs)
+            self._means.append(means)
+            with self._skipping_front(maps.contiguous(memory_format=torch.channels_last)) as given:
+                last = self.body(given)
+        else:
+            last = self.body(self._normalised(inputs))
         features = self._means[-1] if self._grid else torch.cat([last.flatten(1), *self._means], dim=1)
         self._means.clear()  # torch.export wants a module to be after a call what it was before
         return features
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        return ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    @contextmanager
+    def _skipping_front(self, maps: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Let every block before the cut give ``maps`` at once; the last of them is what the rest goes on from."""
+        blocks = {block: self.body.get_submodule(block) for block in self._front}
+        given = _Given(maps)
+        try:
+            for block in blocks:
+                self._place(block, given)
+            yield maps
+        finally:
+            for block, module in blocks.items():
+                self._place(block, module)
+
+    def _place(self, block: str, module: nn.Module) -> None:
+        parent, _, child = block.rpartition(".")
+        self.body.get_submodule(parent)._modules[child] = module
+
+
+class _Given(nn.Module):
+    def __init__(self, maps: torch.Tensor) -> None:
+        super().__init__()
+        self.maps = maps
+
+    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
+        return self.maps
+
+
+class _Reached(Exception):
+    """The last block that is wanted has run."""
+
+    def __init__(self, output: torch.Tensor) -> None:
+        self.output = output
+
+
+def _stop(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+    raise _Reached(output)
 
 
 def _headless(name: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Do the constant part of the computation once an image: decode, resize and, where it is frozen, the trunk."""
+"""Do the constant part of the computation once an image: decode, resize and what of the trunk does not learn."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ def main(params: Params) -> None:
     reader = ShardReader(BINS)
     images = [partial(reader.image, entry) for entry in read_index(BINS)]
     encode(
-        *(ENCODED, images, trunk, model.image_size, model.trained == "head", model.mirror, default_device()),
+        *(ENCODED, images, trunk, model.image_size, model.trained, model.mirror, default_device()),
         scratch=SCRATCH / "encode",
         key=hash_of((BINS / "index.csv").read_bytes(), model.model_dump_json().encode(), code("model")),
     )

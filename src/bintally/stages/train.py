@@ -148,6 +148,7 @@ def work(params: Params, stop: StopRequest) -> None:
     encoded = load_encoded(ENCODED)
     trunk = Trunk(model.trunk, model.image_size, model.features)
     trunk.load_state_dict(encoded.trunk_state)
+    encoded.ready(trunk)
     told = NUMBERS + WORDS if train.records else 0
     head = Head(trunk.width, train.hidden, len(counts), train.ordinal, train.seed, told)
     network = CountingNetwork(trunk, head)
@@ -167,7 +168,8 @@ def work(params: Params, stop: StopRequest) -> None:
         names, groups = ([table[row][column] for row in rows] for column in ("id", "group"))
         said = taught(teachers, encoded, rows, counts) if teachers and split == "train" else None
         recorded = torch.from_numpy(of_records[rows]) if train.records and split == "train" else None
-        return Samples(encoded.rows, rows, classes[rows], names, groups, model.mirror, said, recorded)
+        kind = encoded.encoding.kind
+        return Samples(encoded.rows, kind, rows, classes[rows], names, groups, model.mirror, said, recorded)
 
     train_set, validation_set = samples("train"), samples("validation")
     taught_by = [(folder / "model.safetensors").read_bytes() for folder in teachers]

@@ -22,6 +22,27 @@ def draw(samples: int, seed: int, epoch: int) -> NDArray[np.float32]:
     return random.random((samples, DRAWS), dtype=np.float32) * 2 - 1
 
 
+def moved(images: torch.Tensor, draws: torch.Tensor, params: Augment) -> torch.Tensor:
+    """Shift, scale and rotate images or maps of any number of channels: (n, c, side, side) to the same.
+
+    Args:
+        draws: float32 (n, DRAWS) of :func:`draw`.
+    """
+    if not (params.shift or params.scale or params.rotation):
+        return images
+    shift_x, shift_y, scale, angle = draws[:, :4].unbind(1)
+    radians = torch.deg2rad(params.rotation * angle)
+    zoom = 1 / (1 + params.scale * scale)
+    cos, sin = radians.cos() * zoom, radians.sin() * zoom
+    # grid_sample's coordinates run from -1 to 1, so a share of the side is twice as much.
+    rows = [
+        torch.stack([cos, -sin, 2 * params.shift * shift_x], 1),
+        torch.stack([sin, cos, 2 * params.shift * shift_y], 1),
+    ]
+    grid = functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
 class Augmentation:
     """Shift, scale, rotation, light, colour, blur and noise, as strong as ``params`` allow."""
 
@@ -50,9 +71,8 @@ class Augmentation:
         images = images.float()
         if side < images.shape[-1]:
             images = functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
-        shift_x, shift_y, scale, angle, gain, contrast, red, green, blue, blur, noise, place = draws[:, :12].unbind(1)
-        if params.shift or params.scale or params.rotation:
-            images = self._moved(images, shift_x, shift_y, scale, angle)
+        images = moved(images, draws, params)
+        gain, contrast, red, green, blue, blur, noise, place = draws[:, 4:12].unbind(1)
         if params.blur:
             share = (params.blur * (blur + 1) / 6)[:, None, None, None]
             for axis in (2, 3):
@@ -69,26 +89,6 @@ class Augmentation:
             deviation = (params.noise * (noise + 1) / 2)[:, None, None, None]
             images = torch.addcmul(images, self._field(place)[..., :side, :side], deviation)
         return images.clamp(0, 255)
-
-    def _moved(
-        self,
-        images: torch.Tensor,
-        shift_x: torch.Tensor,
-        shift_y: torch.Tensor,
-        scale: torch.Tensor,
-        angle: torch.Tensor,
-    ) -> torch.Tensor:
-        params = self._params
-        radians = torch.deg2rad(params.rotation * angle)
-        zoom = 1 / (1 + params.scale * scale)
-        cos, sin = radians.cos() * zoom, radians.sin() * zoom
-        # grid_sample's coordinates run from -1 to 1, so a share of the side is twice as much.
-        rows = [
-            torch.stack([cos, -sin, 2 * params.shift * shift_x], 1),
-            torch.stack([sin, cos, 2 * params.shift * shift_y], 1),
-        ]
-        grid = functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-        return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
     def _field(self, place: torch.Tensor) -> torch.Tensor:
         """A cut of the field of noise for each sample: (n, 3, size, size)."""

@@ -16,7 +16,7 @@ from bintally.interruption import Stopped, StopRequest
 from bintally.model.network import CountingNetwork, log_distribution, mirror, views
 from bintally.params import Params
 from bintally.progress import progress
-from bintally.training.augment import Augmentation, Dropout
+from bintally.training.augment import Augmentation, Dropout, moved
 from bintally.training.checkpoint import Checkpoints, State, read_state
 from bintally.training.distribution import Place, gathered, sent, share_batch_norm, summed
 from bintally.training.objective import Objective
@@ -117,16 +117,18 @@ class _Training:
         for parameter in (parameter for stage in stages for parameter in stage):
             parameter.requires_grad_(True)
         self._rest = [parameter for stage in stages[:-1] for parameter in stage]
-        self._network: nn.Module = network.head if train.are_features else network
+        self._network: nn.Module = network.head if train.kind == "features" else network
+        self._trunk = network.trunk
         if place.ranks > 1:
             share_batch_norm(self._network)
         self._network.to(place.device)
         self._optimizer = make_optimizer(parameter_groups(stages, self._params), self._params)
         self._averaged = copy.deepcopy(self._network).eval() if self._params.average else self._network
+        self._moves = params.augment
         self._augment = (
-            None
-            if train.are_features
-            else Augmentation(params.augment, train.source.shape[-1], self._params.seed, place.device)
+            Augmentation(params.augment, train.source.shape[-1], self._params.seed, place.device)
+            if train.kind == "pixels"
+            else None
         )
         self._bfloat16 = self._params.precision == "bfloat16" or (
             self._params.precision == "auto" and place.device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -229,6 +231,9 @@ class _Training:
             (loss * (place.ranks / batch_size)).backward()
 
     def _inputs(self, part: Batch) -> torch.Tensor:
+        if self._train.kind == "maps":
+            maps, means = self._trunk.parted(part.inputs)
+            return self._trunk.joined(moved(maps, part.draws, self._moves), means)
         if self._augment is None:
             return part.inputs
         pixels = torch.where(part.flip[:, None, None, None], mirror(part.inputs), part.inputs)
@@ -287,7 +292,8 @@ class _Training:
         self._averaged.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self._place.device)
         for batch in validation_batches(self._validation, self._place):
-            inputs = batch.inputs if self._train.are_features else views(batch.inputs, self._validation.mirrored)
+            pixels = self._validation.kind == "pixels"
+            inputs = views(batch.inputs, self._validation.mirrored) if pixels else batch.inputs
             with torch.autocast(self._place.device.type, torch.bfloat16, enabled=self._bfloat16):
                 logs = log_distribution(self._averaged, inputs, self._classes)
             sums[0] += nn.functional.nll_loss(logs.float(), batch.targets, reduction="sum")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bintally.model.encoded import Rows
+from bintally.model.encoded import Kind, Rows
 from bintally.training.augment import draw
 from bintally.training.distribution import Place
 
@@ -23,7 +23,8 @@ class Samples:
     """The encoded bins of one split."""
 
     source: Rows
-    """(bins, views, width) features or (bins, 3, size, size) pixels of every bin."""
+    """(bins, views, width) features or maps, or (bins, 3, size, size) pixels, of every bin."""
+    kind: Kind
     rows: NDArray[np.int64]
     """Which of them are in the split."""
     classes: NDArray[np.int64]
@@ -38,10 +39,6 @@ class Samples:
     facts: torch.Tensor | None = None
     """What the records say of each of ``rows``: float32 (rows, facts), NaN where they do not."""
 
-    @property
-    def are_features(self) -> bool:
-        return len(self.source.shape) == 3
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -50,7 +47,7 @@ class Batch:
     chosen: NDArray[np.int64]
     """Numbers of the samples within their split."""
     inputs: torch.Tensor
-    """(n, width) features of one view, (n, views, width) of all, or uint8 (n, 3, size, size) pixels."""
+    """(n, width) features or maps of one view, (n, views, width) of all, or uint8 (n, 3, size, size) pixels."""
     targets: torch.Tensor
     flip: torch.Tensor
     """Whether to mirror, bool (n,): only of pixels."""
@@ -106,7 +103,9 @@ def training_batches(samples: Samples, epoch: Plan, start: int, parts: int, plac
     def read(chosen: NDArray[np.int64]) -> Batch:
         flip = epoch.flip[chosen] & samples.mirrored
         rows = samples.rows[chosen]
-        return _batch(samples, chosen, samples.source.take(rows, flip if samples.are_features else None), flip, epoch)
+        return _batch(
+            samples, chosen, samples.source.take(rows, None if samples.kind == "pixels" else flip), flip, epoch
+        )
 
     todo = (part for batch in islice(epoch.batches, start, None) for part in shares(batch, place, parts))
     return _on_device(_ahead(todo, read), place.device)

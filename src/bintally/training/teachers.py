@@ -21,11 +21,11 @@ def taught(folders: Sequence[Path], encoded: Encoded, rows: NDArray[np.int64], c
     total = np.zeros((len(rows), len(counts)))
     for folder in folders:
         network, card = load_model(folder)
-        side = encoded.rows.shape[-1]
-        if encoded.encoding.kind == "features" or card.image_size != side or card.counts != list(counts):
+        if card.counts != list(counts) or not encoded.suit(network.trunk, card.image_size):
             raise Fault(
                 f"train.teachers: {folder} tells {card.counts} apart in images of {card.image_size} pixels, not "
-                f"{list(counts)} in cached ones of {side}; take a model that was trained as this one is to be"
+                f"{list(counts)} in ones of {encoded.encoding.image_size}, or starts from another trunk; take a model "
+                "that was trained as this one is to be"
             )
         total += np.exp(predict_encoded(network, card, encoded, rows))
     return torch.from_numpy(total / len(folders)).float()
