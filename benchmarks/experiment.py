@@ -32,7 +32,8 @@ from bintally.bins.shards import ShardReader, read_index
 from bintally.files import read_csv
 from bintally.model.network import Head
 from bintally.model.saved import default_device
-from bintally.model.trunk import LITE, LITE_MEAN, LITE_STD, Trunk, load_weights
+from bintally.model.trunk import LITE, LITE_MEAN, LITE_STD, Trunk
+from bintally.model.weights import load_weights
 from bintally.params import Params, load_params
 from bintally.stages.paths import BINS, SPLITS
 from common import ROOT, environment, report, rounded, say, timed

@@ -41,7 +41,8 @@ from bintally.memory import keep_freed_memory
 from bintally.model.encoded import Rows, encode, load_encoded
 from bintally.model.network import CountingNetwork, Head, log_distribution, views
 from bintally.model.saved import default_device
-from bintally.model.trunk import IMAGENET_MEAN, IMAGENET_STD, LITE, LITE_MEAN, LITE_STD, Trunk, load_weights
+from bintally.model.trunk import IMAGENET_MEAN, IMAGENET_STD, LITE, LITE_MEAN, LITE_STD, Trunk
+from bintally.model.weights import load_weights
 from bintally.params import Params, load_params
 from bintally.training.checkpoint import Checkpoints
 from bintally.training.distribution import joined

@@ -7,7 +7,8 @@ from bintally.bins.shards import Bin
 from bintally.model.calibration import Calibration
 from bintally.model.network import CountingNetwork, Head
 from bintally.model.saved import Card
-from bintally.model.trunk import LITE, Trunk, load_weights
+from bintally.model.trunk import LITE, Trunk
+from bintally.model.weights import load_weights
 
 CARD = Card(
     trunk=LITE[0],

@@ -15,7 +15,8 @@ from bintally.faults import Fault
 from bintally.model import encoded as module
 from bintally.model.encoded import Encoded, Rows, encode, load_encoded
 from bintally.model.images import decode
-from bintally.model.trunk import LITE, Trunk, load_weights
+from bintally.model.trunk import LITE, Trunk
+from bintally.model.weights import load_weights
 
 SIZE = 64
 CPU = torch.device("cpu")

@@ -1,24 +1,17 @@
-"""Trunks: their features, and weights from wherever they come, or a fault that says why not."""
+"""Trunks: their features, their stages, and going on from the middle."""
 
 import copy
-import functools
-import http.server
-import socket
-import threading
-from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from efficientnet_lite_pytorch import EfficientNet
-from safetensors.torch import save_file
 from torch import nn
 
 from bintally.faults import Fault
 from bintally.model.network import CountingNetwork, Head
-from bintally.model.trunk import LITE, Trunk, load_weights
+from bintally.model.trunk import LITE, Trunk
+from bintally.model.weights import load_weights
 
 SIZE = 64
 
@@ -48,25 +41,6 @@ def test_lite_gives_what_its_authors_network_gives_and_behind_it_every_scale(num
     features = every(images())
     torch.testing.assert_close(features[:, :1280], expected, atol=1e-4, rtol=1e-4)
     assert features[:, 1280:].std(0).min() > 0
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_from_a_file_give_the_features_of_the_network_they_are_of(tmp_path: Path, suffix: str) -> None:
-    torch.manual_seed(5)
-    network = torchvision.models.resnet18().eval()
-    path = tmp_path / f"weights{suffix}"
-    (save_file if suffix == ".safetensors" else torch.save)(network.state_dict(), path)
-    one = trunk()
-    before = one(images())
-    load_weights(one, "resnet18", "none")
-    assert torch.equal(one(images()), before)
-    load_weights(one, "resnet18", str(path))
-    network.fc = nn.Identity()
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    expected = network((images() / 255 - mean[:, None, None]) / std[:, None, None])
-    torch.testing.assert_close(one(images()), expected, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(before, expected, atol=1e-2)
 
 
 def test_a_trunk_without_weights_is_the_same_for_the_same_seed() -> None:
@@ -165,7 +139,8 @@ def test_a_trunk_goes_on_from_what_its_front_gives_wherever_it_is_cut(name: str,
 
 
 @pytest.mark.parametrize(
-    ("name", "learned", "said"), [("resnet18", 5, "5 must be below the 5 stages"), ("vit_b_16", 1, "the 1 stages")]
+    ("name", "learned", "said"),
+    [("resnet18", 5, "5 must be below the 5 stages"), ("vit_b_16", 1, "1 must be below the 1 stages")],
 )
 def test_a_trunk_cannot_be_cut_where_it_has_no_stages_before(name: str, learned: int, said: str) -> None:
     one = Trunk(name, 224 if name == "vit_b_16" else SIZE, "last")
@@ -197,104 +172,3 @@ def test_a_copy_of_a_trunk_is_as_good_and_has_nothing_to_do_with_it() -> None:
 def test_a_network_that_does_not_exist_is_a_fault(name: str) -> None:
     with pytest.raises(Fault, match=f"model.trunk: .*'{name}'.*{LITE[0]}"):
         Trunk(name, SIZE, "last")
-
-
-class Code:
-    """Unpickled, it touches a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.path,)
-
-
-def test_weights_that_bring_code_are_refused_and_it_is_not_run(tmp_path: Path) -> None:
-    path, touched = tmp_path / "weights.pth", tmp_path / "touched"
-    torch.save({"conv1.weight": Code(touched)}, path)
-    with pytest.raises(Fault, match=rf"model\.weights: '{path}' is not a file of weights alone") as caught:
-        load_weights(trunk(), "resnet18", str(path))
-    assert "\n" not in str(caught.value)
-    assert not touched.exists()
-
-
-@pytest.mark.parametrize("content", ["nothing", "text", "tensor", "cut short"])
-def test_a_file_that_holds_no_weights_is_a_fault(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save(torch.zeros(1000), path)
-    if content != "tensor":
-        path.write_bytes({"nothing": b"", "text": b"<html>", "cut short": path.read_bytes()[:-600]}[content])
-    with pytest.raises(Fault, match=rf"model\.weights: '{path}'"):
-        load_weights(trunk("squeezenet1_1"), "squeezenet1_1", str(path))
-
-
-def test_weights_of_another_network_are_a_fault_and_change_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    one = trunk()
-    before = {key: value.clone() for key, value in one.state_dict().items()}
-    lacking = dict(one.body.state_dict())
-    del lacking["layer1.0.conv1.weight"]
-    narrower = one.body.state_dict() | {"bn1.bias": torch.zeros(3)}
-    for state, key in ((lacking, r"layer1\.0\.conv1\.weight"), (narrower, r"bn1\.bias")):
-        torch.save(state, path)
-        with pytest.raises(Fault, match=rf"model\.weights: '{path}' does not fit resnet18: {key}"):
-            load_weights(one, "resnet18", str(path))
-    assert all(torch.equal(before[key], value) for key, value in one.state_dict().items())
-
-
-def test_a_file_that_is_not_there_is_a_fault(tmp_path: Path) -> None:
-    with pytest.raises(Fault, match=rf"model\.weights: '{tmp_path}/no\.pth' .*a file that exists"):
-        load_weights(trunk("squeezenet1_1"), "squeezenet1_1", f"{tmp_path}/no.pth")
-
-
-@pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
-    """The URL of a server on this machine, and the folder whose files it serves."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "downloads"))
-    folder = tmp_path / "served"
-    folder.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", folder
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_each_url_gives_its_own_weights(served: tuple[str, Path]) -> None:
-    url, folder = served
-    for seed in (7, 8):
-        (folder / str(seed)).mkdir()
-        source = trunk("squeezenet1_1", seed=seed)
-        torch.save(source.body.state_dict(), folder / str(seed) / "weights.pth")
-        one = trunk("squeezenet1_1")
-        load_weights(one, "squeezenet1_1", f"{url}/{seed}/weights.pth")
-        assert torch.equal(one(images()), source(images())), seed
-
-
-def test_a_url_that_gives_no_weights_is_a_fault(served: tuple[str, Path]) -> None:
-    url, folder = served
-    (folder / "page.pth").write_text("<html>please log in</html>")
-    for name in ("page.pth", "missing.pth"):
-        with pytest.raises(Fault, match=rf"model\.weights: .*{url}/{name}"):
-            load_weights(trunk("squeezenet1_1"), "squeezenet1_1", f"{url}/{name}")
-
-
-def test_a_server_that_cannot_be_reached_is_a_fault_that_says_what_else_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/x.pth"
-    with pytest.raises(Fault, match=rf"could not download {url} .*refused.*model\.weights.*{LITE[0]}") as caught:
-        load_weights(trunk("squeezenet1_1"), "squeezenet1_1", url)
-    assert "\n" not in str(caught.value)
-    assert socket.getdefaulttimeout() is None

@@ -9,7 +9,8 @@ from bintally.files import SCRATCH
 from bintally.memory import keep_freed_memory
 from bintally.model.encoded import encode
 from bintally.model.saved import default_device
-from bintally.model.trunk import Trunk, load_weights
+from bintally.model.trunk import Trunk
+from bintally.model.weights import load_weights
 from bintally.params import Params
 from bintally.stages import code, hash_of, run
 from bintally.stages.paths import BINS, ENCODED
