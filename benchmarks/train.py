@@ -8,7 +8,8 @@ ceiling     the bare step on batches cut from a tensor that is in memory (on a G
 study       ImageFolder, PIL transforms (resize, mirror), DataLoader, Adam; a frozen trunk runs in every epoch
 imagenet    ImageFolder, PIL transforms (random crop, mirror), DataLoader, SGD, as PyTorch's ImageNet example has them
 
-`full` learns everything. `frozen` learns the head from features; beside the study, which repeats the trunk's passes
+`full` learns everything. `maps` learns the last two stages from maps computed once, beside the engine that learns
+everything from pixels. `frozen` learns the head from features; beside the study, which repeats the trunk's passes
 every epoch, the engine's seconds hold the encoding once, both over `--frozen-epochs` epochs of which few are measured;
 beside its ceiling it has HEAD_BINS bins, of numbers drawn at random. What is compared is the quickest epoch of
 `--rounds` runs each, taken in turn. `scaling` is one rank against two. `growth` is how seconds and peak memory of
@@ -38,7 +39,7 @@ from bintally.apps.store import free_ports
 from bintally.bins.shards import ShardReader, read_index, write_shards
 from bintally.interruption import StopRequest
 from bintally.memory import keep_freed_memory
-from bintally.model.encoded import Rows, encode, load_encoded
+from bintally.model.encoded import Kind, Rows, encode
 from bintally.model.network import CountingNetwork, Head, log_distribution, views
 from bintally.model.saved import default_device
 from bintally.model.trunk import IMAGENET_MEAN, IMAGENET_STD, LITE, LITE_MEAN, LITE_STD, Trunk
@@ -50,7 +51,13 @@ from bintally.training.loop import fit
 from bintally.training.samples import Samples
 from common import ROOT, make_bins, report, rounded, say, timed
 
-PARTS = ("frozen", "full", "scaling", "growth")
+PARTS = ("frozen", "maps", "full", "scaling", "growth")
+# What is cached, and what learns from it.
+LEARNING: dict[str, tuple[Kind, str | int]] = {
+    "full": ("pixels", "all"),
+    "maps": ("maps", 2),
+    "frozen": ("features", "head"),
+}
 VALIDATION = 64
 HEAD_BINS = 8_000
 IMAGE_BYTES = 20_000
@@ -67,7 +74,7 @@ def main() -> None:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bintally-train-") as name:
         arguments.folder = Path(name)
-        if {"frozen", "full", "scaling"} & set(arguments.only):
+        if set(arguments.only) != {"growth"}:
             say(f"rendering {arguments.bins + VALIDATION} bins")
             _write_bins(arguments.folder, arguments.bins + VALIDATION)
         for part in arguments.only:
@@ -101,13 +108,28 @@ def _arguments() -> argparse.Namespace:
 
 
 def _full(arguments: argparse.Namespace) -> dict[str, Any]:
-    _run(arguments, "encode-pixels")
+    _run(arguments, "encode-full")
     best = _in_turn(arguments, ["engine-full", "ceiling-full", "study-full", "imagenet-full"])
     return _compared(best, arguments.bins)
 
 
+def _maps(arguments: argparse.Namespace) -> dict[str, Any]:
+    encoding = _run(arguments, "encode-maps")
+    _run(arguments, "encode-full")
+    best = _in_turn(arguments, ["engine-maps", "engine-full"])
+    maps, full = best["engine-maps"], best["engine-full"]
+    return {
+        "encode_images_per_second": rounded((arguments.bins + VALIDATION) / encoding["seconds"]),
+        "maps_images_per_second": rounded(arguments.bins / maps["epoch"]),
+        "maps_peak_mib": round(maps["peak_bytes"] / 2**20),
+        "full_images_per_second": rounded(arguments.bins / full["epoch"]),
+        "full_peak_mib": round(full["peak_bytes"] / 2**20),
+        "maps_times_as_fast_as_full": rounded(full["epoch"] / maps["epoch"]),
+    }
+
+
 def _frozen(arguments: argparse.Namespace) -> dict[str, Any]:
-    encoding = _run(arguments, "encode-features")
+    encoding = _run(arguments, "encode-frozen")
     engine, study = _run(arguments, "engine-frozen"), _run(arguments, "study-frozen")
     whole = encoding["seconds"] + engine["epoch"] * arguments.frozen_epochs
     plain = study["epoch"] * arguments.frozen_epochs
@@ -127,7 +149,7 @@ def _frozen(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _scaling(arguments: argparse.Namespace) -> dict[str, Any]:
-    for kind in ("pixels", "features"):
+    for kind in ("full", "frozen"):
         _run(arguments, f"encode-{kind}")
     result = {}
     for kind in ("full", "frozen"):
@@ -144,7 +166,7 @@ def _growth(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         write_shards(folder / "bins", make_bins(size, IMAGE_BYTES))
         options = {"folder": folder, "bins": size - VALIDATION, "image_size": arguments.growth_image_size, "epochs": 1}
         small = argparse.Namespace(**vars(arguments) | options)
-        encoding, training = _run(small, "encode-features"), _run(small, "engine-frozen")
+        encoding, training = _run(small, "encode-frozen"), _run(small, "engine-frozen")
         result.append(
             {
                 "bins": size,
@@ -202,7 +224,7 @@ def _run(arguments: argparse.Namespace, contender: str, ranks: int = 1) -> Figur
 # --- the contenders, each in its own process -----------------------------------------------------------------
 
 
-def _params(arguments: argparse.Namespace, trained: str) -> Params:
+def _params(arguments: argparse.Namespace, trained: str | int) -> Params:
     params = load_params(ROOT / "params.yaml")
     model = params.model.model_copy(
         update={"trunk": arguments.trunk, "image_size": arguments.image_size, "trained": trained}
@@ -219,33 +241,36 @@ def _network(arguments: argparse.Namespace) -> CountingNetwork:
     return CountingNetwork(trunk, Head(trunk.width, 512, 5, ordinal=False, seed=1))
 
 
-def _encode(kind: str, arguments: argparse.Namespace) -> Figures:
+def _encode(part: str, arguments: argparse.Namespace) -> Figures:
+    kind, trained = LEARNING[part]
     network = _network(arguments)
     reader = ShardReader(arguments.folder / "bins")
     images = [partial(reader.image, entry) for entry in read_index(arguments.folder / "bins")]
     with timed(f"encode {len(images)} images to {kind}") as clock:
-        target = arguments.folder / kind
-        options = (arguments.image_size, "head" if kind == "features" else "all", True, default_device())
-        encode(target, images, network.trunk, *options, scratch=arguments.folder / "scratch", key=kind)
+        options = (arguments.image_size, trained, True, default_device())
+        encode(arguments.folder / kind, images, network.trunk, *options, scratch=arguments.folder / "scratch", key=kind)
     return {"seconds": clock.seconds}
 
 
-def _samples(arguments: argparse.Namespace, kind: str) -> tuple[Samples, Samples]:
-    encoded = load_encoded(arguments.folder / kind)
+def _samples(arguments: argparse.Namespace, part: str) -> tuple[Samples, Samples]:
+    kind, _ = LEARNING[part]
+    rows = Rows(arguments.folder / kind / "array.npy")
     classes = np.arange(arguments.bins + VALIDATION) % 5
-    parts = np.arange(arguments.bins), np.arange(arguments.bins, len(classes))
+    every = np.arange(arguments.bins), np.arange(arguments.bins, len(classes))
     train, validation = (
-        Samples(encoded.rows, encoded.encoding.kind, part, classes[part], *2 * ([str(row) for row in part],), True)
-        for part in parts
+        Samples(rows, kind, some, classes[some], *2 * ([str(row) for row in some],), True) for some in every
     )
     return train, validation
 
 
-def _engine(kind: str, arguments: argparse.Namespace) -> Figures:
+def _engine(part: str, arguments: argparse.Namespace) -> Figures:
     """Training and validation as the stage has them; the first epoch is not timed."""
-    params = _params(arguments, "all" if kind == "full" else "head")
+    trained = LEARNING[part][1]
+    params = _params(arguments, trained)
     network = _network(arguments)
-    train, validation = _samples(arguments, "pixels" if kind == "full" else "features")
+    if isinstance(trained, int):
+        network.trunk.cut(trained)
+    train, validation = _samples(arguments, part)
     ends: list[float] = []
     with joined(600) as place:
         checkpoints = Checkpoints(arguments.folder / "checkpoints", "0" * 64, params.launch.checkpoint_s)
@@ -256,7 +281,7 @@ def _engine(kind: str, arguments: argparse.Namespace) -> Figures:
 def _ceiling(kind: str, arguments: argparse.Namespace) -> Figures:
     device = default_device()
     network = _network(arguments).to(device)
-    train, validation = _samples(arguments, "pixels" if kind == "full" else "features")
+    train, validation = _samples(arguments, kind)
     model: nn.Module = network if kind == "full" else network.head
     optimizer = torch.optim.Adam(model.parameters(), lr=0.0001, fused=True)
     memory = torch.from_numpy(train.source.take(train.rows)).to(device)
@@ -333,8 +358,8 @@ def _files(kind: str, arguments: argparse.Namespace) -> Figures:
 
 
 CONTENDERS: dict[str, Callable[[argparse.Namespace], Figures]] = {
-    **{f"encode-{kind}": partial(_encode, kind) for kind in ("pixels", "features")},
-    **{f"engine-{kind}": partial(_engine, kind) for kind in ("full", "frozen")},
+    **{f"encode-{kind}": partial(_encode, kind) for kind in LEARNING},
+    **{f"engine-{kind}": partial(_engine, kind) for kind in LEARNING},
     **{f"ceiling-{kind}": partial(_ceiling, kind) for kind in ("full", "frozen")},
     **{kind: partial(_files, kind) for kind in ("study-full", "study-frozen", "imagenet-full")},
 }
