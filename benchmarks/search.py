@@ -2,7 +2,8 @@
 
 Every row of docs/search.yaml is `dvc exp run` with the options of a file in settings/ and some of its own, once a
 seed. The figures of a finished run go to docs/search.json, and from there into docs/results.md between the markers;
-its model and its predictions go to exports/search/ROW-SEED, where rows that learn from others look for them.
+its model and its predictions go to exports/search/ROW-SEED, where rows that learn from others look for them. A row
+that is `of` another averages the answers of all its seeds on the test bins.
 
     python benchmarks/search.py                          write tables and plot anew
     python benchmarks/search.py --run f100 twins         run these rows first, the seeds that are not there yet
@@ -24,6 +25,8 @@ import yaml
 from matplotlib.figure import Figure
 
 from bintally.files import read_csv, write_json, write_text
+from bintally.params import load_params
+from bintally.scoring.metrics import Scored, evaluate
 from bintally.scoring.plots import BLUE, GREY, ORANGE, save
 from common import ROOT, say
 
@@ -46,22 +49,25 @@ def main() -> None:
     for name in arguments.run:
         if name not in rows:
             parser.error(f"--run: {ROWS} has no row '{name}'; take one of {', '.join(rows)}")
-        for seed in rows[name].get("seeds", [1]):
+        row, seeds = rows[name], rows[name].get("seeds", [1])
+        for seed in seeds:
             if arguments.again or str(seed) not in figures.get(name, {}):
-                figures.setdefault(name, {})[str(seed)] = _run(rows[name], seed, arguments.options)
+                figures.setdefault(name, {})[str(seed)] = (
+                    _together(rows[row["of"]]) if "of" in row else _run(row, seed, arguments.options)
+                )
                 write_json(FIGURES, dict(sorted(figures.items())))
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(START)
     written = "\n\n".join(_table(table, figures) for table in tables)
     write_text(PAGE, f"{before}{START}\n\n{written}\n\n{END}{rest.partition(END)[2]}")
-    _draw(
-        [(row["share"], [*figures[name].values()]) for name, row in rows.items() if "share" in row and name in figures]
-    )
+    _draw([[*figures[name].values()] for name, row in rows.items() if "share" in row and name in figures])
     print(json.dumps({name: figures.get(name) for name in arguments.run or figures}, indent=2))
 
 
 def command(row: Figures, seed: int) -> str:
     """What a person types for a row."""
+    if "of" in row:
+        return f"python benchmarks/search.py --run {row['of']} {row['name']}"
     own = [row["options"]] if row.get("options") else []
     of_seed = [f"-S train.seed={seed}"] if seed != 1 else []
     return " ".join(["dvc exp run", f"$(cat settings/{row['settings']})", *own, *of_seed])
@@ -88,9 +94,29 @@ def _run(row: Figures, seed: int, more: str) -> Figures:
     rules = found["test"]["decoding"]
     return {
         "seconds": round(seconds),
-        "bins": sum(line["split"] == "train" for line in read_csv(ROOT / "data/splits.csv")),
+        "bins": round(
+            row.get("share", 1.0) * sum(line["split"] == "train" for line in read_csv(ROOT / "data/splits.csv"))
+        ),
         "decoding": rules,
         **{name: _of_rules(metrics, rules) for name, metrics in found.items()},
+    }
+
+
+def _together(row: Figures) -> Figures:
+    """Of the mean of the probabilities that the models of all seeds of a row give, by the rules of the first."""
+    runs = [json.loads(FIGURES.read_text(encoding="utf-8"))[row["name"]][str(seed)] for seed in row["seeds"]]
+    tables = [read_csv(KEPT / f"{row['name']}-{seed}/predictions.csv") for seed in row["seeds"]]
+    counts = [int(name[1:]) for name in tables[0][0] if name[0] == "p" and name[1:].isdecimal()]
+    answers = np.array([[[float(line[f"p{count}"]) for count in counts] for line in table] for table in tables])
+    truth, groups = np.array([int(line["count"]) for line in tables[0]]), [line["group"] for line in tables[0]]
+    params = load_params(ROOT / "params.yaml").evaluate
+    mean = answers.mean(0)
+    scored = Scored(mean / mean.sum(1, keepdims=True), truth, groups, counts)
+    return {
+        "seconds": sum(run["seconds"] for run in runs),
+        "bins": runs[0]["bins"],
+        "decoding": runs[0]["decoding"],
+        "test": _of_rules(evaluate(scored, params.resamples, params.seed), runs[0]["decoding"]),
     }
 
 
@@ -119,8 +145,10 @@ def _table(table: Figures, figures: Figures) -> str:
         if not runs:
             lines.append(f"| {row['name']} | {what} | not run | | | | | {line} |")
             continue
-        accuracy, rmse, loss = (_mean(runs, "validation", key) for key in ("accuracy", "rmse", "loss"))
-        validation = f"{100 * accuracy:.1f}, {rmse:.3f}, {loss:.3f}"
+        validation = "not kept"
+        if "validation" in runs[0]:
+            accuracy, rmse, loss = (_mean(runs, "validation", key) for key in ("accuracy", "rmse", "loss"))
+            validation = f"{100 * accuracy:.1f}, {rmse:.3f}, {loss:.3f}"
         ends = {key: [_mean(runs, "test", "interval_95", key, end) for end in (0, 1)] for key in ("accuracy", "rmse")}
         lines.append(
             f"| {row['name']} | {what} | {validation} "
@@ -144,20 +172,20 @@ def _mean(runs: list[Figures], *keys: Any) -> float:
     return total / len(runs)
 
 
-def _draw(rows: list[tuple[float, list[Figures]]]) -> None:
+def _draw(rows: list[list[Figures]]) -> None:
     """Accuracy and RMSE against the number of training bins, and a line through them as far as EXTRAPOLATED."""
     if len(rows) < 2:
         return
-    bins = np.array([share * runs[0]["bins"] for share, runs in rows])
+    bins = np.array([runs[0]["bins"] for runs in rows])
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, key, label in zip(
         figure.subplots(1, 2), ("accuracy", "rmse"), ("accuracy", "RMSE in items"), strict=True
     ):
-        values = np.array([_mean(runs, "test", key) for _, runs in rows])
+        values = np.array([_mean(runs, "test", key) for runs in rows])
         slope, start = np.polyfit(np.log2(bins), values, 1)
         far = np.array([bins.min(), EXTRAPOLATED])
         axes.plot(far, start + slope * np.log2(far), color=GREY, linestyle="--", label="extrapolated")
-        ends = np.array([[_mean(runs, "test", "interval_95", key, end) for _, runs in rows] for end in (0, 1)])
+        ends = np.array([[_mean(runs, "test", "interval_95", key, end) for runs in rows] for end in (0, 1)])
         axes.errorbar(bins, values, np.abs(ends - values), fmt="o", color=ORANGE, label="measured, 95 %")
         axes.axhline(0.5567 if key == "accuracy" else 0.930, color=BLUE, label="ABID challenge, 324,735 bins")
         axes.set(xscale="log", xlabel="training bins", ylabel=label)
