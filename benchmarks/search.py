@@ -81,7 +81,7 @@ def _run(row: Figures, seed: int, more: str) -> Figures:
     started = time.monotonic()
     try:
         # A shell, since the line is to work as it stands in the page.
-        subprocess.run(f"{line} -n {row['name']}-{seed} -f {more}", shell=True, check=True, cwd=ROOT)  # noqa: S602
+        subprocess.run(f"{line} {more}", shell=True, check=True, cwd=ROOT)  # noqa: S602
     finally:
         subprocess.run(["git", "checkout", "--quiet", "--", "params.yaml"], check=True, cwd=ROOT)
     seconds = time.monotonic() - started
