@@ -1,6 +1,8 @@
-"""A model and bins small enough for tests of several rooms."""
+"""Images, trunks, a model and bins small enough for tests of several rooms."""
 
 from functools import cache
+
+import torch
 
 from bintally.bins.demo import DemoWarehouse
 from bintally.bins.shards import Bin
@@ -10,10 +12,11 @@ from bintally.model.saved import Card
 from bintally.model.trunk import LITE, Trunk
 from bintally.model.weights import load_weights
 
+SIZE = 64
 CARD = Card(
     trunk=LITE[0],
     features="every_scale",
-    image_size=64,
+    image_size=SIZE,
     mean=[127.0] * 3,
     std=[128.0] * 3,
     mirror=True,
@@ -57,3 +60,14 @@ def bins() -> list[Bin]:
             one = f"{number:05d}"
             found.append(Bin(one, warehouse.bin(number).count, one, image, warehouse.record(number)))
     return found
+
+
+def images() -> torch.Tensor:
+    """Three of noise, uint8 (3, 3, SIZE, SIZE)."""
+    return torch.randint(0, 256, (3, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def trunk(name: str = "resnet18", features: str = "last", seed: int = 1) -> Trunk:
+    """One without weights, for images of SIZE."""
+    torch.manual_seed(seed)
+    return Trunk(name, SIZE, features).eval()

@@ -14,19 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bintally.faults import Fault
-from bintally.model.trunk import LITE, Trunk
+from bintally.model.trunk import LITE
 from bintally.model.weights import load_weights
-
-SIZE = 64
-
-
-def images() -> torch.Tensor:
-    return torch.randint(0, 256, (3, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-
-
-def trunk(name: str = "resnet18", features: str = "last", seed: int = 1) -> Trunk:
-    torch.manual_seed(seed)
-    return Trunk(name, SIZE, features).eval()
+from small import images, trunk
 
 
 @torch.no_grad()

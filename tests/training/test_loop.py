@@ -355,7 +355,7 @@ def test_from_maps_the_stages_behind_them_learn_as_they_do_from_pixels(place: Pl
     for one, other in zip(fitted.history, expected.history, strict=True):
         assert astuple(one) == pytest.approx(astuple(other), rel=1e-3)
     torch.testing.assert_close(state, wanted, rtol=1e-2, atol=1e-3)
-    constant = set(trunk.constant(2))
+    constant = set(trunk.constant())
     same = {key for key, value in trunk.state_dict().items() if torch.equal(value, state[f"trunk.{key}"])}
     assert constant <= same and not any(key.endswith("weight") for key in same - constant)
     shifted, _ = learned(maps.numpy(), "maps", none | {"shift": 0.2})

@@ -101,8 +101,8 @@ class Encoded:
         if image_size != self.encoding.image_size:
             return False
         self.ready(trunk)
-        constant = () if self.encoding.kind == "pixels" else trunk.constant(self.encoding.learned)
         ours, theirs = self.trunk_state, trunk.state_dict()
+        constant = {"features": list(theirs), "maps": trunk.constant(), "pixels": []}[self.encoding.kind]
         return all(name in ours and torch.equal(theirs[name].cpu(), ours[name]) for name in constant)
 
 

@@ -105,10 +105,10 @@ class Trunk(nn.Module):
         if not agrees:
             raise Fault(f"model.trained: {self._name} does not hand one map on there, so {learned} cannot be; take all")
 
-    def constant(self, learned: int) -> list[str]:
-        """Names of the weights that come before the cut, or of all where nothing is ``learned``."""
+    def constant(self) -> list[str]:
+        """Names of the weights that come before the cut."""
         before = tuple(f"body.{block}." for block in self._front)
-        return [name for name in self.state_dict() if not learned or name.startswith(before)]
+        return [name for name in self.state_dict() if name.startswith(before)]
 
     def front(self, images: torch.Tensor) -> torch.Tensor:
         """What comes before the cut, as rows the trunk takes in place of images.
