@@ -101,7 +101,17 @@ calibrate:
 evaluate:
   resamples: 100
   seed: 6
+tune:
+  space:
+    train.lr: {low: 0.001, high: 0.1, log: true}
+    train.batch_size: [32, 64]
+  objectives: [accuracy]
+  stop_poor: true
+  seed: 7
 """
+
+
+RATES = "train.lr: {low: 0.001, high: 0.1, log: true}"
 
 
 def test_the_repositorys_own_params_are_allowed() -> None:
@@ -167,6 +177,13 @@ def test_sources_of_every_kind_are_allowed(tmp_path: Path, source: str) -> None:
         ("first_size:", "first_size: 31", ["train.first_size", "31", "32"]),
         ("first_size:", "first_size: 64", ["train.first_size", "64", "model.trained: all", "not head"]),
         ("validate_every: 1", "validate_every: 0", ["train.validate_every", "0", "1"]),
+        ("train.batch_size: [32, 64]", "train.batches: [32]", ["tune.space", "no parameter 'train.batches'"]),
+        ("train.batch_size: [32, 64]", "train.batch_size: [32, 0]", ["tune.space", "train.batch_size", "0"]),
+        ("train.batch_size: [32, 64]", "tune.seed: [1, 2]", ["tune.space", "no parameter 'tune.seed'"]),
+        (RATES, "train.lr: {low: 0.001, high: 100}", ["tune.space", "train.lr", "100", "10"]),
+        (RATES, "train.lr: {low: 0.1, high: 0.1}", ["tune.space", "train.lr", "low 0.1 must be below high 0.1"]),
+        (RATES, "train.lr: {low: 0, high: 0.1, log: true}", ["tune.space", "train.lr", "low 0", "above 0"]),
+        ("objectives: [accuracy]", "objectives: [loss]", ["tune.objectives", "'loss'", "accuracy"]),
         ("counts: [1, 3]", "counts: [1, 4]", ["train.counts", "[1, 4]", "among [1, 2, 3]"]),
         ("counts: [1, 3]", "counts: [3, 1]", ["train.counts", "[3, 1]", "ascending"]),
         ("counts:", "counts: [1, 2]", ["calibrate.counts", "[1, 2]", "among [1, 3]"]),
@@ -220,6 +237,13 @@ def test_twins_are_compared_in_batches_that_are_whole(tmp_path: Path, also: tupl
     assert loaded(tmp_path, twins, meeting).train.twins == 0.5
     with pytest.raises(Fault, match=rf"train\.twins: 0\.5 needs .*{said}"):
         loaded(tmp_path, twins, meeting, also)
+
+
+def test_a_network_that_is_put_together_in_every_step_is_not_compiled(tmp_path: Path) -> None:
+    compiled = ("compile: false", "compile: true")
+    with pytest.raises(Fault, match=r"train\.compile: true needs model\.trained: head or all, not 2"):
+        loaded(tmp_path, compiled, ("trained: head", "trained: 2"))
+    assert loaded(tmp_path, compiled).train.compile
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:29500", "127.0.0.1:29500", "10.0.0.1:0", "10.0.0.1:65536"])

@@ -22,7 +22,26 @@ def _parser() -> argparse.ArgumentParser:
     errors.add_argument(
         "--to", type=Path, default=Path("exports/errors.html"), metavar="PAGE", help="default: %(default)s"
     )
-    errors.add_argument("--number", type=int, default=60, help="of bins (default: %(default)s)")
+    errors.add_argument("--number", type=_positive, default=60, help="of bins (default: %(default)s)")
+    report = commands.add_parser("report", help="a page of figures of the data, the split and the model's answers")
+    report.add_argument(
+        "--to", type=Path, default=Path("exports/report.html"), metavar="PAGE", help="default: %(default)s"
+    )
+    tune = commands.add_parser("tune", help="a search over parameters, every trial an experiment")
+    tune.add_argument(
+        "--trials", type=_positive, default=20, help="there are to be in the study (default: %(default)s)"
+    )
+    tune.add_argument(
+        "--storage", metavar="URL", help="a database that several machines share, such as postgresql+psycopg://..."
+    )
+    diagnosis = commands.add_parser(
+        "diagnose",
+        help="what is wrong with a training and what to change; exits with 10 after a warning, 20 after an error",
+    )
+    diagnosis.add_argument(
+        "--to", type=Path, default=Path("exports/diagnose"), metavar="FOLDER", help="default: %(default)s"
+    )
+    diagnosis.add_argument("--steps", type=_positive, default=20, help="to be timed (default: %(default)s)")
     store = commands.add_parser("store", help="the loopback S3 server, in the foreground")
     store.add_argument("--dir", type=Path, default=Path(".store"), help="where its data lies (default: .store)")
     store.add_argument("--port", type=int, help="default: that of the default DVC remote")
@@ -34,6 +53,12 @@ def _parser() -> argparse.ArgumentParser:
         help="a bucket anyone may list and read (repeatable)",
     )
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number above 0")
+    return int(text)
 
 
 def main() -> None:
@@ -57,6 +82,18 @@ def main() -> None:
             from bintally.apps.errors import write_errors_page
 
             write_errors_page(arguments.to, arguments.number)
+        elif arguments.command == "report":
+            from bintally.apps.report import write_report
+
+            write_report(arguments.to)
+        elif arguments.command == "tune":
+            from bintally.apps.tune import tune
+
+            tune(arguments.trials, arguments.storage)
+        elif arguments.command == "diagnose":
+            from bintally.apps.diagnose import run_diagnosis
+
+            sys.exit(run_diagnosis(arguments.to, arguments.steps))
         else:
             from bintally.apps.remote import serve_forever
 

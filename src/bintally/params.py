@@ -236,6 +236,35 @@ class Evaluate(Checked):
     seed: Seed
 
 
+class Range(Checked):
+    low: float | int
+    high: float | int
+    log: bool = False
+    """Whether values are drawn evenly on a logarithmic scale."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Range":
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low} must be below high {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low {self.low} must be above 0 on a logarithmic scale")
+        return self
+
+
+class Tune(Checked):
+    """What `bintally tune` does; no stage depends on it."""
+
+    space: Annotated[
+        dict[Text, Range | Annotated[list[int | float | str | bool], Field(min_length=1)]], Field(min_length=1)
+    ]
+    """Values to search, by ``section.key``: from low to high (whole numbers where both are), or one of a list."""
+    objectives: Annotated[list[Literal["accuracy", "rmse"]], Field(min_length=1, max_length=2)]
+    """What is to be good on validation; with two, every trial that no other is better than in both is a best one."""
+    stop_poor: bool
+    """End a trial early that is worse, so far, than the median of those before. Not with two objectives."""
+    seed: Seed
+
+
 class Params(Checked):
     fetch: Fetch
     split: Split
@@ -245,9 +274,18 @@ class Params(Checked):
     launch: Launch
     calibrate: Calibrate
     evaluate: Evaluate
+    tune: Tune
 
     @model_validator(mode="after")
     def _check(self) -> "Params":
+        for key, domain in self.tune.space.items():
+            for value in domain if isinstance(domain, list) else (domain.low, domain.high):
+                self._check_searched(key, value)
+        if self.train.compile and self.model.trained not in ("head", "all"):
+            raise ValueError(
+                f"train.compile: true needs model.trained: head or all, not {self.model.trained}, whose network is put "
+                "together anew in every step"
+            )
         if self.train.first_size and self.model.trained != "all":
             raise ValueError(
                 f"train.first_size: {self.train.first_size} needs model.trained: all, not {self.model.trained}, "
@@ -262,6 +300,16 @@ class Params(Checked):
             if counts and not set(counts) <= set(among):
                 raise ValueError(f"{key}: {counts} must be among {among}, which is what there is to take from")
         return self
+
+    def _check_searched(self, key: str, value: object) -> None:
+        section, _, name = key.partition(".")
+        searched = getattr(self, section, None) if section in type(self).model_fields and section != "tune" else None
+        if searched is None or name not in type(searched).model_fields:
+            raise ValueError(f"tune.space: there is no parameter '{key}' to search")
+        try:
+            type(searched).model_validate(searched.model_dump() | {name: value})
+        except ValidationError as error:
+            raise ValueError(f"tune.space: {key} cannot be {value!r}: {error.errors()[0]['msg'].lower()}") from error
 
     @property
     def learned_counts(self) -> list[int]:

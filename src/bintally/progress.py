@@ -19,13 +19,18 @@ def log_to_stderr() -> None:
 
 
 @contextmanager
-def progress(what: str, total: int | None, unit: str, quiet: bool = False) -> Iterator[Callable[[int], object]]:
-    """Yield a function to call with the number of units just finished; ``quiet`` says nothing at all."""
+def progress(
+    what: str, total: int, unit: str, quiet: bool = False, brief: bool = False
+) -> Iterator[Callable[[int], object]]:
+    """Yield a function to call with the number of units just finished.
+
+    ``quiet`` says nothing at all; ``brief`` leaves nothing behind of what takes a moment, as within something longer.
+    """
     if quiet:
         yield lambda _units: None
         return
     if sys.stderr.isatty():
-        with tqdm(desc=what, total=total, unit=unit, dynamic_ncols=True) as bar:
+        with tqdm(desc=what, total=total, unit=unit, dynamic_ncols=True, leave=not brief) as bar:
             yield bar.update
         return
     start = said = time.monotonic()
@@ -38,9 +43,11 @@ def progress(what: str, total: int | None, unit: str, quiet: bool = False) -> It
         if now - said >= LOG_EVERY_S:
             said = now
             rate = done / (now - start)
-            left = f" of {total}, {(total - done) / rate:.0f} s left" if total and rate else ""
-            log.info("%s: %d%s (%.1f %s/s)", what, done, left, rate, unit)
+            left = f"{(total - done) / rate:.0f} s left" if rate > 0 else "time left unknown"
+            log.info("%s: %d of %d, %s (%.1f %s/s)", what, done, total, left, rate, unit)
 
     yield advance
     seconds = time.monotonic() - start
+    if brief and seconds < LOG_EVERY_S:
+        return
     log.info("%s: %d %s in %.1f s (%.1f %s/s)", what, done, unit, seconds, done / max(seconds, 1e-9), unit)

@@ -69,12 +69,15 @@ def first_checkpoint(project: Project) -> float:
 
 def stages_left(project: Project) -> list[int]:
     """Processes of a stage that are still at work in the project."""
+    return processes(project, b"bintally.stages")
+
+
+def processes(project: Project, word: bytes) -> list[int]:
+    """Those that work in the project and have ``word`` in their command line."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if (process / "cwd").readlink() == project.folder and b"bintally.stages" in (
-                process / "cmdline"
-            ).read_bytes():
+            if (process / "cwd").readlink() == project.folder and word in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
         except OSError:
             continue

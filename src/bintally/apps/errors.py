@@ -8,16 +8,17 @@ from pathlib import Path
 from bintally.bins.shards import Entry, ShardReader, read_index
 from bintally.faults import Fault
 from bintally.files import read_csv, write_text
+from bintally.page import document
 from bintally.stages import paths
 
 STYLE = """
-body{font:15px/1.4 system-ui,sans-serif;margin:1.5rem auto;max-width:78rem;padding:0 1rem;color:#1a202c}
 main{display:grid;grid-template-columns:repeat(auto-fill,minmax(17rem,1fr));gap:1rem}
 article{border:1px solid #cbd5e0;border-radius:6px;overflow:hidden}
-img{width:100%;display:block}
+img{width:100%}
 div{padding:.5rem .75rem}
 ul{margin:.3rem 0;padding-left:1.1rem;font-size:13px}
-table{border-spacing:2px 0;width:100%;table-layout:fixed;text-align:center;font-size:13px}
+table{border-collapse:separate;border-spacing:2px 0;width:100%;table-layout:fixed;text-align:center;font-size:13px}
+td,th{padding:1px;text-align:center;border:0}
 td.bars{height:3.5rem;vertical-align:bottom;padding:0}
 td.bars i{display:block;background:#2b6cb0}
 td.record i{background:#c05621}
@@ -37,13 +38,11 @@ def write_errors_page(page: Path, number: int) -> None:
     entries = {entry.id: entry for entry in read_index(paths.BINS)}
     reader = ShardReader(paths.BINS)
     articles = "\n".join(_article(row, entries[row["id"]], reader) for row in rows[:number])
-    write_text(
-        page,
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Least likely records</title>'
-        f"<style>{STYLE}</style>"
+    body = (
         f"<h1>The {min(number, len(rows))} of {len(rows):,} test bins whose record the model finds least likely</h1>"
-        f"<p>Bars: the probability of each count; in orange that of the record.</p><main>{articles}</main></html>\n",
+        f"<p>Bars: the probability of each count; in orange that of the record.</p><main>{articles}</main>"
     )
+    write_text(page, document("Least likely records", body, STYLE))
     print(page)
 
 

@@ -7,7 +7,7 @@ privileged information").
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,8 @@ def facts(records: Sequence[bytes], learned: NDArray[np.bool_]) -> NDArray[np.fl
 
 def _numbers(items: Sequence[dict[str, Any]]) -> list[float]:
     quantities = np.array([item["quantity"] for item in items], float)
-    sides = np.array([[_value(item.get(side)) for side in SIDES] for item in items]).reshape(-1, len(SIDES))
-    weights = np.array([_value(item.get("weight")) for item in items])
+    sides = np.array([[measure(item, side) for side in SIDES] for item in items]).reshape(-1, len(SIDES))
+    weights = np.array([measure(item, "weight") for item in items])
     volumes = sides.prod(1)
     most = quantities.max(initial=0)
     counted = [float(np.log1p(number)) for number in (len(items), quantities.sum(), most)]
@@ -58,7 +58,8 @@ def _numbers(items: Sequence[dict[str, Any]]) -> list[float]:
     return counted + [float(np.log(value)) for value in measured]
 
 
-def _value(measure: Any) -> float:
-    """A measure as a positive number, NaN where the record has none."""
-    value = measure.get("value") if isinstance(measure, dict) else None
+def measure(item: Mapping[str, Any], name: str) -> float:
+    """A measure of an item, in the record's unit, as a positive number; NaN where the record has none."""
+    written = item.get(name)
+    value = written.get("value") if isinstance(written, dict) else None
     return float(value) if isinstance(value, int | float) and 0 < value < 1e9 else np.nan

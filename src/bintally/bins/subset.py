@@ -72,18 +72,19 @@ def choose(source: Source, fetch: Fetch, staging: Staging) -> Subset:
     """
     candidates = read_id_list(Path(fetch.ids)) if fetch.ids else _drawn(source.ids(), fetch.seed)
     limit = fetch.per_count or len(candidates)
+    goal = min(limit * len(fetch.counts), len(candidates))
     records: dict[str, Record] = {}
     labels: dict[str, int] = {}
     counts: dict[str, int] = {}
     rejected: dict[str, str] = {}
     taken: Counter[int] = Counter()
-    with progress("fetch", None, "objects") as advance, ThreadPoolExecutor() as pool:
+    with progress("fetch", goal, "bins") as advance, ThreadPoolExecutor() as pool:
         for start in range(0, len(candidates), BATCH):
             if all(taken[count] >= limit for count in fetch.counts):
                 break
             batch = candidates[start : start + BATCH]
             for _ in staging.fetch(source, map(record_key, batch)):
-                advance(1)
+                advance(0)
             usable: list[str] = []
             for bin_id in batch:
                 try:
@@ -94,6 +95,8 @@ def choose(source: Source, fetch: Fetch, staging: Staging) -> Subset:
                 labels[bin_id] = min(record.count, fetch.counts[-1]) if fetch.open_ended else record.count
                 if labels[bin_id] in fetch.counts:
                     usable.append(bin_id)
+            if not fetch.per_count:  # then all of them count as done
+                advance(len(batch) - len(usable))
             # Again for as long as a bad image leaves room for the next bin of its count.
             while wanted := _first(usable, labels, {count: limit - taken[count] for count in fetch.counts}):
                 checks: dict[str, Future[str | None]] = {}
@@ -103,6 +106,8 @@ def choose(source: Source, fetch: Fetch, staging: Staging) -> Subset:
                 for bin_id in wanted:
                     if reason := checks[image_key(bin_id)].result():
                         rejected[bin_id] = reason
+                        if fetch.per_count:  # another takes its place
+                            advance(-1)
                     else:
                         counts[bin_id] = labels[bin_id]
                         taken[labels[bin_id]] += 1
@@ -122,10 +127,12 @@ def choose(source: Source, fetch: Fetch, staging: Staging) -> Subset:
 
 def bins_of(subset: Subset, staging: Staging) -> Iterator[Bin]:
     """The accepted bins in order of id, with their bytes."""
-    for bin_id in sorted(subset.counts):
-        image, record = staging.get(image_key(bin_id)), staging.get(record_key(bin_id))
-        assert image is not None and record is not None
-        yield Bin(bin_id, subset.counts[bin_id], subset.groups[bin_id], image, record)
+    with progress("write", len(subset.counts), "bins", brief=True) as advance:
+        for bin_id in sorted(subset.counts):
+            image, record = staging.get(image_key(bin_id)), staging.get(record_key(bin_id))
+            assert image is not None and record is not None
+            yield Bin(bin_id, subset.counts[bin_id], subset.groups[bin_id], image, record)
+            advance(1)
 
 
 def _drawn(ids: list[str], seed: int) -> list[str]:

@@ -23,6 +23,13 @@ class Row:
     accuracy_interval: tuple[float, float] | None = None
     rmse_interval: tuple[float, float] | None = None
 
+    def cells(self) -> tuple[str, str]:
+        """Accuracy in per cent and RMSE as a table has them, with the range or the interval where there is one."""
+        return (
+            _cell(self.accuracy, self.accuracy_high, self.accuracy_interval, 100, 1),
+            _cell(self.rmse, None, self.rmse_interval, 1, 3),
+        )
+
 
 # The challenge's figures: github.com/silverbottlep/abid_challenge; per class 0-5 its accuracies are
 # 97.7 83.4 67.2 54.9 42.6 44.9 % and its RMSEs .187 .542 .710 .867 1.025 1.311, from which the 1-5 row follows.
@@ -62,3 +69,16 @@ def _mean(values: np.ndarray) -> float:
 
 def _rms(errors: np.ndarray) -> float:
     return float(np.sqrt(np.square(errors).mean()))
+
+
+def _cell(
+    value: float | None, high: float | None, interval: tuple[float, float] | None, scale: float, digits: int
+) -> str:
+    if value is None:
+        return "not known"
+    text = f"{value * scale:.{digits}f}"
+    if high is not None:
+        text += f"–{high * scale:.{digits}f}"
+    if interval is not None:
+        text += f" ({interval[0] * scale:.{digits}f}–{interval[1] * scale:.{digits}f})"
+    return text

@@ -13,6 +13,7 @@ from bintally.faults import Fault, full_disk_is_a_fault
 from bintally.interruption import end_with_parent
 from bintally.params import Params, load_params
 from bintally.progress import log_to_stderr
+from bintally.sharing import take_share
 
 log = logging.getLogger("bintally")
 
@@ -39,7 +40,9 @@ def run(stage: str, work: Callable[[Params], None]) -> None:
         end_with_parent()
     try:
         with full_disk_is_a_fault("the outs of " + stage):
-            work(load_params())
+            params = load_params()
+            take_share(params.launch.ranks if stage == "train" else 1)
+            work(params)
     except Fault as fault:
         fail(stage, fault)
         sys.exit(1)

@@ -58,22 +58,8 @@ def main(params: Params) -> None:
 def _markdown(rows: list[Row], note: str) -> str:
     lines = [f"**{note}**", "", "| | measured on | accuracy % | RMSE |", "|---|---|---|---|"]
     for row in rows:
-        accuracy = _cell(row.accuracy, row.accuracy_high, row.accuracy_interval, 100, 1)
-        lines.append(f"| {row.name} | {row.data} | {accuracy} | {_cell(row.rmse, None, row.rmse_interval, 1, 3)} |")
+        lines.append(f"| {' | '.join((row.name, row.data, *row.cells()))} |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(
-    value: float | None, high: float | None, interval: tuple[float, float] | None, scale: float, digits: int
-) -> str:
-    if value is None:
-        return "not known"
-    text = f"{value * scale:.{digits}f}"
-    if high is not None:
-        text += f"–{high * scale:.{digits}f}"
-    if interval is not None:
-        text += f" ({interval[0] * scale:.{digits}f}–{interval[1] * scale:.{digits}f})"
-    return text
 
 
 if __name__ == "__main__":

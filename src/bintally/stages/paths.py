@@ -22,3 +22,4 @@ RISK = Path("plots/risk.csv")
 RELIABILITY = Path("plots/reliability.csv")
 EXAMPLES_PICTURE = Path("plots/examples.png")
 BENCHMARK_PICTURE = Path("plots/benchmark.png")
+TUNE = Path("plots/tune")  # of no stage: `bintally tune` writes it

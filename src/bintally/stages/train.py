@@ -9,12 +9,16 @@
 several machines the same command runs on each, and each comes to the same outs.
 """
 
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,18 +33,24 @@ from bintally.params import Launch, Params, load_params
 from bintally.progress import log_to_stderr
 from bintally.stages import code, fail, hash_of, run
 from bintally.stages.paths import BINS, ENCODED, MODELS, SPLITS, TRAIN_METRICS, TRAINING_CURVES
+from bintally.training.live import Live, tensorboard_folder
 
+if TYPE_CHECKING:  # the process that starts torchrun has no need of torch
+    from bintally.model.network import CountingNetwork
+    from bintally.training.samples import Samples
+
+log = logging.getLogger("bintally")
 STOPPED = 128 + signal.SIGTERM
 UNTIL_TORCHRUN_SAYS_S = 3.0
 RESUMES = "`dvc repro` goes on from where it was"
 
 
-def launch(params: Params) -> None:
-    """Start torchrun and turn its report of a failed rank into one sentence."""
+def launch(params: Params, module: str = "bintally.stages.train") -> None:
+    """Start torchrun on a module and turn its report of a failed rank into one sentence."""
     settings = params.launch
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a connection that is tried again fills pages otherwise
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.ranks)))
-    import logging
+    tensorboard_folder()  # what is wrong with it is said once, and before any work
+    log.info("ranks: %d, threads of each: %s", settings.ranks, os.environ["OMP_NUM_THREADS"])
 
     from torch.distributed import DistError
     from torch.distributed import run as torchrun
@@ -53,7 +63,7 @@ def launch(params: Params) -> None:
     if settings.nnodes > 1:
         threading.Thread(target=_end_when_cut_off, args=(settings,), daemon=True).start()
     try:
-        torchrun.main([*_rendezvous(settings), "--module", "bintally.stages.train"])
+        torchrun.main([*_rendezvous(settings), "--module", module])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode == -signal.SIGKILL:
@@ -128,18 +138,24 @@ def _has_ended(pid: str) -> bool:
         return True
 
 
-def work(params: Params, stop: StopRequest) -> None:
-    """What each rank does; one on each machine writes."""
+@dataclass(frozen=True)
+class Prepared:
+    """What a training starts from."""
+
+    network: "CountingNetwork"
+    train: "Samples"
+    validation: "Samples"
+    data: str
+    """Hash of all it learns from."""
+
+
+def prepare(params: Params) -> Prepared:
+    """Read the encoded bins and their split, and make the network that has learned nothing yet."""
     import torch
-    from dvclive.live import Live
 
     from bintally.model.encoded import load_encoded
     from bintally.model.network import CountingNetwork, Head
-    from bintally.model.saved import Card, save_model
     from bintally.model.trunk import Trunk
-    from bintally.training.checkpoint import Checkpoints
-    from bintally.training.distribution import joined
-    from bintally.training.loop import Epoch, fit
     from bintally.training.samples import Samples
     from bintally.training.teachers import taught
 
@@ -171,29 +187,31 @@ def work(params: Params, stop: StopRequest) -> None:
         kind = encoded.encoding.kind
         return Samples(encoded.rows, kind, rows, classes[rows], names, groups, model.mirror, said, recorded)
 
-    train_set, validation_set = samples("train"), samples("validation")
     taught_by = [(folder / "model.safetensors").read_bytes() for folder in teachers]
     data = hash_of(encoded.encoding.digest.encode(), SPLITS.read_bytes(), *taught_by)
-    with joined(params.launch.timeout_s) as place:
-        checkpoints = Checkpoints(SCRATCH / "train", _key(params, data), params.launch.checkpoint_s)
-        live = (
-            Live(str(TRAINING_CURVES), dvcyaml=None, report=None, save_dvc_exp=False, monitor_system=False)
-            if place.writes
-            else None
-        )
+    return Prepared(network, samples("train"), samples("validation"), data)
 
-        def report(epoch: Epoch) -> None:
-            assert live is not None
-            live.step = epoch.epoch
-            for split in ("train", "validation"):
-                for metric in ("loss", "accuracy"):
-                    live.log_metric(f"{split}/{metric}", getattr(epoch, f"{split}_{metric}"))
-            live.make_summary()
 
-        best = fit(network, train_set, validation_set, params, place, checkpoints, stop, report).best
-        if live is None:
+def work(params: Params, stop: StopRequest) -> None:
+    """What each rank does; one on each machine writes."""
+    from bintally.model.saved import Card, save_model
+    from bintally.training.checkpoint import Checkpoints
+    from bintally.training.distribution import joined, writes
+    from bintally.training.loop import fit
+
+    model, train = params.model, params.train
+    prepared = prepare(params)
+    network, trunk = prepared.network, prepared.network.trunk
+    key = run_key(params, prepared.data)
+    live = Live(TRAINING_CURVES, SCRATCH / "live", key, train.epochs)
+    with live if writes() else nullcontext() as told, joined(params.launch.timeout_s) as place:
+        checkpoints = Checkpoints(SCRATCH / "train", key, params.launch.checkpoint_s)
+        stepped = told.step if told else lambda _done, _total: None
+        best = fit(
+            network, prepared.train, prepared.validation, params, place, checkpoints, stop, live.epoch, stepped
+        ).best
+        if not place.writes:
             return
-        live.end()
         card = Card(
             trunk=model.trunk,
             features=model.features,
@@ -201,11 +219,11 @@ def work(params: Params, stop: StopRequest) -> None:
             mean=trunk.mean.flatten().tolist(),
             std=trunk.std.flatten().tolist(),
             mirror=model.mirror,
-            counts=counts,
+            counts=params.learned_counts,
             hidden=train.hidden,
             ordinal=train.ordinal,
             parameters={name: getattr(params, name).model_dump() for name in ("model", "train", "augment")},
-            data=data,
+            data=prepared.data,
             validation={"loss": best.validation_loss, "accuracy": best.validation_accuracy},
         )
         network.head.drop_facts()
@@ -221,7 +239,7 @@ def work(params: Params, stop: StopRequest) -> None:
         checkpoints.remove()
 
 
-def _key(params: Params, data: str) -> str:
+def run_key(params: Params, data: str) -> str:
     """Hash of everything that a resumed run must share with the interrupted one, its code included."""
     sections = [section.model_dump_json().encode() for section in (params.model, params.train, params.augment)]
     ranks = str(params.launch.ranks * params.launch.nnodes)
@@ -234,7 +252,7 @@ def _rank() -> None:
     keep_freed_memory()
     stop = StopRequest()
     stop.listen()
-    from bintally.training.distribution import LostRanks, leave
+    from bintally.training.distribution import LostRanks, leave, writes
 
     log_to_stderr()
     status = 0
@@ -246,7 +264,7 @@ def _rank() -> None:
     except Fault as fault:
         # What all ranks see the first of them says. A rank that fails alone says it, but torchrun then ends the
         # others, which lose it just before.
-        if isinstance(fault, LostRanks) or os.environ["LOCAL_RANK"] != "0":
+        if isinstance(fault, LostRanks) or not writes():
             stop.wait(UNTIL_TORCHRUN_SAYS_S)
         status = STOPPED if stop.came else 1
         if not stop.came:

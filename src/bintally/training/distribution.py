@@ -26,6 +26,11 @@ class Place:
     """Whether it is the one on its machine that writes files and tells how far it is."""
 
 
+def writes() -> bool:
+    """Whether this process of torchrun's is the first on its machine."""
+    return os.environ["LOCAL_RANK"] == "0"
+
+
 class LostRanks(Fault):
     """The other ranks do not answer any more."""
 
@@ -47,7 +52,7 @@ def joined(timeout_s: float) -> Iterator[Place]:
         torch.backends.cudnn.deterministic = True
     try:
         distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s))
-        yield Place(distributed.get_rank(), distributed.get_world_size(), device, writes=local == 0)
+        yield Place(distributed.get_rank(), distributed.get_world_size(), device, writes())
     except RuntimeError as error:
         if not _is_of_the_network(error):
             raise
@@ -81,6 +86,8 @@ def summed(values: torch.Tensor) -> torch.Tensor:
 
 def gathered(values: torch.Tensor, place: Place) -> torch.Tensor:
     """The (n,) tensors of all processes as (ranks, n)."""
+    if place.ranks == 1:
+        return values[None]
     rows = [torch.empty_like(values) for _ in range(place.ranks)]
     distributed.all_gather(rows, values)
     return torch.stack(rows)

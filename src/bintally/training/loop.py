@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 from bintally.faults import Fault
 from bintally.interruption import Stopped, StopRequest
@@ -26,16 +27,22 @@ from bintally.training.samples import Batch, Samples, plan, steps_an_epoch, trai
 NAMED = 5  # images a fault names at most
 # What PyTorch's allocator, C++, oneDNN and Python's threads say where memory is short.
 NO_MEMORY = ("can't allocate memory", "bad_alloc", "could not create a primitive", "can't start new thread")
+# The parts of a step, as a profile names them. SUM waits for the other ranks and for what the GPU was asked to do.
+MARKS = INPUT, FORWARD, SUM, BACKWARD, UPDATE = ("input", "forward", "sum over ranks", "backward", "update")
 GROWN = 2 / 3  # of the epochs in which images that grow have done so
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to: mean loss (in validation the cross-entropy, in nats) and share of right answers."""
+    """What one epoch came to: mean loss (in validation the cross-entropy, in nats) and share of right answers.
+
+    ``gradient_norm`` is the mean over the steps of the norm of all that learns, before it is clipped.
+    """
 
     epoch: int
     train_loss: float
     train_accuracy: float
+    gradient_norm: float
     validation_loss: float
     validation_accuracy: float
 
@@ -58,6 +65,8 @@ class Position:
     """Steps done in the epoch."""
     loss: float = 0.0
     correct: float = 0.0
+    gradient_norms: torch.Tensor | float = 0.0
+    """Their sum, left on the device, so that no step waits for it."""
 
 
 def learned(network: CountingNetwork, trained: str | int) -> list[list[nn.Parameter]]:
@@ -79,16 +88,18 @@ def fit(
     checkpoints: Checkpoints,
     stop: StopRequest,
     report: Callable[[Epoch], None],
+    stepped: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> Fit:
     """Learn what `model.trained` names and leave ``network`` as the best of the epochs validated had it.
 
     Where samples are features the head alone is used. ``report`` is called, on the ranks that write, with every epoch,
-    those before an interruption included.
+    those before an interruption included; ``stepped`` on all of them after every step, its gradients still there, with
+    how many are done and how many there will be.
 
     Raises Fault if the loss is not finite, memory runs out, there are fewer samples in a batch than ranks and parts,
     or the checkpoint cannot be written; Stopped, the state saved, after ``stop`` came to any rank.
     """
-    return _Training(network, train, validation, params, place, checkpoints, stop).run(report)
+    return _Training(network, train, validation, params, place, checkpoints, stop).run(report, stepped)
 
 
 class _Training:
@@ -149,19 +160,25 @@ class _Training:
         self._history: list[Epoch] = []
         self._best: State = {}
 
-    def run(self, report: Callable[[Epoch], None]) -> Fit:
+    def run(self, report: Callable[[Epoch], None], stepped: Callable[[int, int], object]) -> Fit:
         self._resume()
         if self._place.writes:
             for epoch in self._history:
                 report(epoch)
-        todo = self._params.epochs * self._steps - self._done()
+        total, mine = self._params.epochs * self._steps, len(self._validation.rows[:: self._place.ranks])
         try:
-            with progress("train", todo, "steps", quiet=not self._place.writes) as advance:
+            with progress("train", total - self._done(), "steps", quiet=not self._place.writes) as advance:
+
+                def tell() -> None:
+                    advance(1)
+                    stepped(self._done(), total)
+
                 while self._at.epoch < self._params.epochs:
-                    self._train_epoch(advance)
+                    self._train_epoch(tell)
                     done = self._at.epoch + 1
                     if done % self._params.validate_every == 0 or done == self._params.epochs:
-                        epoch = self._validated()
+                        with progress("validate", mine, "images", quiet=not self._place.writes, brief=True) as seen:
+                            epoch = self._validated(seen)
                         if _loss(epoch) < min(map(_loss, self._history), default=math.inf):
                             self._best = copy.deepcopy(self._averaged.state_dict())
                         self._history.append(epoch)
@@ -182,7 +199,7 @@ class _Training:
 
     # --- steps ---------------------------------------------------------------------------------------------
 
-    def _train_epoch(self, advance: Callable[[int], object]) -> None:
+    def _train_epoch(self, tell: Callable[[], None]) -> None:
         params, place = self._params, self._place
         self._prepare()
         together = self._train.groups if params.twins else None
@@ -192,15 +209,21 @@ class _Training:
             set_rate(self._optimizer, rate(params, self._done(), params.epochs * self._steps))
             self._optimizer.zero_grad()
             for last in [False] * (params.accumulate - 1) + [True]:
-                self._backward(next(parts), len(batch), last)
-            if params.clip is not None:
-                norm = nn.utils.clip_grad_norm_(self._learning(), params.clip)
-                if not torch.isfinite(norm):
-                    raise Fault(f"the gradient is not finite {self._where()}; {self._remedy()}")
-            self._optimizer.step()
-            self._at.step += 1
-            self._average()
-            advance(1)
+                with record_function(INPUT):
+                    part = next(parts)
+                self._backward(part, len(batch), last)
+            with record_function(UPDATE):
+                learning = self._learning()
+                norm = nn.utils.get_total_norm([one.grad for one in learning if one.grad is not None])
+                self._at.gradient_norms = self._at.gradient_norms + norm
+                if params.clip is not None:
+                    if not torch.isfinite(norm):
+                        raise Fault(f"the gradient is not finite {self._where()}; {self._remedy()}")
+                    nn.utils.clip_grads_with_norm_(learning, params.clip, norm)
+                self._optimizer.step()
+                self._at.step += 1
+                self._average()
+            tell()
             if self._stopping or (place.writes and self._checkpoints.due()):
                 self._save()
             if self._stopping:
@@ -211,24 +234,29 @@ class _Training:
         place, model = self._place, self._model
         exchange = nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
         with exchange:
-            inputs = self._inputs(part)
-            with torch.autocast(place.device.type, torch.bfloat16, enabled=self._bfloat16):
-                outputs = model(inputs, self._dropout(part.draws) if self._dropout else None).float()
-            loss = self._objective.losses(outputs, part.targets, part.chosen).sum()
-            loss = loss + self._objective.of_twins(outputs, part.targets, self._groups[torch.from_numpy(part.chosen)])
-            correct = (outputs[:, : self._classes].argmax(1) == part.targets).sum()
-            stops = torch.tensor(float(self._stop.came), device=place.device)
-            figures = torch.stack([loss.detach(), correct, stops]).double()
-            if place.ranks > 1:
-                summed(figures)
-            loss_sum, right, stopping = figures.tolist()
+            with record_function(FORWARD):
+                inputs = self._inputs(part)
+                with torch.autocast(place.device.type, torch.bfloat16, enabled=self._bfloat16):
+                    outputs = model(inputs, self._dropout(part.draws) if self._dropout else None).float()
+                loss = self._objective.losses(outputs, part.targets, part.chosen).sum()
+                loss = loss + self._objective.of_twins(
+                    outputs, part.targets, self._groups[torch.from_numpy(part.chosen)]
+                )
+                correct = (outputs[:, : self._classes].argmax(1) == part.targets).sum()
+            with record_function(SUM):
+                stops = torch.tensor(float(self._stop.came), device=place.device)
+                figures = torch.stack([loss.detach(), correct, stops]).double()
+                if place.ranks > 1:
+                    summed(figures)
+                loss_sum, right, stopping = figures.tolist()
             if not math.isfinite(loss_sum):
                 self._name_images(part, outputs)
             self._stopping = stopping > 0
             self._at.loss += loss_sum
             self._at.correct += right
-            # DistributedDataParallel averages over ranks; the mean over the global batch is wanted.
-            (loss * (place.ranks / batch_size)).backward()
+            with record_function(BACKWARD):
+                # DistributedDataParallel averages over ranks; the mean over the global batch is wanted.
+                (loss * (place.ranks / batch_size)).backward()
 
     def _inputs(self, part: Batch) -> torch.Tensor:
         if self._train.kind == "maps":
@@ -287,7 +315,7 @@ class _Training:
     # --- validation ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _validated(self) -> Epoch:
+    def _validated(self, seen: Callable[[int], object]) -> Epoch:
         """Loss and accuracy over every validation sample once, each rank taking its share."""
         self._averaged.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self._place.device)
@@ -298,6 +326,7 @@ class _Training:
                 logs = log_distribution(self._averaged, inputs, self._classes)
             sums[0] += nn.functional.nll_loss(logs.float(), batch.targets, reduction="sum")
             sums[1] += (logs.argmax(1) == batch.targets).sum()
+            seen(len(batch.targets))
             if self._stop.came:
                 sums[2] = 1
                 break
@@ -308,7 +337,8 @@ class _Training:
             raise Stopped
         loss, correct, _ = (sums / len(self._validation.rows)).tolist()
         trained = len(self._train.rows)
-        return Epoch(self._at.epoch, self._at.loss / trained, self._at.correct / trained, loss, correct)
+        norm = float(self._at.gradient_norms) / self._steps
+        return Epoch(self._at.epoch, self._at.loss / trained, self._at.correct / trained, norm, loss, correct)
 
     # --- faults --------------------------------------------------------------------------------------------
 

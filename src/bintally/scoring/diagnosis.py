@@ -1,0 +1,489 @@
+"""What is wrong with a training and what to change: named rules, each with its threshold, evidence and advice."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from bintally.scoring.metrics import Floats, Scored, confusion, evaluate
+
+INPUT_WAIT, INPUT_WAIT_SEVERE = 0.2, 0.5
+BUSY = 0.5
+BATCH_GAIN = 1.3
+MEMORY_FULL = 0.9
+SLOW_START_S, SLOW_START_TIMES = 5.0, 10.0
+UNEVEN = 1.25
+COMMUNICATION = 0.3
+FALL = 0.02
+FITTED = 0.9  # share of training bins that are right, above which there is little left to learn
+REVERSALS, SWING = 0.5, 0.1
+DIVERGED = 1.3
+OVERFITTED = 1.05
+FLAT = 0.01
+VANISHED, VANISHED_STAGE = 1e-3, 1e-4
+EXPLODED = 10.0
+DEAD = 0.5
+SURE, SATURATED, SATURATED_WRONG = 0.99, 0.2, 0.1
+IMBALANCE, IMBALANCE_SEVERE = 3.0, 10.0
+COPY, COPIES = 0.1, 0.01
+RESAMPLES = 500
+
+
+class Severity(IntEnum):
+    """How bad it is; ``NOT_CHECKED`` where there is no evidence."""
+
+    NOT_CHECKED = -1
+    FINE = 0
+    ADVICE = 1
+    WARNING = 2
+    ERROR = 3
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a finished model says of the validation bins."""
+
+    scored: Scored
+    """The probabilities of all it has learned, not calibrated."""
+    dead_units: float
+    """Share of the head's hidden units that are zero for every one of them."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What rules are held against."""
+
+    profile: Mapping[str, Any]
+    """As :func:`bintally.training.evidence.profile_steps` gives it."""
+    epochs: Sequence[Mapping[str, float]]
+    """The curves of a run, finished or not: see :class:`bintally.training.loop.Epoch`."""
+    fault: str
+    """Why the run failed; empty: it did not."""
+    learned: Learned | None
+    """None: there is no model of these parameters."""
+    bins: Mapping[int, int]
+    """Number of training bins by count."""
+    copies: float
+    """Share of bins whose picture is all but that of another bin with another count: see :func:`share_of_copies`."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one rule."""
+
+    rule: str
+    severity: Severity
+    threshold: str
+    evidence: str
+    advice: str
+
+
+class _Unknown(Exception):
+    """There is no evidence; the reason."""
+
+
+Check = Callable[[Evidence], tuple[Severity, str]]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    name: str
+    threshold: str
+    advice: str
+    check: Check
+
+
+RULES: list[_Rule] = []
+
+
+def _rule(name: str, threshold: str, advice: str) -> Callable[[Check], Check]:
+    def add(check: Check) -> Check:
+        RULES.append(_Rule(name, threshold, advice, check))
+        return check
+
+    return add
+
+
+def diagnose(evidence: Evidence) -> list[Finding]:
+    """Every rule held against the evidence, in the order they stand here."""
+    findings = []
+    for rule in RULES:
+        try:
+            severity, found = rule.check(evidence)
+        except _Unknown as unknown:
+            severity, found = Severity.NOT_CHECKED, str(unknown)
+        findings.append(Finding(rule.name, severity, rule.threshold, found, rule.advice))
+    return findings
+
+
+def verdict(evidence: Evidence) -> str:
+    """One sentence on whether it is learning."""
+    if evidence.fault:
+        return f"The run failed: {evidence.fault}."
+    if not evidence.epochs:
+        return "No run of these parameters is here, so whether it learns is not known."
+    first, last = evidence.epochs[0], evidence.epochs[-1]
+    said = f"training loss {first['train_loss']:.3f} → {last['train_loss']:.3f} in {len(evidence.epochs)} epochs"
+    if evidence.learned is None:
+        return f"Under way or stopped: {said}."
+    accuracy, low, majority = _against_chance(evidence.learned.scored)
+    return (
+        f"It {'is' if low > majority else 'is NOT'} learning: {said}, {accuracy:.1%} of the validation bins right "
+        f"(95 % at least {low:.1%}), {majority:.1%} by always answering the most frequent count."
+    )
+
+
+def share_of_copies(signatures: Floats, counts: Sequence[int]) -> float:
+    """The share of bins whose picture is all but that of another bin with another count.
+
+    All but: nearer than a tenth of the median distance to the nearest.
+
+    Args:
+        signatures: (bins, width), what pictures are compared by.
+        counts: (bins,) of their records.
+    """
+    values, of_bins = np.asarray(signatures, dtype=np.float64), np.asarray(counts)
+    norms = (values**2).sum(1)
+    nearest, other = np.full(len(values), np.inf), np.full(len(values), np.inf)
+    for start in range(0, len(values), 512):  # so that not all distances are held at once
+        rows = slice(start, start + 512)
+        squares = (norms[rows, None] + norms - 2 * values[rows] @ values.T).clip(0)
+        squares[np.arange(len(squares)), np.arange(start, start + len(squares))] = np.inf
+        nearest[rows] = squares.min(1)
+        other[rows] = np.where(of_bins[rows, None] != of_bins, squares, np.inf).min(1)
+    return float((np.sqrt(other) < COPY * np.median(np.sqrt(nearest))).mean())
+
+
+# --- speed and memory ------------------------------------------------------------------------------------
+
+
+@_rule(
+    "input wait",
+    f"a step spends more than {INPUT_WAIT:.0%} of its time waiting for samples (error: {INPUT_WAIT_SEVERE:.0%})",
+    "put data/encoded on a local disk; let less learn (model.trained), so that more is computed once",
+)
+def _input_wait(evidence: Evidence) -> tuple[Severity, str]:
+    share = _profiled(evidence, "shares")["input"]
+    return _graded(share, INPUT_WAIT, INPUT_WAIT_SEVERE), f"{share:.0%} of a step"
+
+
+@_rule(
+    "low utilisation",
+    f"less than {BUSY:.0%} of the cores, or of the GPU's time, compute",
+    "raise train.batch_size; on a CPU set launch.ranks: 1, which uses all cores",
+)
+def _low_utilisation(evidence: Evidence) -> tuple[Severity, str]:
+    busy = _profiled(evidence, "busy")
+    return Severity.WARNING if busy < BUSY else Severity.FINE, f"{busy:.0%} busy"
+
+
+@_rule(
+    "batch too small",
+    f"twice the batch takes at least {BATCH_GAIN} times as many images a second",
+    "raise train.batch_size, and train.lr with it",
+)
+def _batch_too_small(evidence: Evidence) -> tuple[Severity, str]:
+    now = _profiled(evidence, "images_per_second")
+    if "double_images_per_second" not in evidence.profile:
+        raise _Unknown(evidence.profile.get("double_fault", "twice the batch is more than there are training bins"))
+    gain = evidence.profile["double_images_per_second"] / now
+    return (
+        Severity.ADVICE if gain >= BATCH_GAIN else Severity.FINE,
+        f"{gain:.2f} times the {now:,.0f} images/s of batches of {evidence.profile['batch_size']}",
+    )
+
+
+@_rule(
+    "batch too large for memory",
+    f"more than {MEMORY_FULL:.0%} of the memory is taken (error: all of it)",
+    "lower train.batch_size or model.image_size, or raise train.accumulate",
+)
+def _batch_too_large(evidence: Evidence) -> tuple[Severity, str]:
+    for fault in (evidence.profile.get("fault", ""), evidence.fault):
+        if fault.startswith("out of memory"):
+            return Severity.ERROR, fault
+    peak, memory = _profiled(evidence, "peak_memory"), evidence.profile["memory"]
+    severity = Severity.WARNING if peak > MEMORY_FULL * memory else Severity.FINE
+    return severity, f"{peak / 2**20:,.0f} of {memory / 2**20:,.0f} MiB"
+
+
+@_rule(
+    "slow first step",
+    f"the first step takes {SLOW_START_S:.0f} s and {SLOW_START_TIMES:.0f} times longer than the others",
+    "train.compile: true pays only in long runs; warm the cache of the disk that data/encoded is on",
+)
+def _slow_first_step(evidence: Evidence) -> tuple[Severity, str]:
+    first, step = _profiled(evidence, "first_step_s"), evidence.profile["step_s"]
+    slow = first > SLOW_START_S + step and first > SLOW_START_TIMES * step
+    return Severity.ADVICE if slow else Severity.FINE, f"{first:.2f} s, the others {step:.4f} s"
+
+
+@_rule(
+    "uneven ranks",
+    f"the slowest rank, alone with its share, takes {UNEVEN} times as long as the fastest",
+    "give the ranks equal devices and cores, and end what else runs on them: every step waits for the slowest",
+)
+def _uneven_ranks(evidence: Evidence) -> tuple[Severity, str]:
+    alone = _of_several_ranks(evidence)
+    ratio = max(alone) / min(alone)
+    said = f"{min(alone) * 1000:.1f} to {max(alone) * 1000:.1f} ms a step over {len(alone)} ranks"
+    return Severity.WARNING if ratio >= UNEVEN else Severity.FINE, said
+
+
+@_rule(
+    "communication bound",
+    f"exchange makes up more than {COMMUNICATION:.0%} of a step",
+    "fewer ranks, larger batches (train.batch_size), or a faster network; on one CPU launch.ranks: 1",
+)
+def _communication_bound(evidence: Evidence) -> tuple[Severity, str]:
+    alone, step = max(_of_several_ranks(evidence)), evidence.profile["step_s"]
+    share = max(0.0, 1 - alone / step)
+    said = f"{share:.0%}: {step * 1000:.1f} ms together, {alone * 1000:.1f} ms alone with the same share"
+    return Severity.WARNING if share > COMMUNICATION else Severity.FINE, said
+
+
+# --- learning --------------------------------------------------------------------------------------------
+
+
+@_rule(
+    "loss not falling",
+    f"the training loss falls by less than {FALL:.0%} from the first epoch to the last third",
+    "raise train.lr tenfold, or lower it where it swings; look at the labels",
+)
+def _loss_not_falling(evidence: Evidence) -> tuple[Severity, str]:
+    _curves(evidence, 3)
+    right = evidence.epochs[-1]["train_accuracy"]
+    still = _fall(evidence) < FALL and right < FITTED
+    said = f"{evidence.epochs[0]['train_loss']:.4g} in the first epoch, {_last_third(evidence):.4g} in the last third"
+    return Severity.ERROR if still else Severity.FINE, f"{said}, {right:.0%} of the training bins right"
+
+
+@_rule(
+    "oscillating",
+    f"the validation loss turns at {REVERSALS:.0%} of the epochs or more, and moves by {SWING:.0%} an epoch",
+    "lower train.lr, raise train.batch_size, or average the weights (train.average: 0.99); train.schedule: one_cycle",
+)
+def _oscillating(evidence: Evidence) -> tuple[Severity, str]:
+    losses = _curve(evidence, "validation_loss", 6)[len(evidence.epochs) // 3 :]
+    moves = np.diff(losses)
+    reversals, swing = float((moves[1:] * moves[:-1] < 0).mean()), float(np.abs(moves).mean() / losses.mean())
+    swings = reversals >= REVERSALS and swing >= SWING
+    said = f"it turns at {reversals:.0%} of the epochs and moves by {swing:.1%}, after the first third"
+    return Severity.WARNING if swings else Severity.FINE, said
+
+
+@_rule(
+    "diverging",
+    f"a loss is not finite, or the training loss ends {DIVERGED} times as high as it has been",
+    "lower train.lr, set train.clip: 1, or let the rate rise slowly (train.warmup)",
+)
+def _diverging(evidence: Evidence) -> tuple[Severity, str]:
+    for fault in (evidence.fault, evidence.profile.get("fault", "")):
+        if "loss is not finite" in fault:
+            return Severity.ERROR, fault
+    losses = _curve(evidence, "train_loss", 2)
+    ratio = losses[-1] / losses.min()
+    said = f"{losses[-1]:.3f} at the end, {losses.min():.3f} at the least"
+    return Severity.ERROR if ratio > DIVERGED else Severity.FINE, said
+
+
+@_rule(
+    "overfitting",
+    f"the validation loss ends {OVERFITTED - 1:.0%} above its least while the training loss falls on",
+    "fewer train.epochs, a lower train.lr, train.dropout, train.weight_decay, train.label_smoothing, stronger augment, "
+    "or more bins; the epoch with the least loss is the one kept",
+)
+def _overfitting(evidence: Evidence) -> tuple[Severity, str]:
+    held, train = _curve(evidence, "validation_loss", 3), _curve(evidence, "train_loss", 3)
+    best = int(held.argmin())
+    over = held[-1] > OVERFITTED * held[best] and train[-1] < train[best]
+    epoch = evidence.epochs[best]["epoch"]
+    said = f"validation {held[best]:.3f} in epoch {epoch:.0f}, {held[-1]:.3f} in the last; "
+    return Severity.WARNING if over else Severity.FINE, said + f"training {train[best]:.3f} and {train[-1]:.3f}"
+
+
+@_rule(
+    "plateau reached early",
+    f"the validation loss comes within {FLAT:.0%} of its least in the first third, and ends near it",
+    "fewer train.epochs; or a falling rate (train.schedule: cosine), more that learns (model.trained)",
+)
+def _plateau(evidence: Evidence) -> tuple[Severity, str]:
+    losses = _curve(evidence, "validation_loss", 6)
+    near = np.flatnonzero(losses <= (1 + FLAT) * losses.min())[0]
+    early = near < len(losses) / 3 and losses[-1] <= OVERFITTED * losses.min() and _fall(evidence) >= FALL
+    said = f"within {FLAT:.0%} after {near + 1} of {len(losses)} epochs, {losses[-1]:.3f} at the end"
+    return Severity.ADVICE if early else Severity.FINE, said
+
+
+@_rule(
+    "vanishing gradients",
+    f"a stage's gradient is below {VANISHED_STAGE:g} of the largest, or that of all falls to {VANISHED:g} of the first "
+    f"epoch's with less than {FITTED:.0%} of the training bins right",
+    "lower train.lr (units die of too large steps), or let fewer stages learn (model.trained)",
+)
+def _vanishing(evidence: Evidence) -> tuple[Severity, str]:
+    stages = [value for value in _profiled(evidence, "gradients") if math.isfinite(value)]
+    ratio = min(stages, default=0.0) / max(max(stages, default=0.0), 1e-300)
+    said = f"the smallest of {len(stages)} stages has {ratio:.1e} of the largest"
+    vanished = ratio < VANISHED_STAGE
+    if evidence.epochs:
+        first, last = evidence.epochs[0], evidence.epochs[-1]
+        fall = last["gradient_norm"] / max(first["gradient_norm"], 1e-300)
+        said += f"; all {first['gradient_norm']:.2e} in the first epoch, {last['gradient_norm']:.2e} in the last"
+        vanished |= fall < VANISHED and last["train_accuracy"] < FITTED
+    return Severity.WARNING if vanished else Severity.FINE, said
+
+
+@_rule(
+    "exploding gradients",
+    f"the norm of the gradient grows to {EXPLODED:.0f} times the first epoch's (error: it is not finite)",
+    "set train.clip: 1, lower train.lr, or let the rate rise slowly (train.warmup)",
+)
+def _exploding(evidence: Evidence) -> tuple[Severity, str]:
+    for fault in (evidence.fault, evidence.profile.get("fault", "")):
+        if "gradient is not finite" in fault:
+            return Severity.ERROR, fault
+    norms = _curve(evidence, "gradient_norm", 2)
+    if not np.isfinite(norms).all():
+        return Severity.ERROR, f"it is not finite in {int((~np.isfinite(norms)).sum())} epochs"
+    growth = norms.max() / max(norms[0], 1e-300)
+    return Severity.WARNING if growth >= EXPLODED else Severity.FINE, f"{growth:.1f} times {norms[0]:.2e}"
+
+
+@_rule(
+    "dead units",
+    f"more than {DEAD:.0%} of the hidden units are zero for every validation bin (error: all)",
+    "lower train.lr, or train.hidden where so many are of no use",
+)
+def _dead_units(evidence: Evidence) -> tuple[Severity, str]:
+    dead = _learned(evidence).dead_units
+    return _graded(dead, DEAD, 1 - 1e-9), f"{dead:.0%} of them"
+
+
+@_rule(
+    "saturated outputs",
+    f"{SATURATED:.0%} of the answers have a probability above {SURE:.0%}, {SATURATED_WRONG:.0%} of them wrong",
+    "lower train.lr, fewer train.epochs, train.label_smoothing: 0.1, train.weight_decay",
+)
+def _saturated(evidence: Evidence) -> tuple[Severity, str]:
+    scored = _learned(evidence).scored
+    sure = scored.probabilities.max(1) > SURE
+    wrong = (
+        float((np.asarray(scored.counts)[scored.probabilities.argmax(1)] != scored.truth)[sure].mean())
+        if sure.any()
+        else 0.0
+    )
+    bad = sure.mean() > SATURATED and wrong > SATURATED_WRONG
+    return Severity.WARNING if bad else Severity.FINE, f"{sure.mean():.0%} of the answers, {wrong:.0%} of them wrong"
+
+
+@_rule(
+    "a count never answered",
+    "a count that is learned is never the most probable one on validation (error: only one ever is)",
+    "more bins of that count, a lower train.lr, or counts that are taken together (fetch.open_ended)",
+)
+def _never_answered(evidence: Evidence) -> tuple[Severity, str]:
+    scored = _learned(evidence).scored
+    answered = confusion(scored, "most_probable").sum(0)
+    never = [str(count) for count, number in zip(scored.counts, answered, strict=True) if not number]
+    if not never:
+        return Severity.FINE, f"the rarest answer is given {answered.min()} times"
+    severity = Severity.ERROR if len(never) == len(scored.counts) - 1 else Severity.WARNING
+    return severity, f"{', '.join(never)} of {len(scored.truth)} bins"
+
+
+@_rule(
+    "near chance",
+    "the accuracy on validation is not above that of always answering the most frequent count, its 95 % interval "
+    "(bootstrapped by group) included",
+    "read the rules on the loss first; then more that learns (model.trained), more train.epochs, more bins",
+)
+def _near_chance(evidence: Evidence) -> tuple[Severity, str]:
+    accuracy, low, majority = _against_chance(_learned(evidence).scored)
+    said = f"{accuracy:.1%}, at least {low:.1%}; the most frequent count has {majority:.1%}"
+    return Severity.ERROR if low <= majority else Severity.FINE, said
+
+
+# --- data ------------------------------------------------------------------------------------------------
+
+
+@_rule(
+    "counts out of balance",
+    f"one count has {IMBALANCE:.0f} times as many training bins as another (warning: {IMBALANCE_SEVERE:.0f} times)",
+    "fetch.per_count evens them out; fetch.counts leaves rare ones out",
+)
+def _imbalance(evidence: Evidence) -> tuple[Severity, str]:
+    most, least = max(evidence.bins, key=evidence.bins.__getitem__), min(evidence.bins, key=evidence.bins.__getitem__)
+    ratio = evidence.bins[most] / max(evidence.bins[least], 1)
+    said = f"{evidence.bins[most]} of {most}, {evidence.bins[least]} of {least}"
+    if ratio < IMBALANCE:
+        return Severity.FINE, said
+    return Severity.WARNING if ratio >= IMBALANCE_SEVERE else Severity.ADVICE, said
+
+
+@_rule(
+    "labels inconsistent",
+    f"more than {COPIES:.0%} of the bins look all but like another one with another count (nearer than "
+    f"{COPY:.0%} of the median distance to the nearest)",
+    "recount them: their records cannot both be right",
+)
+def _inconsistent(evidence: Evidence) -> tuple[Severity, str]:
+    return Severity.WARNING if evidence.copies > COPIES else Severity.FINE, f"{evidence.copies:.1%} of the bins"
+
+
+# --- what they read --------------------------------------------------------------------------------------
+
+
+def _graded(value: float, warning: float, error: float) -> Severity:
+    return Severity.ERROR if value > error else Severity.WARNING if value > warning else Severity.FINE
+
+
+def _profiled(evidence: Evidence, key: str) -> Any:
+    if key not in evidence.profile:
+        raise _Unknown(f"the steps to be profiled failed: {evidence.profile.get('fault', 'no reason was given')}")
+    return evidence.profile[key]
+
+
+def _of_several_ranks(evidence: Evidence) -> Sequence[float]:
+    _profiled(evidence, "step_s")
+    if "alone_s" not in evidence.profile:
+        raise _Unknown("one rank has nobody to wait for")
+    alone: Sequence[float] = evidence.profile["alone_s"]
+    return alone
+
+
+def _curves(evidence: Evidence, least: int) -> None:
+    if len(evidence.epochs) < least:
+        raise _Unknown(f"{len(evidence.epochs)} epochs of these parameters are here, {least} are needed: `dvc repro`")
+
+
+def _curve(evidence: Evidence, name: str, least: int) -> Floats:
+    _curves(evidence, least)
+    return np.array([epoch[name] for epoch in evidence.epochs])
+
+
+def _learned(evidence: Evidence) -> Learned:
+    if evidence.learned is None:
+        raise _Unknown("no model of these parameters is here: `dvc repro`")
+    return evidence.learned
+
+
+def _fall(evidence: Evidence) -> float:
+    """Share by which the training loss falls from the first epoch to the last third."""
+    return 1 - _last_third(evidence) / evidence.epochs[0]["train_loss"]
+
+
+def _last_third(evidence: Evidence) -> float:
+    losses = [epoch["train_loss"] for epoch in evidence.epochs]
+    return float(np.mean(losses[-max(1, len(losses) // 3) :]))
+
+
+def _against_chance(scored: Scored) -> tuple[float, float, float]:
+    """Accuracy, the lower end of its 95 % interval, and the share of the most frequent count."""
+    figures = evaluate(scored, RESAMPLES, seed=0)
+    _, numbers = np.unique(scored.truth, return_counts=True)
+    low = figures["interval_95"]["most_probable"]["accuracy"][0]
+    return figures["most_probable"]["accuracy"], low, float(numbers.max() / numbers.sum())

@@ -1,0 +1,43 @@
+"""The notebook runs top to bottom on the demo, and is committed without what it showed."""
+
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from project import ROOT, Project
+
+from bintally.bins.shards import read_index
+
+NOTEBOOK = ROOT / "notebooks/explore.ipynb"
+
+
+def run(project: Project, folder: Path, cells: int | None = None) -> list[nbformat.NotebookNode]:
+    """The code cells of the first so many cells, run in ``folder``; a cell that fails raises."""
+    notebook = nbformat.read(project.folder / "notebooks/explore.ipynb", as_version=4)
+    notebook.cells = notebook.cells[:cells]
+    client = NotebookClient(notebook, timeout=180, kernel_name="python3")
+    client.execute(env=project.environment(), cwd=str(folder))
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_every_cell_after_the_first_draws(reproduced: Project) -> None:
+    first, *others = run(reproduced, reproduced.folder / "notebooks")
+    bins = len(read_index(reproduced.folder / "data/bins"))
+    assert f"{bins} rendered demo bins" in first.outputs[0].data["text/plain"]
+    assert len(others) == 12
+    for cell in others:
+        kinds = [output.output_type for output in cell.outputs]
+        assert kinds == ["execute_result"] and "image/png" in cell.outputs[0].data, f"{cell.id}: {kinds}"
+
+
+def test_it_finds_the_data_from_the_root_too(reproduced: Project) -> None:
+    (first,) = run(reproduced, reproduced.folder, cells=2)
+    assert "demo bins" in first.outputs[0].data["text/plain"]
+
+
+def test_it_is_committed_without_outputs() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
+    assert all(set(cell.metadata) == set() for cell in notebook.cells)
+    assert notebook.metadata.kernelspec.name == "python3"

@@ -1,0 +1,66 @@
+"""Plain lines with the time left in a log, a bar on a terminal."""
+
+import logging
+import os
+import pty
+import sys
+import termios
+import time
+
+import pytest
+
+from bintally.progress import progress
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the clock says, in seconds; to be changed."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_log_gets_a_line_now_and_then_with_the_time_left(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "bintally")
+    with progress("fetch", 100, "bins") as advance:
+        for _ in range(40):
+            clock[0] += 0.5
+            advance(1)
+    assert caplog.messages == [
+        "fetch: 20 of 100, 40 s left (2.0 bins/s)",
+        "fetch: 40 of 100, 30 s left (2.0 bins/s)",
+        "fetch: 40 bins in 20.0 s (2.0 bins/s)",
+    ]
+
+
+def test_nothing_done_yet_is_said_too(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "bintally")
+    with progress("fetch", 100, "bins") as advance:
+        clock[0] += 11
+        advance(0)
+    assert caplog.messages[0] == "fetch: 0 of 100, time left unknown (0.0 bins/s)"
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(1.0, 0), (12.0, 2)])
+def test_what_is_brief_is_not_mentioned(
+    clock: list[float], caplog: pytest.LogCaptureFixture, seconds: float, lines: int
+) -> None:
+    caplog.set_level(logging.INFO, "bintally")
+    with progress("validate", 10, "images", brief=True) as advance:
+        clock[0] += seconds
+        advance(5)
+    assert len(caplog.messages) == lines
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress("train", 4, "steps") as advance:
+            advance(1)
+            advance(3)
+    assert b"train: 100%" in os.read(ours, 10_000)
+    os.close(ours)
