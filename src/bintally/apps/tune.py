@@ -85,7 +85,7 @@ def _study(params: Params, storage: str | None) -> optuna.Study:
 
 
 def _unusable(url: str, error: Exception) -> Fault:
-    reason = " ".join(str(error).split())[:200]
+    reason = str(error).splitlines()[0][:200]
     return Fault(f"--storage: '{_without_password(url)}' cannot be used: {reason}")
 
 
