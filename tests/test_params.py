@@ -105,6 +105,7 @@ tune:
   space:
     train.lr: {low: 0.001, high: 0.1, log: true}
     train.batch_size: [32, 64]
+  fixed: {}
   objectives: [accuracy]
   stop_poor: true
   seed: 7
@@ -183,6 +184,8 @@ def test_sources_of_every_kind_are_allowed(tmp_path: Path, source: str) -> None:
         (RATES, "train.lr: {low: 0.001, high: 100}", ["tune.space", "train.lr", "100", "10"]),
         (RATES, "train.lr: {low: 0.1, high: 0.1}", ["tune.space", "train.lr", "low 0.1 must be below high 0.1"]),
         (RATES, "train.lr: {low: 0, high: 0.1, log: true}", ["tune.space", "train.lr", "low 0", "above 0"]),
+        ("fixed: {}", "fixed: {launch.rank: 1}", ["tune.fixed", "no parameter 'launch.rank'"]),
+        ("fixed: {}", "fixed: {launch.ranks: 0}", ["tune.fixed", "launch.ranks", "0"]),
         ("objectives: [accuracy]", "objectives: [loss]", ["tune.objectives", "'loss'", "accuracy"]),
         ("counts: [1, 3]", "counts: [1, 4]", ["train.counts", "[1, 4]", "among [1, 2, 3]"]),
         ("counts: [1, 3]", "counts: [3, 1]", ["train.counts", "[3, 1]", "ascending"]),

@@ -258,6 +258,8 @@ class Tune(Checked):
         dict[Text, Range | Annotated[list[int | float | str | bool], Field(min_length=1)]], Field(min_length=1)
     ]
     """Values to search, by ``section.key``: from low to high (whole numbers where both are), or one of a list."""
+    fixed: dict[Text, int | float | str | bool]
+    """What every trial sets beside it, such as fewer epochs."""
     objectives: Annotated[list[Literal["accuracy", "rmse"]], Field(min_length=1, max_length=2)]
     """What is to be good on validation; with two, every trial that no other is better than in both is a best one."""
     stop_poor: bool
@@ -280,7 +282,9 @@ class Params(Checked):
     def _check(self) -> "Params":
         for key, domain in self.tune.space.items():
             for value in domain if isinstance(domain, list) else (domain.low, domain.high):
-                self._check_searched(key, value)
+                self._check_searched("space", key, value)
+        for key, value in self.tune.fixed.items():
+            self._check_searched("fixed", key, value)
         if self.train.compile and self.model.trained not in ("head", "all"):
             raise ValueError(
                 f"train.compile: true needs model.trained: head or all, not {self.model.trained}, whose network is put "
@@ -301,15 +305,15 @@ class Params(Checked):
                 raise ValueError(f"{key}: {counts} must be among {among}, which is what there is to take from")
         return self
 
-    def _check_searched(self, key: str, value: object) -> None:
+    def _check_searched(self, where: str, key: str, value: object) -> None:
         section, _, name = key.partition(".")
         searched = getattr(self, section, None) if section in type(self).model_fields and section != "tune" else None
         if searched is None or name not in type(searched).model_fields:
-            raise ValueError(f"tune.space: there is no parameter '{key}' to search")
+            raise ValueError(f"tune.{where}: there is no parameter '{key}' to set")
         try:
             type(searched).model_validate(searched.model_dump() | {name: value})
         except ValidationError as error:
-            raise ValueError(f"tune.space: {key} cannot be {value!r}: {error.errors()[0]['msg'].lower()}") from error
+            raise ValueError(f"tune.{where}: {key} cannot be {value!r}: {error.errors()[0]['msg'].lower()}") from error
 
     @property
     def learned_counts(self) -> list[int]:

@@ -79,7 +79,10 @@ def test_a_search_finds_what_is_good_and_says_how_to_have_it(
     assert 0.005 < float(best["train.lr"]) < 0.02
     said = capsys.readouterr().out
     assert f"dvc exp apply {study().study_name}-{best['trial']}" in said
-    assert f"dvc exp run -S train.lr={best['train.lr']} -S train.batch_size={best['train.batch_size']}" in said
+    assert (
+        f"dvc exp run -S launch.ranks=1 -S train.lr={best['train.lr']} -S train.batch_size={best['train.batch_size']}"
+        in said
+    )
     for name in ("history", "importance", "slices", "contour"):
         assert (project / f"plots/tune/{name}.png").read_bytes().startswith(b"\x89PNG")
 

@@ -229,7 +229,7 @@ def _run(study: optuna.Study, trial: Trial, params: Params) -> None:
         return poor
 
     try:
-        validation = run_experiment(experiment_name(study, trial), trial.params, look)
+        validation = run_experiment(experiment_name(study, trial), params.tune.fixed | trial.params, look)
     except Ended:
         outcome = "ended early, worse than the median"
         _finish(study, trial, state=TrialState.PRUNED)
@@ -295,6 +295,6 @@ def _report(study: optuna.Study, params: Params) -> None:
         )
     print(f"\n{len(done)} of {len(counted)} trials came to an end, on validation. Plots and table: {paths.TUNE}/")
     for trial in best:
-        changes = " ".join(f"-S {key}={json.dumps(value)}" for key, value in trial.params.items())
+        changes = " ".join(f"-S {key}={json.dumps(value)}" for key, value in (params.tune.fixed | trial.params).items())
         print(f"Best:   dvc exp apply {experiment_name(study, trial)}")
         print(f"    or  dvc exp run {changes}")
