@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument(
         "--storage", metavar="URL", help="a database that several machines share, such as postgresql+psycopg://..."
     )
+    tune.add_argument("--jobs", type=_positive, default=2, help="trials at once on this machine (default: %(default)s)")
     diagnosis = commands.add_parser(
         "diagnose",
         help="what is wrong with a training and what to change; exits with 10 after a warning, 20 after an error",
@@ -89,7 +90,7 @@ def main() -> None:
         elif arguments.command == "tune":
             from bintally.apps.tune import tune
 
-            tune(arguments.trials, arguments.storage)
+            tune(arguments.trials, arguments.storage, arguments.jobs)
         elif arguments.command == "diagnose":
             from bintally.apps.diagnose import run_diagnosis
 

@@ -88,7 +88,9 @@ def test_two_workers_share_a_postgresql(project: Project, tmp_path: Path, postgr
     other = Project(tmp_path / "other")
     other.must("dvc", "cache", "dir", "--local", str(project.folder / ".dvc/cache"))
     other.must("dvc", "checkout")
-    workers = [one.start("bintally", "tune", "--trials", "4", "--storage", postgres) for one in (project, other)]
+    workers = [
+        one.start("bintally", "tune", "--trials", "4", "--jobs", "1", "--storage", postgres) for one in (project, other)
+    ]
     said = [worker.communicate(timeout=600)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(said)
 

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, S
 from bintally.apps.experiment import Curve, Ended, read_metrics, remove_experiment, run_experiment
 from bintally.faults import Fault
 from bintally.files import SCRATCH, write_csv
+from bintally.interruption import end_with_parent
 from bintally.model.decoding import DECODINGS, FOR_ACCURACY
 from bintally.params import Params, Range, load_params
 from bintally.stages import paths
@@ -38,8 +40,8 @@ SET_ASIDE = "set aside "
 log = logging.getLogger("bintally")
 
 
-def tune(trials: int, storage: str | None) -> None:
-    """Run trials until the study has ``trials`` of them, and show what came out.
+def tune(trials: int, storage: str | None, jobs: int = 1) -> None:
+    """Run trials, ``jobs`` at once, until the study has ``trials`` of them, and show what came out.
 
     A study is of the parameters that are not searched, the space and the code: change one and another study begins.
     Any number of processes on any machines may work on one, where ``storage`` is a database they share.
@@ -50,13 +52,24 @@ def tune(trials: int, storage: str | None) -> None:
     study = _study(params, storage)
     log.info("tune: study %s, %d of %d trials done", study.study_name, _number_done(study), trials)
     _take_up_again(study, params.tune.objectives)
+    others = [_start_another(trials, storage) for _ in range(jobs - 1)]
     while trial := _next(study, params, trials):
         try:
             _run(study, trial, params)
         except UpdateFinishedTrialError:
             log.info("tune: trial %d was taken over by another process, which had not heard of this one", trial.number)
         _take_up_again(study, params.tune.objectives)
+    for other in others:
+        if code := other.wait():
+            log.warning("tune: a process beside this one ended with %d", code)
     _report(study, params)
+
+
+def _start_another(trials: int, storage: str | None) -> subprocess.Popen[bytes]:
+    """A process that works on the same study and ends with this one; what it reports at its end is not needed twice."""
+    command = [sys.executable, sys.argv[0], "tune", f"--trials={trials}", "--jobs=1"]
+    command += [f"--storage={storage}"] if storage else []
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=end_with_parent)
 
 
 def _study(params: Params, storage: str | None) -> optuna.Study:
