@@ -182,6 +182,18 @@ def test_a_poor_trial_ends_early_and_a_good_one_does_not(project: Path, monkeypa
     assert min(distances[TrialState.COMPLETE]) < min(distances[TrialState.PRUNED])
 
 
+def test_a_study_is_of_what_is_not_searched(project: Path) -> None:
+    def named(old: str, new: str) -> str:
+        Path("params.yaml").write_text(text.replace(old, new))
+        return study().study_name
+
+    text = Path("params.yaml").read_text()
+    name = study().study_name
+    assert named("  lr: 0.01\n", "  lr: 0.02\n") == name
+    assert named("  hidden: 512\n", "  hidden: 256\n") != name
+    assert named("low: 0.001", "low: 0.002") != name
+
+
 def test_two_objectives_give_all_best_compromises(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,7 +77,12 @@ def _study(params: Params, storage: str | None) -> optuna.Study:
     SCRATCH.mkdir(exist_ok=True)
     url = storage or f"sqlite:///{STORAGE}"
     code = subprocess.run(["git", "rev-parse", "HEAD:src", "HEAD:dvc.yaml"], check=True, capture_output=True).stdout
-    name = "tune-" + sha256(params.model_dump_json().encode() + code).hexdigest()[:8]
+    # Without what trials set: DVC writes it to params.yaml for a moment, and another process may read it just then.
+    rest = params.model_dump()
+    for key in [*params.tune.space, *params.tune.fixed]:
+        section, _, setting = key.partition(".")
+        del rest[section][setting]
+    name = "tune-" + sha256(json.dumps(rest).encode() + code).hexdigest()[:8]
     for attempt in range(ATTEMPTS):
         try:
             return optuna.create_study(
