@@ -59,8 +59,12 @@ def place_among_workers(pid: int) -> tuple[int, int]:
     One that belongs to none, as a run in the workspace, counts as one more.
     """
     parents, found = _processes()
-    # A process that a worker is just starting still looks like it.
-    repositories = {worker: at for worker, at in found.items() if parents[worker] not in found}
+    # A process that a worker is just starting still has its command line.
+    repositories = {
+        worker: at
+        for worker, (at, command) in found.items()
+        if parents[worker] not in found or found[parents[worker]][1] != command
+    }
     mine = pid
     while mine in parents and mine not in repositories:
         mine = parents[mine]
@@ -69,14 +73,15 @@ def place_among_workers(pid: int) -> tuple[int, int]:
     return (workers.index(mine), len(workers)) if mine in workers else (len(workers), len(workers) + 1)
 
 
-def _processes() -> tuple[dict[int, int], dict[int, Path]]:
-    """The parent of every process, and the repository of those that are workers."""
+def _processes() -> tuple[dict[int, int], dict[int, tuple[Path, str]]]:
+    """The parent of every process, and the repository and command line of those that are workers."""
     parents, workers = {}, {}
     for process in PROC.glob("[0-9]*"):
         try:
             parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if _is_worker((process / "cmdline").read_text(errors="replace").split("\0")):
-                workers[int(process.name)] = _repository(process)
+            command = (process / "cmdline").read_text(errors="replace")
+            if _is_worker(command.split("\0")):
+                workers[int(process.name)] = _repository(process), command
         except OSError:  # it has ended, or is another user's
             continue
     return parents, workers
