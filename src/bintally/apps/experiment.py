@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from bintally.stages import paths
 from bintally.training.live import FOLLOWED
 
 LOGS = SCRATCH / "experiments"
+# Where `dvc exp run --temp` notes what it runs, and runs it.
+UNDER_WAY, FOLDERS = Path(".dvc/tmp/exps/run"), Path(".dvc/tmp/exps/standalone")
 LOOK_EVERY_S = 0.5
 END_WITHIN_S = 30.0
 REASON_CHARACTERS = 300
@@ -66,6 +69,8 @@ def run_experiment(name: str, changes: Mapping[str, object], look: Callable[[Seq
                         raise Ended
         finally:
             _end(child)
+            if child.returncode:
+                remove_experiment(name)
     if child.returncode:
         raise Fault(_reason(log))
     metrics = read_metrics(name)
@@ -75,9 +80,20 @@ def run_experiment(name: str, changes: Mapping[str, object], look: Callable[[Seq
 
 
 def remove_experiment(name: str) -> None:
-    """Nothing happens where there is none of that name."""
+    """Remove an experiment, or what one that was ended has left; nothing happens where there is none of that name."""
     if _commit(name):
         subprocess.run([sys.executable, "-m", "dvc", "exp", "remove", name], check=True, capture_output=True)
+    # DVC says "Running" for ever of one that was ended, and keeps its folder.
+    for told in UNDER_WAY.glob("*/*.run"):
+        try:
+            run = json.loads(told.read_text(encoding="utf-8"))
+        except (ValueError, FileNotFoundError):  # another's, just being written or removed
+            continue
+        if run["name"] == name:
+            folder = Path(run["root_dir"]).resolve()
+            if folder.parent == FOLDERS.resolve():
+                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(told.parent)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
