@@ -32,3 +32,9 @@ def test_a_run_is_diagnosed_and_one_whose_loss_does_not_fall_ends_in_an_error(pr
     project.must("dvc", "repro", "train")
     said = project.run("bintally", "diagnose", "--steps", "6")
     assert said.code == 20 and "error        loss not falling" in said.text, said.text
+
+    project.set(train__optimizer="sgd", train__lr=10, train__weight_decay=1, train__epochs=40)
+    assert "is not finite" in project.run("dvc", "repro", "train").text
+    said = project.run("bintally", "diagnose", "--steps", "6")
+    found = json.loads((folder / "diagnosis.json").read_text())
+    assert said.code == 20 and found["verdict"].startswith("The run failed: "), said.text

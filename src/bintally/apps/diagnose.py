@@ -6,6 +6,7 @@ of the last run of these parameters and asks its model about the validation bins
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from bintally.memory import keep_freed_memory
 from bintally.page import document, picture
 from bintally.params import Params, load_params
 from bintally.progress import log_to_stderr
-from bintally.scoring.diagnosis import Evidence, Finding, Learned, Severity, diagnose, share_of_copies, verdict
+from bintally.scoring.diagnosis import Finding, Severity, diagnose, verdict
+from bintally.scoring.evidence import Evidence, Learned, share_of_copies
 from bintally.sharing import take_share
 from bintally.stages import paths
 from bintally.stages.train import launch, prepare, run_key
@@ -115,7 +117,7 @@ def _learned(params: Params) -> Learned | None:
     """What the model says of the validation bins, if it is one of these parameters."""
     from bintally.model.encoded import load_encoded
     from bintally.model.saved import load_model
-    from bintally.training.evidence import answers
+    from bintally.training.validation import answers
 
     if not (paths.MODELS / "card.json").is_file():
         return None
@@ -153,7 +155,7 @@ def _write(folder: Path, evidence: Evidence, findings: list[Finding], params: Pa
             "worst": max(finding.severity for finding in findings).name.lower(),
             "findings": [asdict(finding) | {"severity": finding.severity.name.lower()} for finding in findings],
             "profile": evidence.profile,
-            "epochs": evidence.epochs,
+            "epochs": [{name: _finite(value) for name, value in epoch.items()} for epoch in evidence.epochs],
         },
     )
     shown = []
@@ -187,6 +189,10 @@ def _write(folder: Path, evidence: Evidence, findings: list[Finding], params: Pa
     write_text(folder / "index.html", document("Diagnosis", body, STYLE))
 
 
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # which JSON cannot hold
+
+
 def _print(folder: Path, evidence: Evidence, findings: list[Finding]) -> None:
     print(f"\n{verdict(evidence)}\n")
     for finding in _worst_first(findings):
@@ -211,7 +217,7 @@ def _rank() -> None:
     """One process of torchrun's."""
     keep_freed_memory()
     from bintally.training.distribution import joined, leave
-    from bintally.training.evidence import profile_steps
+    from bintally.training.profiling import profile_steps
 
     log_to_stderr()
     params, last = load_params(), None

@@ -9,8 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
+from bintally import stages
 from bintally.faults import Fault
 from bintally.files import SCRATCH
 from bintally.interruption import end_with_parent
@@ -112,9 +114,9 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def _reason(log: Path) -> str:
     """The last line a stage failed with, or the last line there is."""
-    stages = tuple(f"{stage}: " for stage in ("fetch", "split", "encode", "train", "calibrate", "evaluate", "compare"))
+    names = tuple(f"{stage.name}: " for stage in iter_modules(stages.__path__))
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith(stages)] or lines or ["no reason was given"]
+    told = [line for line in lines if line.startswith(names)] or lines or ["no reason was given"]
     return f"{told[-1][:REASON_CHARACTERS]} (all of it: {log})"
 
 

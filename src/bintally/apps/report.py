@@ -144,7 +144,7 @@ def _answers(bins: Collection) -> Iterator[tuple[str, Figure, str]]:
         "Records the model doubts",
         _doubtful(bins, rows, f"Least likely records of {bins.about_tested()}"),
         f"The {len(rows)} test bins whose record the model finds least likely, with a probability of "
-        f" {record[rows].min():.2%} to {record[rows].max():.2%}; in orange that of the record. "
+        f"{record[rows].min():.2%} to {record[rows].max():.2%}; in orange that of the record. "
         "The record may be wrong, the photograph bad, or the model at fault.",
     )
     spread = selection.entropy(scored.probabilities)

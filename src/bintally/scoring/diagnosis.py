@@ -1,14 +1,15 @@
 """What is wrong with a training and what to change: named rules, each with its threshold, evidence and advice."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 
-from bintally.scoring.metrics import Floats, Scored, confusion, evaluate
+from bintally.model.decoding import decode_counts
+from bintally.scoring.evidence import COPY, Evidence, Unknown
+from bintally.scoring.metrics import Floats, confusion
 
 INPUT_WAIT, INPUT_WAIT_SEVERE = 0.2, 0.5
 BUSY = 0.5
@@ -28,8 +29,7 @@ EXPLODED = 10.0
 DEAD = 0.5
 SURE, SATURATED, SATURATED_WRONG = 0.99, 0.2, 0.1
 IMBALANCE, IMBALANCE_SEVERE = 3.0, 10.0
-COPY, COPIES = 0.1, 0.01
-RESAMPLES = 500
+COPIES = 0.01
 
 
 class Severity(IntEnum):
@@ -43,34 +43,6 @@ class Severity(IntEnum):
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What a finished model says of the validation bins."""
-
-    scored: Scored
-    """The probabilities of all it has learned, not calibrated."""
-    dead_units: float
-    """Share of the head's hidden units that are zero for every one of them."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What rules are held against."""
-
-    profile: Mapping[str, Any]
-    """As :func:`bintally.training.evidence.profile_steps` gives it."""
-    epochs: Sequence[Mapping[str, float]]
-    """The curves of a run, finished or not: see :class:`bintally.training.loop.Epoch`."""
-    fault: str
-    """Why the run failed; empty: it did not."""
-    learned: Learned | None
-    """None: there is no model of these parameters."""
-    bins: Mapping[int, int]
-    """Number of training bins by count."""
-    copies: float
-    """Share of bins whose picture is all but that of another bin with another count: see :func:`share_of_copies`."""
-
-
-@dataclass(frozen=True)
 class Finding:
     """What became of one rule."""
 
@@ -79,10 +51,6 @@ class Finding:
     threshold: str
     evidence: str
     advice: str
-
-
-class _Unknown(Exception):
-    """There is no evidence; the reason."""
 
 
 Check = Callable[[Evidence], tuple[Severity, str]]
@@ -113,7 +81,7 @@ def diagnose(evidence: Evidence) -> list[Finding]:
     for rule in RULES:
         try:
             severity, found = rule.check(evidence)
-        except _Unknown as unknown:
+        except Unknown as unknown:
             severity, found = Severity.NOT_CHECKED, str(unknown)
         findings.append(Finding(rule.name, severity, rule.threshold, found, rule.advice))
     return findings
@@ -129,32 +97,11 @@ def verdict(evidence: Evidence) -> str:
     said = f"training loss {first['train_loss']:.3f} → {last['train_loss']:.3f} in {len(evidence.epochs)} epochs"
     if evidence.learned is None:
         return f"Under way or stopped: {said}."
-    accuracy, low, majority = _against_chance(evidence.learned.scored)
+    accuracy, low, majority = evidence.learned.against_chance()
     return (
         f"It {'is' if low > majority else 'is NOT'} learning: {said}, {accuracy:.1%} of the validation bins right "
         f"(95 % at least {low:.1%}), {majority:.1%} by always answering the most frequent count."
     )
-
-
-def share_of_copies(signatures: Floats, counts: Sequence[int]) -> float:
-    """The share of bins whose picture is all but that of another bin with another count.
-
-    All but: nearer than a tenth of the median distance to the nearest.
-
-    Args:
-        signatures: (bins, width), what pictures are compared by.
-        counts: (bins,) of their records.
-    """
-    values, of_bins = np.asarray(signatures, dtype=np.float64), np.asarray(counts)
-    norms = (values**2).sum(1)
-    nearest, other = np.full(len(values), np.inf), np.full(len(values), np.inf)
-    for start in range(0, len(values), 512):  # so that not all distances are held at once
-        rows = slice(start, start + 512)
-        squares = (norms[rows, None] + norms - 2 * values[rows] @ values.T).clip(0)
-        squares[np.arange(len(squares)), np.arange(start, start + len(squares))] = np.inf
-        nearest[rows] = squares.min(1)
-        other[rows] = np.where(of_bins[rows, None] != of_bins, squares, np.inf).min(1)
-    return float((np.sqrt(other) < COPY * np.median(np.sqrt(nearest))).mean())
 
 
 # --- speed and memory ------------------------------------------------------------------------------------
@@ -166,7 +113,7 @@ def share_of_copies(signatures: Floats, counts: Sequence[int]) -> float:
     "put data/encoded on a local disk; let less learn (model.trained), so that more is computed once",
 )
 def _input_wait(evidence: Evidence) -> tuple[Severity, str]:
-    share = _profiled(evidence, "shares")["input"]
+    share = evidence.profiled("shares")["input"]
     return _graded(share, INPUT_WAIT, INPUT_WAIT_SEVERE), f"{share:.0%} of a step"
 
 
@@ -176,8 +123,8 @@ def _input_wait(evidence: Evidence) -> tuple[Severity, str]:
     "raise train.batch_size; on a CPU set launch.ranks: 1, which uses all cores",
 )
 def _low_utilisation(evidence: Evidence) -> tuple[Severity, str]:
-    busy = _profiled(evidence, "busy")
-    return Severity.WARNING if busy < BUSY else Severity.FINE, f"{busy:.0%} busy"
+    busy = evidence.profiled("busy")
+    return _when(busy < BUSY), f"{busy:.0%} busy"
 
 
 @_rule(
@@ -186,9 +133,9 @@ def _low_utilisation(evidence: Evidence) -> tuple[Severity, str]:
     "raise train.batch_size, and train.lr with it",
 )
 def _batch_too_small(evidence: Evidence) -> tuple[Severity, str]:
-    now = _profiled(evidence, "images_per_second")
+    now = evidence.profiled("images_per_second")
     if "double_images_per_second" not in evidence.profile:
-        raise _Unknown(evidence.profile.get("double_fault", "twice the batch is more than there are training bins"))
+        raise Unknown(evidence.profile.get("double_fault", "twice the batch is more than there are training bins"))
     gain = evidence.profile["double_images_per_second"] / now
     return (
         Severity.ADVICE if gain >= BATCH_GAIN else Severity.FINE,
@@ -202,12 +149,10 @@ def _batch_too_small(evidence: Evidence) -> tuple[Severity, str]:
     "lower train.batch_size or model.image_size, or raise train.accumulate",
 )
 def _batch_too_large(evidence: Evidence) -> tuple[Severity, str]:
-    for fault in (evidence.profile.get("fault", ""), evidence.fault):
-        if fault.startswith("out of memory"):
-            return Severity.ERROR, fault
-    peak, memory = _profiled(evidence, "peak_memory"), evidence.profile["memory"]
-    severity = Severity.WARNING if peak > MEMORY_FULL * memory else Severity.FINE
-    return severity, f"{peak / 2**20:,.0f} of {memory / 2**20:,.0f} MiB"
+    if fault := evidence.fault_with("out of memory"):
+        return Severity.ERROR, fault
+    peak, memory = evidence.profiled("peak_memory"), evidence.profile["memory"]
+    return _when(peak > MEMORY_FULL * memory), f"{peak / 2**20:,.0f} of {memory / 2**20:,.0f} MiB"
 
 
 @_rule(
@@ -216,9 +161,9 @@ def _batch_too_large(evidence: Evidence) -> tuple[Severity, str]:
     "train.compile: true pays only in long runs; warm the cache of the disk that data/encoded is on",
 )
 def _slow_first_step(evidence: Evidence) -> tuple[Severity, str]:
-    first, step = _profiled(evidence, "first_step_s"), evidence.profile["step_s"]
+    first, step = evidence.profiled("first_step_s"), evidence.profile["step_s"]
     slow = first > SLOW_START_S + step and first > SLOW_START_TIMES * step
-    return Severity.ADVICE if slow else Severity.FINE, f"{first:.2f} s, the others {step:.4f} s"
+    return _when(slow, Severity.ADVICE), f"{first:.2f} s, the others {step:.4f} s"
 
 
 @_rule(
@@ -227,10 +172,10 @@ def _slow_first_step(evidence: Evidence) -> tuple[Severity, str]:
     "give the ranks equal devices and cores, and end what else runs on them: every step waits for the slowest",
 )
 def _uneven_ranks(evidence: Evidence) -> tuple[Severity, str]:
-    alone = _of_several_ranks(evidence)
+    alone = evidence.alone_s()
     ratio = max(alone) / min(alone)
     said = f"{min(alone) * 1000:.1f} to {max(alone) * 1000:.1f} ms a step over {len(alone)} ranks"
-    return Severity.WARNING if ratio >= UNEVEN else Severity.FINE, said
+    return _when(ratio >= UNEVEN), said
 
 
 @_rule(
@@ -239,10 +184,10 @@ def _uneven_ranks(evidence: Evidence) -> tuple[Severity, str]:
     "fewer ranks, larger batches (train.batch_size), or a faster network; on one CPU launch.ranks: 1",
 )
 def _communication_bound(evidence: Evidence) -> tuple[Severity, str]:
-    alone, step = max(_of_several_ranks(evidence)), evidence.profile["step_s"]
+    alone, step = max(evidence.alone_s()), evidence.profile["step_s"]
     share = max(0.0, 1 - alone / step)
     said = f"{share:.0%}: {step * 1000:.1f} ms together, {alone * 1000:.1f} ms alone with the same share"
-    return Severity.WARNING if share > COMMUNICATION else Severity.FINE, said
+    return _when(share > COMMUNICATION), said
 
 
 # --- learning --------------------------------------------------------------------------------------------
@@ -254,11 +199,10 @@ def _communication_bound(evidence: Evidence) -> tuple[Severity, str]:
     "raise train.lr tenfold, or lower it where it swings; look at the labels",
 )
 def _loss_not_falling(evidence: Evidence) -> tuple[Severity, str]:
-    _curves(evidence, 3)
-    right = evidence.epochs[-1]["train_accuracy"]
-    still = _fall(evidence) < FALL and right < FITTED
-    said = f"{evidence.epochs[0]['train_loss']:.4g} in the first epoch, {_last_third(evidence):.4g} in the last third"
-    return Severity.ERROR if still else Severity.FINE, f"{said}, {right:.0%} of the training bins right"
+    losses, right = evidence.curve("train_loss", 3), evidence.epochs[-1]["train_accuracy"]
+    said = f"{losses[0]:.4g} in the first epoch, {_last_third(losses):.4g} in the last third"
+    still = _fall(losses) < FALL and right < FITTED
+    return _when(still, Severity.ERROR), f"{said}, {right:.0%} of the training bins right"
 
 
 @_rule(
@@ -267,12 +211,12 @@ def _loss_not_falling(evidence: Evidence) -> tuple[Severity, str]:
     "lower train.lr, raise train.batch_size, or average the weights (train.average: 0.99); train.schedule: one_cycle",
 )
 def _oscillating(evidence: Evidence) -> tuple[Severity, str]:
-    losses = _curve(evidence, "validation_loss", 6)[len(evidence.epochs) // 3 :]
+    losses = evidence.curve("validation_loss", 6)[len(evidence.epochs) // 3 :]
     moves = np.diff(losses)
     reversals, swing = float((moves[1:] * moves[:-1] < 0).mean()), float(np.abs(moves).mean() / losses.mean())
     swings = reversals >= REVERSALS and swing >= SWING
     said = f"it turns at {reversals:.0%} of the epochs and moves by {swing:.1%}, after the first third"
-    return Severity.WARNING if swings else Severity.FINE, said
+    return _when(swings), said
 
 
 @_rule(
@@ -281,13 +225,14 @@ def _oscillating(evidence: Evidence) -> tuple[Severity, str]:
     "lower train.lr, set train.clip: 1, or let the rate rise slowly (train.warmup)",
 )
 def _diverging(evidence: Evidence) -> tuple[Severity, str]:
-    for fault in (evidence.fault, evidence.profile.get("fault", "")):
-        if "loss is not finite" in fault:
-            return Severity.ERROR, fault
-    losses = _curve(evidence, "train_loss", 2)
+    if fault := evidence.fault_with("loss is not finite"):
+        return Severity.ERROR, fault
+    if wrong := sum(not math.isfinite(epoch["validation_loss"]) for epoch in evidence.epochs):
+        return Severity.ERROR, f"the validation loss is not finite in {wrong} of {len(evidence.epochs)} epochs"
+    losses = evidence.curve("train_loss", 2)
     ratio = losses[-1] / losses.min()
     said = f"{losses[-1]:.3f} at the end, {losses.min():.3f} at the least"
-    return Severity.ERROR if ratio > DIVERGED else Severity.FINE, said
+    return _when(ratio > DIVERGED, Severity.ERROR), said
 
 
 @_rule(
@@ -297,12 +242,12 @@ def _diverging(evidence: Evidence) -> tuple[Severity, str]:
     "or more bins; the epoch with the least loss is the one kept",
 )
 def _overfitting(evidence: Evidence) -> tuple[Severity, str]:
-    held, train = _curve(evidence, "validation_loss", 3), _curve(evidence, "train_loss", 3)
+    held, train = evidence.curve("validation_loss", 3), evidence.curve("train_loss", 3)
     best = int(held.argmin())
     over = held[-1] > OVERFITTED * held[best] and train[-1] < train[best]
     epoch = evidence.epochs[best]["epoch"]
     said = f"validation {held[best]:.3f} in epoch {epoch:.0f}, {held[-1]:.3f} in the last; "
-    return Severity.WARNING if over else Severity.FINE, said + f"training {train[best]:.3f} and {train[-1]:.3f}"
+    return _when(over), said + f"training {train[best]:.3f} and {train[-1]:.3f}"
 
 
 @_rule(
@@ -311,11 +256,12 @@ def _overfitting(evidence: Evidence) -> tuple[Severity, str]:
     "fewer train.epochs; or a falling rate (train.schedule: cosine), more that learns (model.trained)",
 )
 def _plateau(evidence: Evidence) -> tuple[Severity, str]:
-    losses = _curve(evidence, "validation_loss", 6)
+    losses = evidence.curve("validation_loss", 6)
     near = np.flatnonzero(losses <= (1 + FLAT) * losses.min())[0]
-    early = near < len(losses) / 3 and losses[-1] <= OVERFITTED * losses.min() and _fall(evidence) >= FALL
+    learns = _fall(evidence.curve("train_loss", 6)) >= FALL
+    early = near < len(losses) / 3 and losses[-1] <= OVERFITTED * losses.min() and learns
     said = f"within {FLAT:.0%} after {near + 1} of {len(losses)} epochs, {losses[-1]:.3f} at the end"
-    return Severity.ADVICE if early else Severity.FINE, said
+    return _when(early, Severity.ADVICE), said
 
 
 @_rule(
@@ -325,7 +271,7 @@ def _plateau(evidence: Evidence) -> tuple[Severity, str]:
     "lower train.lr (units die of too large steps), or let fewer stages learn (model.trained)",
 )
 def _vanishing(evidence: Evidence) -> tuple[Severity, str]:
-    stages = [value for value in _profiled(evidence, "gradients") if math.isfinite(value)]
+    stages = [value for value in evidence.profiled("gradients") if value is not None]
     ratio = min(stages, default=0.0) / max(max(stages, default=0.0), 1e-300)
     said = f"the smallest of {len(stages)} stages has {ratio:.1e} of the largest"
     vanished = ratio < VANISHED_STAGE
@@ -334,7 +280,7 @@ def _vanishing(evidence: Evidence) -> tuple[Severity, str]:
         fall = last["gradient_norm"] / max(first["gradient_norm"], 1e-300)
         said += f"; all {first['gradient_norm']:.2e} in the first epoch, {last['gradient_norm']:.2e} in the last"
         vanished |= fall < VANISHED and last["train_accuracy"] < FITTED
-    return Severity.WARNING if vanished else Severity.FINE, said
+    return _when(vanished), said
 
 
 @_rule(
@@ -343,14 +289,15 @@ def _vanishing(evidence: Evidence) -> tuple[Severity, str]:
     "set train.clip: 1, lower train.lr, or let the rate rise slowly (train.warmup)",
 )
 def _exploding(evidence: Evidence) -> tuple[Severity, str]:
-    for fault in (evidence.fault, evidence.profile.get("fault", "")):
-        if "gradient is not finite" in fault:
-            return Severity.ERROR, fault
-    norms = _curve(evidence, "gradient_norm", 2)
-    if not np.isfinite(norms).all():
-        return Severity.ERROR, f"it is not finite in {int((~np.isfinite(norms)).sum())} epochs"
+    if fault := evidence.fault_with("gradient is not finite"):
+        return Severity.ERROR, fault
+    if None in evidence.profile.get("gradients", []):
+        return Severity.ERROR, "it is not finite in the profiled steps"
+    if wrong := sum(not math.isfinite(epoch["gradient_norm"]) for epoch in evidence.epochs):
+        return Severity.ERROR, f"it is not finite in {wrong} of {len(evidence.epochs)} epochs"
+    norms = evidence.curve("gradient_norm", 2)
     growth = norms.max() / max(norms[0], 1e-300)
-    return Severity.WARNING if growth >= EXPLODED else Severity.FINE, f"{growth:.1f} times {norms[0]:.2e}"
+    return _when(growth >= EXPLODED), f"{growth:.1f} times {norms[0]:.2e}"
 
 
 @_rule(
@@ -359,7 +306,7 @@ def _exploding(evidence: Evidence) -> tuple[Severity, str]:
     "lower train.lr, or train.hidden where so many are of no use",
 )
 def _dead_units(evidence: Evidence) -> tuple[Severity, str]:
-    dead = _learned(evidence).dead_units
+    dead = evidence.model().dead_units
     return _graded(dead, DEAD, 1 - 1e-9), f"{dead:.0%} of them"
 
 
@@ -369,15 +316,12 @@ def _dead_units(evidence: Evidence) -> tuple[Severity, str]:
     "lower train.lr, fewer train.epochs, train.label_smoothing: 0.1, train.weight_decay",
 )
 def _saturated(evidence: Evidence) -> tuple[Severity, str]:
-    scored = _learned(evidence).scored
+    scored = evidence.model().scored
     sure = scored.probabilities.max(1) > SURE
-    wrong = (
-        float((np.asarray(scored.counts)[scored.probabilities.argmax(1)] != scored.truth)[sure].mean())
-        if sure.any()
-        else 0.0
-    )
+    answers = decode_counts(scored.probabilities, scored.counts, "most_probable")
+    wrong = (answers != scored.truth)[sure].sum() / max(sure.sum(), 1)
     bad = sure.mean() > SATURATED and wrong > SATURATED_WRONG
-    return Severity.WARNING if bad else Severity.FINE, f"{sure.mean():.0%} of the answers, {wrong:.0%} of them wrong"
+    return _when(bad), f"{sure.mean():.0%} of the answers, {wrong:.0%} of them wrong"
 
 
 @_rule(
@@ -386,7 +330,7 @@ def _saturated(evidence: Evidence) -> tuple[Severity, str]:
     "more bins of that count, a lower train.lr, or counts that are taken together (fetch.open_ended)",
 )
 def _never_answered(evidence: Evidence) -> tuple[Severity, str]:
-    scored = _learned(evidence).scored
+    scored = evidence.model().scored
     answered = confusion(scored, "most_probable").sum(0)
     never = [str(count) for count, number in zip(scored.counts, answered, strict=True) if not number]
     if not never:
@@ -402,9 +346,9 @@ def _never_answered(evidence: Evidence) -> tuple[Severity, str]:
     "read the rules on the loss first; then more that learns (model.trained), more train.epochs, more bins",
 )
 def _near_chance(evidence: Evidence) -> tuple[Severity, str]:
-    accuracy, low, majority = _against_chance(_learned(evidence).scored)
+    accuracy, low, majority = evidence.model().against_chance()
     said = f"{accuracy:.1%}, at least {low:.1%}; the most frequent count has {majority:.1%}"
-    return Severity.ERROR if low <= majority else Severity.FINE, said
+    return _when(low <= majority, Severity.ERROR), said
 
 
 # --- data ------------------------------------------------------------------------------------------------
@@ -431,59 +375,24 @@ def _imbalance(evidence: Evidence) -> tuple[Severity, str]:
     "recount them: their records cannot both be right",
 )
 def _inconsistent(evidence: Evidence) -> tuple[Severity, str]:
-    return Severity.WARNING if evidence.copies > COPIES else Severity.FINE, f"{evidence.copies:.1%} of the bins"
+    return _when(evidence.copies > COPIES), f"{evidence.copies:.1%} of the bins"
 
 
-# --- what they read --------------------------------------------------------------------------------------
+# --- what several of them need ----------------------------------------------------------------------------
+
+
+def _when(holds: bool, severity: Severity = Severity.WARNING) -> Severity:
+    return severity if holds else Severity.FINE
 
 
 def _graded(value: float, warning: float, error: float) -> Severity:
-    return Severity.ERROR if value > error else Severity.WARNING if value > warning else Severity.FINE
+    return _when(value > warning, Severity.ERROR if value > error else Severity.WARNING)
 
 
-def _profiled(evidence: Evidence, key: str) -> Any:
-    if key not in evidence.profile:
-        raise _Unknown(f"the steps to be profiled failed: {evidence.profile.get('fault', 'no reason was given')}")
-    return evidence.profile[key]
+def _last_third(losses: Floats) -> float:
+    return float(losses[-max(1, len(losses) // 3) :].mean())
 
 
-def _of_several_ranks(evidence: Evidence) -> Sequence[float]:
-    _profiled(evidence, "step_s")
-    if "alone_s" not in evidence.profile:
-        raise _Unknown("one rank has nobody to wait for")
-    alone: Sequence[float] = evidence.profile["alone_s"]
-    return alone
-
-
-def _curves(evidence: Evidence, least: int) -> None:
-    if len(evidence.epochs) < least:
-        raise _Unknown(f"{len(evidence.epochs)} epochs of these parameters are here, {least} are needed: `dvc repro`")
-
-
-def _curve(evidence: Evidence, name: str, least: int) -> Floats:
-    _curves(evidence, least)
-    return np.array([epoch[name] for epoch in evidence.epochs])
-
-
-def _learned(evidence: Evidence) -> Learned:
-    if evidence.learned is None:
-        raise _Unknown("no model of these parameters is here: `dvc repro`")
-    return evidence.learned
-
-
-def _fall(evidence: Evidence) -> float:
-    """Share by which the training loss falls from the first epoch to the last third."""
-    return 1 - _last_third(evidence) / evidence.epochs[0]["train_loss"]
-
-
-def _last_third(evidence: Evidence) -> float:
-    losses = [epoch["train_loss"] for epoch in evidence.epochs]
-    return float(np.mean(losses[-max(1, len(losses) // 3) :]))
-
-
-def _against_chance(scored: Scored) -> tuple[float, float, float]:
-    """Accuracy, the lower end of its 95 % interval, and the share of the most frequent count."""
-    figures = evaluate(scored, RESAMPLES, seed=0)
-    _, numbers = np.unique(scored.truth, return_counts=True)
-    low = figures["interval_95"]["most_probable"]["accuracy"][0]
-    return figures["most_probable"]["accuracy"], low, float(numbers.max() / numbers.sum())
+def _fall(losses: Floats) -> float:
+    """Share by which a loss falls from the first epoch to the last third."""
+    return 1 - _last_third(losses) / float(losses[0])

@@ -1,8 +1,9 @@
 """Pictures of a diagnosis: where a step's time goes, what the curves do, what the model answers."""
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from bintally.scoring.diagnosis import Evidence
+from bintally.scoring.evidence import Evidence
 from bintally.scoring.metrics import confusion
 from bintally.scoring.plots import BLUE, GREY, ORANGE, confusion_picture
 
@@ -55,7 +56,7 @@ def curves_picture(evidence: Evidence) -> Figure:
             values = [epoch[f"{split}_{name}"] for epoch in evidence.epochs]
             axes.plot(epochs, values, color=colour, label=split, marker=marker)
         axes.set(xlabel="epoch", title=name)
-    best = min(evidence.epochs, key=lambda epoch: epoch["validation_loss"])
+    best = min(evidence.epochs, key=lambda epoch: np.nan_to_num(epoch["validation_loss"], nan=np.inf))
     loss.plot(best["epoch"], best["validation_loss"], "o", color=ORANGE, label="the epoch kept")
     accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     if evidence.learned:

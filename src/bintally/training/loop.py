@@ -14,15 +14,16 @@ from torch.profiler import record_function
 
 from bintally.faults import Fault
 from bintally.interruption import Stopped, StopRequest
-from bintally.model.network import CountingNetwork, log_distribution, mirror, views
+from bintally.model.network import CountingNetwork, mirror
 from bintally.params import Params
 from bintally.progress import progress
 from bintally.training.augment import Augmentation, Dropout, moved
 from bintally.training.checkpoint import Checkpoints, State, read_state
 from bintally.training.distribution import Place, gathered, sent, share_batch_norm, summed
 from bintally.training.objective import Objective
-from bintally.training.optimizer import make_optimizer, parameter_groups, rate, set_rate
-from bintally.training.samples import Batch, Samples, plan, steps_an_epoch, training_batches, validation_batches
+from bintally.training.optimizer import learned, make_optimizer, parameter_groups, rate, set_rate
+from bintally.training.samples import Batch, Samples, plan, steps_an_epoch, training_batches
+from bintally.training.validation import said
 
 NAMED = 5  # images a fault names at most
 # What PyTorch's allocator, C++, oneDNN and Python's threads say where memory is short.
@@ -67,16 +68,6 @@ class Position:
     correct: float = 0.0
     gradient_norms: torch.Tensor | float = 0.0
     """Their sum, left on the device, so that no step waits for it."""
-
-
-def learned(network: CountingNetwork, trained: str | int) -> list[list[nn.Parameter]]:
-    """The parameters `model.trained` names, by stage, the head's last."""
-    stages = network.trunk.stages()
-    last = {"head": 0, "all": len(stages)}.get(str(trained), trained)
-    assert isinstance(last, int)
-    if last > len(stages):
-        raise Fault(f"model.trained: {trained} is more than the {len(stages)} stages this trunk has; take all")
-    return [*stages[len(stages) - last :], list(network.head.parameters())]
 
 
 def fit(
@@ -319,11 +310,7 @@ class _Training:
         """Loss and accuracy over every validation sample once, each rank taking its share."""
         self._averaged.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self._place.device)
-        for batch in validation_batches(self._validation, self._place):
-            pixels = self._validation.kind == "pixels"
-            inputs = views(batch.inputs, self._validation.mirrored) if pixels else batch.inputs
-            with torch.autocast(self._place.device.type, torch.bfloat16, enabled=self._bfloat16):
-                logs = log_distribution(self._averaged, inputs, self._classes)
+        for batch, logs in said(self._averaged, self._validation, self._place, self._classes, self._bfloat16):
             sums[0] += nn.functional.nll_loss(logs.float(), batch.targets, reduction="sum")
             sums[1] += (logs.argmax(1) == batch.targets).sum()
             seen(len(batch.targets))

@@ -22,12 +22,14 @@ from bintally.interruption import StopRequest
 from bintally.model.encoded import Rows
 from bintally.model.network import CountingNetwork, Head
 from bintally.params import Params
-from bintally.scoring.diagnosis import RULES, Evidence, Severity, diagnose, share_of_copies, verdict
+from bintally.scoring.diagnosis import RULES, Severity, diagnose, verdict
+from bintally.scoring.evidence import Evidence, share_of_copies
 from bintally.training.checkpoint import Checkpoints
 from bintally.training.distribution import Place
-from bintally.training.evidence import answers, profile_steps
 from bintally.training.loop import MARKS, fit
+from bintally.training.profiling import profile_steps
 from bintally.training.samples import Samples
+from bintally.training.validation import answers
 
 FINE, ADVICE, WARNING, ERROR = Severity.FINE, Severity.ADVICE, Severity.WARNING, Severity.ERROR
 Sets = tuple[Samples, Samples]
@@ -124,7 +126,7 @@ def on_one_core(place: Place, folder: Path) -> Evidence:
     os.sched_setaffinity(0, {min(cores)})
     try:
         params = parameters(epochs=3, batch_size=1024, optimizer="sgd")
-        return trained(place, folder, large(folder / "data"), params, large_network, steps=5)
+        return trained(place, folder, large(folder / "data"), params, large_network, steps=8)
     finally:
         os.sched_setaffinity(0, cores)
 
@@ -255,9 +257,9 @@ def test_communication_binds_where_there_is_much_to_exchange_and_little_to_compu
     assert severity == WARNING and "ms alone with the same share" in evidence, profile
 
 
-def in_little_memory(_place: Place, folder: Path) -> dict[str, Any]:
+def in_little_memory(place: Place, folder: Path) -> dict[str, Any]:
     """Hidden units for which there is no memory left once the network is made."""
-    sets = toy(folder / "data")
+    sets = toy(folder / str(place.rank))
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
 
     def start() -> tuple[CountingNetwork, Samples, Samples]:
