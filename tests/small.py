@@ -36,6 +36,8 @@ CALIBRATION = Calibration(
     mass=0.95,
     sure=0.8,
     confidence=0.6,
+    wrong_records=0.1,
+    kinship=0.0,
 )
 
 

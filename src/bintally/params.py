@@ -229,10 +229,20 @@ class Calibrate(Checked):
     """Share of bins whose set of counts is to hold the true one."""
     sure: Share
     """Share of answers to be right where the model does not say that it is unsure."""
+    wrong_records: Share
+    """Share of records that is taken to be wrong before their photographs are looked at."""
 
 
 class Evaluate(Checked):
     resamples: Annotated[int, Field(ge=100, le=100_000)]
+    seed: Seed
+
+
+class Audit(Checked):
+    """How well wrong records are found is measured on records made wrong: so many as `calibrate.wrong_records`."""
+
+    draws: Annotated[int, Field(ge=1, le=10_000)]
+    """How often other records are made wrong; the figures are means over these."""
     seed: Seed
 
 
@@ -276,6 +286,7 @@ class Params(Checked):
     launch: Launch
     calibrate: Calibrate
     evaluate: Evaluate
+    audit: Audit
     tune: Tune
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.optimize import minimize_scalar
 
 from bintally.faults import Fault
 from bintally.files import write_text
-from bintally.model.decoding import Decoding
+from bintally.model.decoding import DECODINGS, Decoding, decode_counts
 
 Floats = NDArray[np.float64]
 TEMPERATURES = (0.05, 20.0)
@@ -38,6 +39,34 @@ class Calibration(BaseModel):
     """The share of answers that are right where the model does not say that it is unsure."""
     confidence: float | None
     """The least probability of an answer that is no "unsure"; None: every answer is."""
+    wrong_records: float = Field(gt=0, lt=1)
+    """The share of records that is taken to be wrong, before their photographs are looked at."""
+    kinship: float = Field(ge=0)
+    """How far the model errs alike on photographs of one bin: :func:`bintally.model.kinship.fit_kinship`."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is answered for n photographs."""
+
+    decoded: dict[Decoding, NDArray[np.int64]]
+    """(n,) the count by each rule."""
+    low: NDArray[np.int64]
+    """(n,) the lowest count of each set."""
+    high: NDArray[np.int64]
+    unsure: NDArray[np.bool_]
+
+
+def answer(probabilities: Floats, calibration: Calibration) -> Answers:
+    """Counts, sets and doubt, of (n, counts) calibrated probabilities."""
+    low, high = (np.asarray(calibration.counts)[ends] for ends in sets(probabilities, calibration.mass))
+    least = math.inf if calibration.confidence is None else calibration.confidence
+    return Answers(
+        {rule: decode_counts(probabilities, calibration.counts, rule) for rule in DECODINGS},
+        low,
+        high,
+        probabilities.max(1) < least,
+    )
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:

@@ -1,14 +1,22 @@
 """From the bytes of a photograph to the pixels a network sees: the one path for training and for serving."""
 
+import io
+
 import torch
+from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import resize
 
+from bintally.bins.record import MAX_PIXELS
 from bintally.faults import Fault
+
+FORMATS = ["JPEG", "PNG"]
+MAX_SCANS = 64  # of a progressive JPEG; each costs as much as the whole picture, and cameras write about ten
+START_OF_SCAN = b"\xff\xda"
 
 
 def decode(body: bytes, size: int) -> torch.Tensor:
-    """Decode a JPEG or PNG and squash it to a square, bilinear with antialiasing.
+    """Decode a JPEG or PNG, turned as its camera says, and squash it to a square, bilinear with antialiasing.
 
     Args:
         body: the file's bytes.
@@ -17,11 +25,33 @@ def decode(body: bytes, size: int) -> torch.Tensor:
     Returns:
         uint8 tensor of shape (3, size, size), RGB.
 
-    Raises Fault if the bytes are no image that can be decoded.
+    Raises Fault if the bytes are no image that can be decoded, or one too large to be: that is told before decoding.
     """
+    _check(body)
     try:
-        pixels = decode_image(torch.frombuffer(bytearray(body), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        encoded = torch.frombuffer(bytearray(body), dtype=torch.uint8)
+        pixels = decode_image(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
     except (RuntimeError, ValueError) as error:
-        raise Fault(f"an image of {len(body)} bytes does not decode: {str(error).splitlines()[0]}") from error
+        raise _fault(body, error) from error
+    if pixels.dtype == torch.uint16:
+        pixels = (pixels.int() >> 8).to(torch.uint8)
     squashed: torch.Tensor = resize(pixels, [size, size], antialias=True)
     return squashed
+
+
+def _check(body: bytes) -> None:
+    try:
+        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+            width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise Fault(f"an image of more than {MAX_PIXELS:,} pixels is too large; make it smaller") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _fault(body, "it is neither JPEG nor PNG") from error
+    if width * height > MAX_PIXELS:
+        raise Fault(f"an image of {width} x {height} pixels is too large; {MAX_PIXELS:,} pixels are allowed")
+    if body.count(START_OF_SCAN) > MAX_SCANS:
+        raise Fault(f"an image of more than {MAX_SCANS} scans is not decoded; save it as a plain JPEG")
+
+
+def _fault(body: bytes, reason: object) -> Fault:
+    return Fault(f"an image of {len(body)} bytes does not decode: {str(reason).splitlines()[0]}")

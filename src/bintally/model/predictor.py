@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from threading import Lock
 
 import numpy as np
 import torch
@@ -10,7 +9,8 @@ from numpy.typing import NDArray
 
 from bintally.model.calibration import Calibration, Floats
 from bintally.model.encoded import BATCH, Encoded, decoded_batches
-from bintally.model.network import CountDistribution, CountingNetwork, log_distribution, views
+from bintally.model.network import CountingNetwork, log_distribution, views
+from bintally.model.runtime import start
 from bintally.model.saved import Card, default_device
 from bintally.progress import progress
 
@@ -25,28 +25,34 @@ class Predictor:
     ) -> None:
         self.card = card
         self.calibration = calibration
-        self._device = device or default_device()
-        self._model = calibrated_network(network, card, calibration).to(self._device).eval()
-        self._lock = Lock()
+        device = device or default_device()
+        self.batch = BATCH[device.type]
+        """How many photographs are worked through at once, where there are so many."""
+        self._run = start(network, card, calibration, device)
 
-    @torch.inference_mode()
-    def __call__(self, photographs: Sequence[bytes]) -> NDArray[np.float64]:
+    def decode(self, photograph: bytes) -> torch.Tensor:
+        """The pixels the network sees, uint8 (3, size, size), of a JPEG or PNG file.
+
+        Raises Fault if it does not decode, or is too large to be decoded.
+        """
+        from bintally.model.images import decode  # brings torchvision, which the stages on arrays do without
+
+        return decode(photograph, self.card.image_size)
+
+    def distributions(self, pixels: torch.Tensor) -> Floats:
+        """Probabilities of the calibration's counts, float64 (n, counts), of decoded photographs."""
+        return self._run(pixels).double().numpy()
+
+    def __call__(self, photographs: Sequence[bytes]) -> Floats:
         """Probabilities of the calibration's counts, float64 (photographs, counts), of JPEG or PNG files.
 
         Raises Fault if one of them does not decode.
         """
-        rows = [torch.empty(0, len(self.calibration.counts), dtype=torch.float64)]
         reads = [partial(bytes, body) for body in photographs]
-        for pixels in decoded_batches(reads, self.card.image_size, BATCH[self._device.type]):
-            with self._lock:  # the trunk gathers its maps in one list
-                rows.append(self._model(pixels.to(self._device)).cpu().double())
-        return torch.cat(rows).numpy()
-
-
-def calibrated_network(network: CountingNetwork, card: Card, calibration: Calibration) -> CountDistribution:
-    """From pixels to what is answered, in one module."""
-    chosen = [card.counts.index(count) for count in calibration.counts]
-    return CountDistribution(network, card.mirror, chosen, calibration.temperature)
+        batches = decoded_batches(reads, self.card.image_size, self.batch)
+        return np.concatenate(
+            [np.empty((0, len(self.calibration.counts))), *(self.distributions(pixels) for pixels in batches)]
+        )
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from bintally.model.calibration import (
 )
 from bintally.model.decoding import DECODINGS
 from bintally.model.encoded import load_encoded
+from bintally.model.kinship import fit_kinship
 from bintally.model.predictor import predict_encoded
 from bintally.model.saved import load_model
 from bintally.params import Params
@@ -51,6 +52,8 @@ def main(params: Params) -> None:
             mass=fit_mass(probabilities, classes, asked.coverage),
             sure=asked.sure,
             confidence=fit_confidence(probabilities, classes, asked.sure),
+            wrong_records=asked.wrong_records,
+            kinship=fit_kinship(probabilities, classes, counts, scored.groups),
         ),
     )
     write_json(paths.VALIDATION_METRICS, {"temperature": temperature, **figures})

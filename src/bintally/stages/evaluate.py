@@ -1,15 +1,13 @@
 """Score the model on every test image once."""
 
-import math
-
 import numpy as np
 
 from bintally.bins.shards import ShardReader, read_index
 from bintally.faults import Fault
 from bintally.files import read_csv, write_csv, write_json
 from bintally.memory import keep_freed_memory
-from bintally.model.calibration import calibrated, load_calibration, sets
-from bintally.model.decoding import DECODINGS, FOR_ACCURACY, decode_counts
+from bintally.model.calibration import answer, calibrated, load_calibration
+from bintally.model.decoding import DECODINGS, FOR_ACCURACY
 from bintally.model.encoded import load_encoded
 from bintally.model.predictor import predict_encoded
 from bintally.model.saved import load_model
@@ -35,10 +33,8 @@ def main(params: Params) -> None:
     logs = predict_encoded(network, card, load_encoded(paths.ENCODED), rows)
     probabilities = calibrated(logs, card.counts, counts, calibration.temperature)
     scored = Scored(probabilities, truth, [line["group"] for line in test], counts)
-    decoded = {name: decode_counts(probabilities, counts, name) for name in DECODINGS}
-    low, high = (np.asarray(counts)[ends] for ends in sets(probabilities, calibration.mass))
-    confidence = probabilities.max(1)
-    unsure = confidence < (math.inf if calibration.confidence is None else calibration.confidence)
+    answers = answer(probabilities, calibration)
+    sure = ~answers.unsure
 
     figures = evaluate(scored, params.evaluate.resamples, params.evaluate.seed)
     classes = per_class(scored, rule)
@@ -50,13 +46,13 @@ def main(params: Params) -> None:
             **figures,
             "sets": {
                 "promised": calibration.coverage,
-                "coverage": float(((low <= truth) & (truth <= high)).mean()),
-                "mean_size": float((high - low + 1).mean()),
+                "coverage": float(((answers.low <= truth) & (truth <= answers.high)).mean()),
+                "mean_size": float((answers.high - answers.low + 1).mean()),
             },
             "sure": {
                 "promised": calibration.sure,
-                "answered": float((~unsure).mean()),
-                "accuracy": float((decoded["most_probable"] == truth)[~unsure].mean()) if not unsure.all() else None,
+                "answered": float(sure.mean()),
+                "accuracy": float((answers.decoded[rule] == truth)[sure].mean()) if sure.any() else None,
             },
             "risk": float(np.mean([row["risk"] for row in risk])),
             "per_class": {str(row["count"]): {k: row[k] for k in ("images", "accuracy", "rmse")} for row in classes},
@@ -66,13 +62,13 @@ def main(params: Params) -> None:
         paths.PREDICTIONS,
         ["id", "group", "count", *DECODINGS, "low", "high", "unsure", *(f"p{count}" for count in counts)],
         (
-            [line["id"], line["group"], line["count"], *(decoded[name][at] for name in DECODINGS)]
-            + [low[at], high[at], int(unsure[at])]
-            + [f"{p:.6f}" for p in probabilities[at]]
+            [line["id"], line["group"], line["count"], *(answers.decoded[name][at] for name in DECODINGS)]
+            + [answers.low[at], answers.high[at], int(answers.unsure[at])]
+            + [f"{p:.8g}" for p in probabilities[at]]
             for at, line in enumerate(test)
         ),
     )
-    write_csv(paths.CONFUSION, ["actual", "predicted"], zip(truth, decoded[rule], strict=True))
+    write_csv(paths.CONFUSION, ["actual", "predicted"], zip(truth, answers.decoded[rule], strict=True))
     write_csv(paths.PER_CLASS, list(classes[0]), [list(row.values()) for row in classes])
     calibration_curve = reliability(scored)
     write_csv(paths.RELIABILITY, list(calibration_curve[0]), [list(row.values()) for row in calibration_curve])
