@@ -15,6 +15,7 @@ SMALL = {
     "train.batch_size": 16,
     "train.hidden": 16,
     "evaluate.resamples": 100,
+    "audit.draws": 10,
 }
 
 

@@ -49,9 +49,10 @@ def test_the_four_commands(project: Project) -> None:
         "Share of right counts by epoch",
         "Confusion of test bins",
         "wrong answers among the surest",
+        "Wrong records found",
     ):
         assert title in page
-    for picture in ("confusion.png", "examples.png", "benchmark.png"):
+    for picture in ("confusion.png", "examples.png", "benchmark.png", "audit.png"):
         assert picture in page
 
 
@@ -77,6 +78,18 @@ def test_the_rule_for_the_rmse_is_the_one_that_validation_chose(reproduced: Proj
     assert "not comparable" in (reproduced.folder / "metrics/benchmark.md").read_text()
     rows = read_json(reproduced, "metrics/benchmark.json")["rows"]
     assert len(rows) == len(set(chosen.values())) + 3 + len(REFERENCES)
+
+
+def test_how_many_wrong_records_are_found_stands_beside_chance(reproduced: Project) -> None:
+    audit = read_json(reproduced, "metrics/audit.json")
+    assert audit["images"] == len(ids_of(reproduced, "test"))
+    assert audit["chance"]["auc"] == 0.5 and audit["chance"]["found_at_20"] == pytest.approx(0.2, abs=0.02)
+    for name in ("photograph_and_twins", "photograph", "disagreement"):
+        low, high = audit[name]["interval_95"]["auc"]
+        assert 0 <= low <= audit[name]["auc"] <= high <= 1
+    curve = read_csv(reproduced.folder / "plots/audit.csv")
+    assert [float(curve[0]["photograph"]), float(curve[-1]["photograph"])] == [0, 1]
+    assert float(curve[10]["disagreement"]) == pytest.approx(audit["disagreement"]["found_at_10"], abs=1e-5)
 
 
 def test_a_given_test_set_and_fewer_counts_to_learn_and_to_answer_with(project: Project) -> None:

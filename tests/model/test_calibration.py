@@ -10,6 +10,7 @@ from bintally.faults import Fault
 from bintally.files import write_json
 from bintally.model.calibration import (
     Floats,
+    answer,
     calibrated,
     fit_confidence,
     fit_mass,
@@ -34,6 +35,22 @@ def drawn(number: int, seed: int) -> tuple[Floats, np.ndarray]:
     random = np.random.default_rng(seed)
     probabilities = softmax(1.2 * random.normal(size=(number, 5)))
     return probabilities, (random.random((number, 1)) > probabilities.cumsum(1)).sum(1)
+
+
+# --- answers --------------------------------------------------------------------------------------------
+
+
+def test_an_answer_has_counts_by_every_rule_a_set_and_doubt() -> None:
+    answers = answer(np.array([[0.9, 0.1, 0.0], [0.45, 0.1, 0.45]]), CALIBRATION)  # of 2, 3 and 5
+    assert {rule: counts.tolist() for rule, counts in answers.decoded.items()} == {
+        "most_probable": [2, 2],
+        "rounded_mean": [2, 3],
+        "median": [2, 3],
+    }
+    assert (answers.low.tolist(), answers.high.tolist()) == ([2, 2], [3, 5])
+    assert answers.unsure.tolist() == [False, True]
+    never = CALIBRATION.model_copy(update={"confidence": None})
+    assert answer(np.array([[1.0, 0.0, 0.0]]), never).unsure.all()
 
 
 # --- probabilities -------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """From bytes to pixels: every kind of photograph gives the same kind of tensor, or a fault."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -43,3 +45,43 @@ def test_bytes_that_are_no_image_or_not_all_of_one_are_a_fault(body: bytes) -> N
     with pytest.raises(Fault, match=f"image of {len(body)} bytes does not decode") as caught:
         decode(body, 32)
     assert "\n" not in str(caught.value)
+
+
+def test_a_photograph_is_turned_as_its_camera_says() -> None:
+    upright, turned = io.BytesIO(), io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # of a camera held upright: a quarter to the right
+    picture().transpose(Image.Transpose.ROTATE_270).save(upright, "JPEG", quality=95)
+    picture().save(turned, "JPEG", quality=95, exif=exif)
+    difference = decode(upright.getvalue(), 32).int() - decode(turned.getvalue(), 32).int()
+    assert difference.abs().max() < 8
+
+
+def test_sixteen_bits_a_channel_are_read_as_eight() -> None:
+    grey = np.linspace(0, 65535, 64 * 48).astype(np.uint16).reshape(48, 64)
+    pixels = decode(coded(Image.fromarray(grey), "PNG"), 16)
+    assert pixels.dtype == torch.uint8 and pixels[0, 0, 0] < 10 and pixels[0, -1, -1] > 245
+
+
+def claimed(width: int, height: int) -> bytes:
+    """A PNG whose head says that it is so large."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (claimed(30_000, 30_000), "an image of more than 50,000,000 pixels is too large"),
+        (claimed(10_000, 6_000), "an image of 10000 x 6000 pixels is too large"),
+        (coded(picture(), "JPEG") + b"\xff\xda" * 64, "more than 64 scans"),
+        (coded(picture("P"), "GIF"), "neither JPEG nor PNG"),
+    ],
+    ids=["30000", "10000", "scans", "GIF"],
+)
+def test_what_would_take_too_long_is_refused_before_it_is_decoded(body: bytes, said: str) -> None:
+    with pytest.raises(Fault, match=said):
+        decode(body, 32)

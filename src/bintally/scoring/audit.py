@@ -11,6 +11,7 @@ from bintally.model.kinship import leanings, members, together
 from bintally.scoring.metrics import Counts, Floats
 
 OFF = (-2, -1, 1, 2)  # what a wrong record is taken to be away from what lies in the bin, one as likely as another
+KINDS = ("one_off", "two_off", "left_out")
 RECOUNTED = (0.05, 0.1, 0.2)
 
 
@@ -66,6 +67,32 @@ def _right_and_wrong(leaning: Floats, said: NDArray[np.intp], mistaken: Floats, 
     return np.stack([right, (leaning * mistaken[:, said].T).sum(2) * share])
 
 
+def make_wrong(
+    records: Counts, products: Sequence[Sequence[int]], counts: Sequence[int], share: float, random: np.random.Generator
+) -> tuple[Counts, list[str]]:
+    """Records of which a share is made wrong, to see whether that is found.
+
+    Half of those lack one of the bin's products, where it has several and what is left is one of ``counts``; the others
+    say one or two more or less.
+
+    Args:
+        records: (n,) each one of ``counts``.
+        products: of each bin, the quantity of every product.
+
+    Returns:
+        (n,) records, and of each what was done to it: "", or one of KINDS.
+    """
+    said, kinds = records.copy(), [""] * len(records)
+    for at in random.choice(len(records), max(1, round(share * len(records))), replace=False):
+        truth = int(records[at])
+        left = [truth - quantity for quantity in products[at] if truth - quantity in counts]
+        others = [truth + off for off in OFF if truth + off in counts] or [count for count in counts if count != truth]
+        left_out = left and random.random() < 0.5
+        said[at] = random.choice(left if left_out else others)
+        kinds[at] = "left_out" if left_out else KINDS[min(abs(int(said[at]) - truth), 2) - 1]
+    return said, kinds
+
+
 @dataclass(frozen=True)
 class Budget:
     """What recounting the bins ranked first is worth."""
@@ -79,9 +106,15 @@ class Budget:
 
 def budget(probabilities: Floats, recounts: int) -> Budget:
     """What is expected of recounting so many bins, those likeliest to be wrong; (n,) probabilities of that."""
-    ranked = np.sort(probabilities)[::-1]
-    found = float(ranked[:recounts].sum())
-    return Budget(min(recounts, len(ranked)), found, found / max(float(ranked.sum()), 1e-12))
+    recounts = min(recounts, len(probabilities))
+    share = float(promised_curve(probabilities)[recounts])
+    return Budget(recounts, share * float(probabilities.sum()), share)
+
+
+def promised_curve(probabilities: Floats) -> Floats:
+    """(n + 1,) the share of the wrong records expected among the 0, 1, … likeliest to be wrong."""
+    ranked = np.concatenate([[0], np.sort(probabilities)[::-1]]).cumsum()
+    return np.asarray(ranked / max(float(ranked[-1]), 1e-12))
 
 
 def found_curve(scores: Floats, is_wrong: NDArray[np.bool_]) -> Floats:

@@ -1,7 +1,7 @@
 """Pictures of what a model gets right and wrong."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -62,6 +62,27 @@ def benchmark_picture(rows: Sequence[Row], title: str) -> Figure:
     left.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     left.set_xlabel("accuracy (higher is better)")
     right.set_xlabel("RMSE in items (lower is better)")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def audit_picture(curves: Mapping[str, Floats], promised: Floats, title: str) -> Figure:
+    """The share of wrong records found against the share of bins recounted, by each ranking, and what was promised.
+
+    Args:
+        curves: (n,) each, from nothing recounted to everything; the first is the one of ``promised``.
+    """
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    found, kept = figure.subplots(1, 2)
+    for (name, curve), colour in zip(curves.items(), (ORANGE, BLUE, "#2f855a", GREY), strict=True):
+        found.plot(np.linspace(0, 1, len(curve)), curve, color=colour, label=name.replace("_", " "))
+    found.set(xlabel="share of bins recounted", ylabel="share of wrong records found", xlim=(0, 1), ylim=(0, 1))
+    found.legend(loc="lower right", frameon=False)
+    kept.plot([0, 1], [0, 1], color=GREY, linewidth=1)
+    kept.plot(promised, next(iter(curves.values())), color=ORANGE)
+    kept.set(xlabel="share that was promised", ylabel="share that was found", xlim=(0, 1), ylim=(0, 1))
+    for axes in (found, kept):
+        axes.grid(color="#e2e8f0")
     figure.suptitle(title, fontsize=11)
     return figure
 

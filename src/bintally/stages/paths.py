@@ -11,6 +11,7 @@ MODELS = Path("models")  # train writes the model, calibrate how to read what it
 TRAIN_METRICS = Path("metrics/train.json")
 VALIDATION_METRICS = Path("metrics/validation.json")
 TEST_METRICS = Path("metrics/test.json")
+AUDIT_METRICS = Path("metrics/audit.json")
 BENCHMARK = Path("metrics/benchmark.json")
 BENCHMARK_TABLE = Path("metrics/benchmark.md")
 
@@ -21,5 +22,7 @@ PER_CLASS = Path("plots/per_class.csv")
 RISK = Path("plots/risk.csv")
 RELIABILITY = Path("plots/reliability.csv")
 EXAMPLES_PICTURE = Path("plots/examples.png")
+AUDIT_CURVES = Path("plots/audit.csv")
+AUDIT_PICTURE = Path("plots/audit.png")
 BENCHMARK_PICTURE = Path("plots/benchmark.png")
 TUNE = Path("plots/tune")  # of no stage: `bintally tune` writes it
