@@ -44,7 +44,7 @@ def main(params: Params) -> None:
             },
         },
     )
-    curves = {name: np.mean([draw[1][name] for draw in draws], 0) for name in names}
+    curves = {name: np.mean([draw[1][name] for draw in draws], 0) for name in draws[0][1]}
     promised = np.mean([draw[2] for draw in draws], 0)
     write_csv(
         paths.AUDIT_CURVES,
