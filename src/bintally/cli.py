@@ -1,6 +1,7 @@
 """The command `bintally`: what a person runs beside `dvc`."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -18,6 +19,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--to", type=Path, default=Path("exports"), metavar="FOLDER", help="default: exports")
     export.add_argument("--format", choices=["onnx", "torch", "both"], default="both", help="default: both")
+    predict = commands.add_parser("predict", help="what the model says of photographs, as a CSV or Parquet file")
+    _source(predict)
+    predict.add_argument("--to", type=Path, required=True, metavar="FILE", help="FILE.csv or FILE.parquet")
+    audit = commands.add_parser(
+        "audit", help="a page of bins in order of how likely their record is wrong, to be recounted"
+    )
+    _source(audit)
+    audit.add_argument("--to", type=Path, default=Path("exports/audit"), metavar="FOLDER", help="default: %(default)s")
+    audit.add_argument(
+        "--wrong", type=_share, metavar="SHARE", help="of records taken to be wrong (default: calibrate.wrong_records)"
+    )
+    audit.add_argument("--all", action="store_true", help="bins that the model has learned from, too")
+    audit.add_argument("--show", type=_positive, metavar="N", help="bins on the page (default: 300, or the budget)")
+    audit.add_argument("--budget", type=_positive, metavar="N", help="bins that can be recounted: mark the best N")
+    audit.add_argument(
+        "--accept", type=Path, metavar="MARKS.csv", help="take what the page exported into data/corrections.csv"
+    )
     errors = commands.add_parser("errors", help="a page of the test bins whose record the model finds least likely")
     errors.add_argument(
         "--to", type=Path, default=Path("exports/errors.html"), metavar="PAGE", help="default: %(default)s"
@@ -56,10 +74,43 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _source(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name photographs and the model to score them with."""
+    parser.add_argument(
+        "source",
+        nargs="?",
+        default="data",
+        metavar="SOURCE",
+        help="s3://bucket[/prefix]; a folder laid out like the bucket, or of .jpg and .png files; a text file of their "
+        "paths, or of ids; data (the default): the bins of the last `dvc repro`",
+    )
+    parser.add_argument("--ids", type=Path, metavar="FILE", help="of the ids to keep to, one a line")
+    parser.add_argument("--model", type=Path, default=Path("models"), metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument("--endpoint", metavar="URL", help="of the S3 server (default: fetch.endpoint of params.yaml)")
+    parser.add_argument("--region", help="of the bucket (default: fetch.region)")
+    parser.add_argument("--sign", action="store_true", help="requests, with the usual AWS credentials")
+
+
+def _access(arguments: argparse.Namespace) -> dict[str, object]:
+    """What is to be otherwise than `fetch` of params.yaml has it."""
+    given = {"endpoint": arguments.endpoint, "region": arguments.region, "anonymous": False if arguments.sign else None}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' must be a whole number above 0")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' must be between 0 and 1")
+    return value
 
 
 def main() -> None:
@@ -79,6 +130,30 @@ def main() -> None:
             from bintally.apps.export import export_model
 
             export_model(arguments.to, ["onnx", "torch"] if arguments.format == "both" else [arguments.format])
+        elif arguments.command == "predict":
+            from bintally.apps.predict import write_predictions
+
+            write_predictions(arguments.source, arguments.to, arguments.model, _access(arguments), arguments.ids)
+        elif arguments.command == "audit" and arguments.accept:
+            from bintally.apps.audit import accept
+
+            accept(arguments.accept)
+        elif arguments.command == "audit":
+            from bintally.apps.audit import Asked, write_audit
+
+            write_audit(
+                Asked(
+                    arguments.source,
+                    arguments.to,
+                    arguments.model,
+                    _access(arguments),
+                    arguments.ids,
+                    arguments.wrong,
+                    arguments.all,
+                    arguments.show,
+                    arguments.budget,
+                )
+            )
         elif arguments.command == "errors":
             from bintally.apps.errors import write_errors_page
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 BINS = Path("data/bins")
+CORRECTIONS = Path("data/corrections.csv")  # of no stage: `bintally audit --accept` writes it
 SPLITS = Path("data/splits.csv")
 ENCODED = Path("data/encoded")
 PREDICTIONS = Path("data/predictions.csv")

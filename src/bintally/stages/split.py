@@ -1,15 +1,23 @@
-"""Share the bins out to training, validation and test, keeping photographs of one bin together."""
+"""Share the bins out to training, validation and test, keeping photographs of one bin together.
 
+Bins are shared out by their records, so that a correction changes a label and moves no bin; what was recounted to be
+none of the counts is left out.
+"""
+
+import logging
 from pathlib import Path
 
+from bintally.bins.corrections import read_corrections
 from bintally.bins.groups import split_around, split_groups
-from bintally.bins.shards import read_index
+from bintally.bins.shards import Entry, read_index
 from bintally.bins.subset import read_id_list
 from bintally.faults import Fault
 from bintally.files import write_csv
-from bintally.params import Params
+from bintally.params import Fetch, Params
 from bintally.stages import run
-from bintally.stages.paths import BINS, SPLITS
+from bintally.stages.paths import BINS, CORRECTIONS, SPLITS
+
+log = logging.getLogger("bintally")
 
 
 def main(params: Params) -> None:
@@ -22,12 +30,30 @@ def main(params: Params) -> None:
     else:
         listed = set(read_id_list(Path(split.test_ids), "split.test_ids"))
         splits = split_around([entry.id in listed for entry in entries], groups, counts, shares, split.seed)
+    counts, splits = _corrected(params.fetch, entries, splits)
     for name in shares:
         if name not in splits:
             of_list = f" or '{split.test_ids}' lists others" if split.test_ids else ""
             raise Fault(f"no bin is left for {name}: {len(entries)} bins are too few{of_list}; raise fetch.per_count")
-    rows = [(e.id, e.count, e.group, split) for e, split in zip(entries, splits, strict=True)]
+    rows = [(e.id, count, e.group, split) for e, count, split in zip(entries, counts, splits, strict=True)]
     write_csv(SPLITS, ["id", "count", "group", "split"], rows)
+
+
+def _corrected(fetch: Fetch, entries: list[Entry], splits: list[str]) -> tuple[list[int], list[str]]:
+    """The count and the split of each bin, after the corrections."""
+    corrections = read_corrections(CORRECTIONS)
+    counts = [corrections.get(entry.id, entry.count) for entry in entries]
+    if fetch.open_ended:
+        counts = [min(count, fetch.counts[-1]) for count in counts]
+    splits = [split if count in fetch.counts else "left_out" for count, split in zip(counts, splits, strict=True)]
+    if corrections:
+        unknown = len(corrections.keys() - {entry.id for entry in entries})
+        changed = sum(count != entry.count for count, entry in zip(counts, entries, strict=True))
+        log.info(
+            "%d bins were recounted, %d with another count than the record; %d more in %s are none of %s",
+            *(len(corrections) - unknown, changed, unknown, CORRECTIONS, BINS),
+        )
+    return counts, splits
 
 
 if __name__ == "__main__":

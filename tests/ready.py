@@ -1,0 +1,28 @@
+"""The small model ready to predict, by PyTorch: to put a model into ONNX takes far longer than to run it."""
+
+import sys
+
+import pytest
+import torch
+
+from bintally.model import predictor
+from bintally.model.calibration import Calibration
+from bintally.model.network import CountingNetwork
+from bintally.model.runtime import Run, calibrated_network
+from bintally.model.saved import Card
+
+IN_ANOTHER_PROCESS = [
+    sys.executable,
+    "-c",
+    "from bintally import cli; from bintally.model import predictor; import ready; "
+    "predictor.start = ready.start; cli.main()",
+]
+
+
+def start(network: CountingNetwork, card: Card, calibration: Calibration, _device: torch.device) -> Run:
+    return torch.inference_mode()(calibrated_network(network, card, calibration))
+
+
+def by_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever predicts in this process does so."""
+    monkeypatch.setattr(predictor, "start", start)
