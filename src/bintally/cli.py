@@ -61,6 +61,48 @@ def _parser() -> argparse.ArgumentParser:
         "--to", type=Path, default=Path("exports/diagnose"), metavar="FOLDER", help="default: %(default)s"
     )
     diagnosis.add_argument("--steps", type=_positive, default=20, help="to be timed (default: %(default)s)")
+    serve = commands.add_parser(
+        "serve",
+        help="the model behind HTTP, with a page to try it; on loopback by default",
+        description="Counts the items in photographs over HTTP: POST /invocations takes JPEG or PNG, /openapi.json "
+        "says what else there is, / is a page to try it. SIGTERM answers what was taken in and ends with 0. A token is "
+        "read from the environment variable BINTALLY_TOKEN or from --token-file; those who ask then send it as "
+        "'Authorization: Bearer TOKEN'.",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=_port, default=8080, help="0 takes a free one (default: %(default)s)")
+    source = serve.add_mutually_exclusive_group()
+    source.add_argument(
+        "--model",
+        type=Path,
+        default=Path("models"),
+        metavar="FOLDER",
+        help="with model.safetensors, card.json, calibration.json (default: %(default)s)",
+    )
+    source.add_argument(
+        "--rev", help="the model of this tag, branch, commit or experiment of the repository, through DVC"
+    )
+    serve.add_argument(
+        "--queue", type=_positive, default=64, help="images taken in at most before answers (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--wait-ms",
+        type=_not_negative,
+        default=5,
+        help="a batch that is not full waits for images being decoded (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--max-bytes", type=_positive, default=10 * 2**20, help="of a request's body (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--timeout",
+        type=_positive,
+        default=30,
+        metavar="SECONDS",
+        help="refuse what would wait longer, and stop at the latest after that (default: %(default)s)",
+    )
+    serve.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token; before BINTALLY_TOKEN")
+    serve.add_argument("--open", action="store_true", help="listen beyond loopback without a token")
     store = commands.add_parser("store", help="the loopback S3 server, in the foreground")
     store.add_argument("--dir", type=Path, default=Path(".store"), help="where its data lies (default: .store)")
     store.add_argument("--port", type=int, help="default: that of the default DVC remote")
@@ -111,6 +153,16 @@ def _share(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"'{text}' must be between 0 and 1")
     return value
+
+
+def _not_negative(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number from 0 to 65535")
+    return int(text)
 
 
 def main() -> None:
@@ -170,6 +222,20 @@ def main() -> None:
             from bintally.apps.diagnose import run_diagnosis
 
             sys.exit(run_diagnosis(arguments.to, arguments.steps))
+        elif arguments.command == "serve":
+            from bintally.apps.endpoint import Limits
+            from bintally.apps.serve import serve
+
+            limits = Limits(arguments.queue, arguments.wait_ms / 1000, arguments.max_bytes, arguments.timeout)
+            serve(
+                arguments.host,
+                arguments.port,
+                arguments.model,
+                arguments.rev,
+                limits,
+                arguments.token_file,
+                arguments.open,
+            )
         else:
             from bintally.apps.remote import serve_forever
 

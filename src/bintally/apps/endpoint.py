@@ -1,0 +1,447 @@
+"""The HTTP endpoint: photographs in, counts out, as a SageMaker container answers; how it is, and the page."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import io
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Annotated, Any, NotRequired
+
+import numpy as np
+import torch
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, JSONResponse
+from PIL import Image
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, Field
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing_extensions import TypedDict
+
+from bintally.apps import bodies
+from bintally.apps.batching import Batcher, Full
+from bintally.apps.meters import Meters
+from bintally.faults import Fault
+from bintally.model.calibration import Calibration, answer
+from bintally.model.decoding import DECODINGS
+from bintally.model.predictor import Predictor
+from bintally.model.saved import Card
+from bintally.scoring.audit import wrong
+
+BODY_S = 10.0  # to send a body
+GONE = 499  # what a request is counted as whose client did not wait
+
+Responses = dict[int | str, dict[str, Any]]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Verdict(TypedDict):
+    expected: Count
+    wrong: Annotated[Share | None, Field(description="the probability that the record is wrong")]
+    why: NotRequired[Annotated[str, Field(description="why there is none")]]
+
+
+class Prediction(TypedDict):
+    counts: list[Count]
+    probabilities: Annotated[list[Share], Field(description="of each of counts")]
+    most_probable: Count
+    rounded_mean: Count
+    median: Count
+    set: Annotated[list[Count], Field(description="its lowest and its highest count", min_length=2, max_length=2)]
+    coverage: Annotated[Share, Field(description="the share of bins whose count is in their set")]
+    unsure: bool
+    record: NotRequired[Verdict]
+
+
+class Predictions(TypedDict):
+    predictions: Annotated[list[Prediction], Field(description="in the order of the images")]
+
+
+class Problem(BaseModel):
+    detail: str
+
+
+class State(BaseModel):
+    state: str
+
+
+class About(BaseModel):
+    model: Annotated[str, Field(description="a hash of its weights and calibration, as in the header x-model")]
+    card: Card
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is taken in."""
+
+    queue: int = 64
+    """Photographs admitted and not answered."""
+    wait_s: float = 0.005
+    """How long a batch waits to become full while photographs are being decoded."""
+    bytes: int = 10 * 2**20
+    """Of a body."""
+    timeout_s: float = 30.0
+    """Nothing is admitted that would wait longer."""
+
+    @property
+    def images(self) -> int:
+        return min(bodies.MAX_IMAGES, self.queue)
+
+
+class Model:
+    """A loaded model with the queue before it."""
+
+    def __init__(self, predictor: Predictor, name: str, limits: Limits, meters: Meters) -> None:
+        self.name, self.card, self.calibration = name, predictor.card, predictor.calibration
+        self._predictor = predictor
+        # What comes first takes longer than what follows, by seconds.
+        drawn = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(drawn, "JPEG")
+        predictor.decode(drawn.getvalue())
+        blank = [torch.zeros(3, self.card.image_size, self.card.image_size, dtype=torch.uint8)] * predictor.batch
+        for _ in range(2):
+            start = time.perf_counter()
+            self._run(blank)
+        rate = len(blank) / (time.perf_counter() - start)
+        self.batcher: Batcher[Prediction] = Batcher(
+            predictor.decode, self._run, predictor.batch, limits.queue, limits.wait_s, limits.timeout_s, rate, meters
+        )
+
+    def _run(self, pixels: Sequence[torch.Tensor]) -> list[Prediction]:
+        probabilities = self._predictor.distributions(torch.stack(list(pixels)))
+        answers = answer(probabilities, self.calibration)
+        most_probable, rounded_mean, median = (answers.decoded[rule] for rule in DECODINGS)
+        return [
+            {
+                "counts": self.calibration.counts,
+                "probabilities": probabilities[row].tolist(),
+                "most_probable": int(most_probable[row]),
+                "rounded_mean": int(rounded_mean[row]),
+                "median": int(median[row]),
+                "set": [int(answers.low[row]), int(answers.high[row])],
+                "coverage": self.calibration.coverage,
+                "unsure": bool(answers.unsure[row]),
+            }
+            for row in range(len(probabilities))
+        ]
+
+
+def verdict(prediction: Prediction, expected: int, calibration: Calibration) -> Verdict:
+    """How likely a record is wrong, of a count the model tells apart."""
+    counts = calibration.counts
+    record = min(expected, counts[-1]) if calibration.open_ended else expected
+    if record not in counts:
+        told = ", ".join(map(str, counts))
+        return {"expected": expected, "wrong": None, "why": f"the model knows the counts {told}, not {expected}"}
+    probabilities = np.array([prediction["probabilities"]])
+    share = wrong(probabilities, counts, np.array([record]), calibration.wrong_records)
+    return {"expected": expected, "wrong": float(share[0])}
+
+
+class Endpoint:
+    """What the routes answer from; it is up before its model is loaded."""
+
+    def __init__(self, limits: Limits, token: str | None) -> None:
+        self.limits, self.token = limits, token
+        self.meters = Meters()
+        self.model: Model | None = None
+        self.draining = False
+        self.meters.queue.set_function(lambda: self.model.batcher.taken if self.model else 0)
+
+    def ready(self) -> Model:
+        """Raises HTTPException 503 while loading or draining."""
+        if self.model is None:
+            raise HTTPException(503, "the model is being loaded; try again in a few seconds", {"retry-after": "5"})
+        if self.draining:
+            raise HTTPException(503, "the server is stopping; ask another", {"retry-after": "5"})
+        return self.model
+
+    def authorise(self, request: Request) -> None:
+        """Raises HTTPException 401 unless the request has the token, where there is one."""
+        given = request.headers.get("authorization", "").encode()
+        if self.token and not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
+            raise HTTPException(401, "send the header 'Authorization: Bearer TOKEN'", {"www-authenticate": "Bearer"})
+
+    async def invocations(self, request: Request) -> Response:
+        self.authorise(request)
+        model = self.ready()
+        content_type = request.headers.get("content-type", "")
+        kind = bodies.kind_of(content_type)
+        if kind is None:
+            shown = content_type[: bodies.SHOWN]
+            raise HTTPException(415, f"the Content-Type is {shown!r}; send an image, {bodies.JSON} or {bodies.FORM}")
+        try:
+            expected = _expected(request)
+            with model.batcher.place() as place:
+                body = await self._read(request)
+                if kind == bodies.RAW[0]:
+                    photographs = [bodies.Photograph(body, expected)]
+                else:
+                    photographs = await asyncio.to_thread(_several, kind, body, content_type, expected)
+                    if len(photographs) > self.limits.images:
+                        raise Fault(f"{len(photographs)} images are too many; send {self.limits.images} at most")
+                    place.take(len(photographs) - 1)
+                del body
+                predictions = await _answered(model, photographs, request)
+        except Fault as fault:
+            raise HTTPException(400, str(fault)) from fault
+        except Full as full:
+            raise HTTPException(
+                429,
+                f"{model.batcher.taken} of {model.batcher.places} places are taken; try again in {full.after_s} s",
+                {"retry-after": str(full.after_s)},
+            ) from full
+        except ClientDisconnect:
+            predictions = None
+        if predictions is None:
+            return Response(status_code=GONE)
+        content = predictions[0] if kind == bodies.RAW[0] else {"predictions": predictions}
+        return JSONResponse(content, headers={"x-model": model.name})
+
+    async def _read(self, request: Request) -> bytes:
+        """Raises HTTPException 413 or 408 for a body that is too large or too slow."""
+        most = self.limits.bytes
+        too_large = HTTPException(413, f"the body has more than {most:,} bytes; send smaller or fewer images")
+        length = request.headers.get("content-length", "0")
+        if len(length) > len(str(most)) or int(length) > most:
+            raise too_large
+        chunks, size = [], 0
+        try:
+            async with asyncio.timeout(BODY_S):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > most:
+                        raise too_large
+                    chunks.append(chunk)
+        except TimeoutError:
+            said = f"{size:,} bytes came within {BODY_S:.0f} s and the body is not whole; send it faster"
+            raise HTTPException(408, said, {"connection": "close"}) from None
+        return b"".join(chunks)
+
+
+def _expected(request: Request) -> int | None:
+    texts = request.query_params.getlist("expected")
+    if len(texts) > 1:
+        raise Fault(f"expected is given {len(texts)} times; give it once")
+    return bodies.read_record(texts[0]) if texts else None
+
+
+def _several(kind: str, body: bytes, content_type: str, expected: int | None) -> list[bodies.Photograph]:
+    if kind == bodies.JSON:
+        return bodies.read_json(body, expected)
+    return bodies.read_form(body, content_type, expected)
+
+
+async def _answered(
+    model: Model, photographs: Sequence[bodies.Photograph], request: Request
+) -> list[Prediction] | None:
+    """Predictions with what is said of records; None if the client has gone. Raises Fault for the first bad one."""
+    results = model.batcher.submit([photograph.body for photograph in photographs])
+
+    def drop(_: object = None) -> None:
+        for result in results:
+            result.cancel()
+
+    gone = asyncio.ensure_future(request.receive())  # the body is read: only a disconnect can come
+    gone.add_done_callback(drop)
+    try:
+        predictions = []
+        for number, (result, photograph) in enumerate(zip(results, photographs, strict=True), 1):
+            prediction = await result
+            if isinstance(prediction, Fault):
+                raise Fault(f"image {number} of {len(results)}: {prediction}") if len(results) > 1 else prediction
+            if photograph.expected is not None:
+                prediction["record"] = verdict(prediction, photograph.expected, model.calibration)
+            predictions.append(prediction)
+        return predictions
+    except asyncio.CancelledError:
+        if not gone.done():
+            raise
+        return None
+    finally:
+        gone.cancel()
+        drop()
+
+
+class Measured:
+    """Around the application: how requests to /invocations end; connections are let go while draining."""
+
+    def __init__(self, app: ASGIApp, endpoint: Endpoint) -> None:
+        self._app, self._endpoint = app, endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, endpoint, status = time.perf_counter(), self._endpoint, 500
+
+        async def measured(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if endpoint.draining:
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, measured)
+        finally:
+            if scope["path"] == "/invocations":
+                endpoint.meters.requests.labels(status).inc()
+                if status == 200:
+                    endpoint.meters.latency.observe(time.perf_counter() - start)
+
+
+def _page() -> tuple[str, dict[str, str]]:
+    """The page, and headers by which a browser runs nothing but what is in it and asks nobody else."""
+    page = files("bintally.apps").joinpath("pages/serve.html").read_text(encoding="utf-8")
+
+    def sources(tag: str) -> str:
+        digests = [
+            base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+            for content in re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        ]
+        return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+    policy = (
+        f"default-src 'none'; script-src {sources('script')}; style-src {sources('style')}; img-src blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return page, {
+        "content-security-policy": policy,
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-cache",
+    }
+
+
+def _said(description: str, model: object = Problem, **headers: str) -> dict[str, Any]:
+    """A response for OpenAPI."""
+    described = {
+        name.replace("_", "-"): {"description": said, "schema": {"type": "string"}} for name, said in headers.items()
+    }
+    return {"description": description, "model": model, **({"headers": described} if described else {})}
+
+
+def create_app(endpoint: Endpoint) -> FastAPI:
+    """The application around an endpoint."""
+    app = FastAPI(
+        title="bintally",
+        summary="Counts the items in photographs of storage bins",
+        version=version("bintally"),
+        docs_url=None,  # they come from a CDN
+        redoc_url=None,
+    )
+    app.add_middleware(Measured, endpoint=endpoint)
+    page, page_headers = _page()
+    retry = "seconds after which to try again"
+    loading: Responses = {503: _said("The model is being loaded, or the server is stopping", retry_after=retry)}
+    closed: Responses = {}
+    security: dict[str, Any] = {}
+    if endpoint.token:
+        closed = {401: _said("The token is missing or wrong", www_authenticate="Bearer")}
+        security = {"security": [{"token": []}]}
+    raw = {"schema": {"type": "string", "format": "binary", "description": "a JPEG or PNG file"}}
+
+    @app.post(
+        "/invocations",
+        summary="Count the items in photographs",
+        description="One file as the body gives one prediction; JSON or a form gives predictions in order. "
+        f"At most {endpoint.limits.images} images and {endpoint.limits.bytes:,} bytes.",
+        response_class=JSONResponse,
+        responses={
+            200: _said("What is in the photographs", Prediction | Predictions, x_model="a hash of the model"),
+            400: _said("An image, a record or the body is not what it must be"),
+            408: _said(f"The body was not whole within {BODY_S:.0f} s"),
+            413: _said("The body is too large"),
+            415: _said("The Content-Type is none of those taken"),
+            429: _said("The queue is full", retry_after=retry),
+            **closed,
+            **loading,
+        },
+        openapi_extra=security
+        | {
+            "parameters": [
+                {
+                    "name": "expected",
+                    "in": "query",
+                    "description": "what the record says, of every image that names none of its own",
+                    "schema": {"type": "integer", "minimum": 0, "maximum": bodies.MAX_RECORD},
+                }
+            ],
+            "requestBody": {
+                "required": True,
+                "content": {
+                    **dict.fromkeys(bodies.RAW, raw),
+                    bodies.JSON: {"schema": {"$ref": "#/components/schemas/Images"}},
+                    bodies.FORM: {"schema": bodies.FORM_SCHEMA},
+                },
+            },
+        },
+    )
+    async def invocations(request: Request) -> Response:
+        return await endpoint.invocations(request)
+
+    @app.get("/ping", summary="Whether the model answers, as SageMaker asks", response_model=State, responses=loading)
+    async def ping() -> Response:
+        if endpoint.model is None:
+            endpoint.ready()
+        return JSONResponse({"state": "the model answers"})
+
+    @app.get("/ready", summary="Whether photographs are taken in", response_model=State, responses=loading)
+    async def ready() -> Response:
+        endpoint.ready()
+        return JSONResponse({"state": "ready"})
+
+    @app.get("/live", summary="Whether the server runs", response_model=State)
+    async def live() -> Response:
+        return JSONResponse({"state": "running"})
+
+    @app.get(
+        "/model",
+        summary="Which model this is",
+        response_model=About,
+        responses={**closed, **loading},
+        openapi_extra=security,
+    )
+    async def model(request: Request) -> Response:
+        endpoint.authorise(request)
+        found = endpoint.ready()
+        about = About(model=found.name, card=found.card, calibration=found.calibration)
+        return JSONResponse(about.model_dump(mode="json"))
+
+    @app.get(
+        "/metrics",
+        summary="Measures for Prometheus",
+        response_class=Response,
+        responses={200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}},
+    )
+    async def metrics() -> Response:
+        return Response(generate_latest(endpoint.meters.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    @app.get("/", summary="A page to try it", response_class=HTMLResponse)
+    async def index() -> Response:
+        return HTMLResponse(page, headers=page_headers)
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+            components = schema.setdefault("components", {})
+            images = bodies.Images.model_json_schema(ref_template="#/components/schemas/{model}")
+            components["schemas"] |= images.pop("$defs") | {"Images": images}
+            if endpoint.token:
+                components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return app
