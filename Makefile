@@ -37,7 +37,7 @@ lint: setup ## Check style and types
 	@mypy
 
 bench: setup ## Print the figures behind the README as JSON
-	@for script in fetch transfer experiment train; do python benchmarks/$$script.py || exit 1; done
+	@for script in fetch transfer experiment train predict serve; do python benchmarks/$$script.py || exit 1; done
 
 lock: setup ## Pin every package anew
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import sys
+import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from bintally.bins.shards import Bin
 ROOT = Path(__file__).resolve().parents[2]
 COUNTS = [1, 2, 3, 4, 5]
 DRAWN = 32  # bins really drawn; the others are copies of them that differ in a few bytes
+DEMO_BYTES = 28_000  # as they are rendered
 
 
 def make_bins(number: int, image_bytes: int, seed: int = 1) -> list[Bin]:
@@ -51,6 +53,18 @@ def _sized(image: bytes, wanted: int) -> bytes:
         if len(again) >= wanted:
             break
     return again
+
+
+def photographs(source: Path | None, number: int) -> list[bytes]:
+    """At most so many JPEG files of a folder or a tar archive, in order of name; None: of demo bins."""
+    if source is None:
+        return [one.image for one in make_bins(number, DEMO_BYTES)]
+    if source.is_dir():
+        return [path.read_bytes() for path in islice(sorted(source.rglob("*.jpg")), number)]
+    with tarfile.open(source) as archive:
+        members = sorted((one for one in archive if one.name.endswith(".jpg")), key=lambda one: one.name)
+        files = (archive.extractfile(one) for one in members[:number])
+        return [file.read() for file in files if file]
 
 
 class Clock:

@@ -3,7 +3,6 @@
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from threading import Lock
@@ -15,6 +14,7 @@ from torch.onnx.errors import OnnxExporterError
 from bintally.model.calibration import Calibration
 from bintally.model.network import CountDistribution, CountingNetwork
 from bintally.model.saved import Card
+from bintally.sharing import cores
 
 OPSET = 20  # of 2023: runtimes that know no newer one read it, too
 
@@ -84,10 +84,10 @@ def onnx_bytes(program: torch.export.ExportedProgram, about: dict[str, Any]) -> 
 
 
 def session(onnx: bytes) -> Run:
-    """ONNX Runtime on all cores this process may use."""
+    """ONNX Runtime on all cores this process may keep busy."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = cores()
     started = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(started.run(["probabilities"], {"images": images.numpy()})[0])

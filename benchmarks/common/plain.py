@@ -1,0 +1,85 @@
+"""The plain way to run a model, and a model to run: what serving and predicting are compared with."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision import transforms
+
+from bintally.model.calibration import Calibration, load_calibration, save_calibration
+from bintally.model.network import CountingNetwork, Head
+from bintally.model.runtime import calibrated_network
+from bintally.model.saved import Card, load_model, save_model
+from bintally.model.trunk import LITE, LITE_MEAN, LITE_STD, Trunk
+from bintally.model.weights import load_weights
+from common import COUNTS
+
+
+class Plain:
+    """PIL, torchvision's transforms and PyTorch; as a Predictor has them, `decode` and `distributions`."""
+
+    def __init__(self, folder: Path) -> None:
+        network, card = load_model(folder)
+        self.counts = load_calibration(folder).counts
+        self._transform = transforms.Compose(
+            [
+                transforms.Resize((card.image_size, card.image_size)),
+                transforms.ToTensor(),
+                transforms.Normalize([mean / 255 for mean in card.mean], [std / 255 for std in card.std]),
+            ]
+        )
+        network.trunk.mean.zero_()  # as the transforms normalise
+        network.trunk.std.fill_(1)
+        self._model = calibrated_network(network, card, load_calibration(folder))
+
+    def decode(self, photograph: bytes) -> torch.Tensor:
+        """float32 (3, size, size), normalised."""
+        pixels: torch.Tensor = self._transform(Image.open(io.BytesIO(photograph)).convert("RGB"))
+        return pixels
+
+    @torch.inference_mode()
+    def distributions(self, pixels: torch.Tensor) -> NDArray[np.float32]:
+        """Calibrated probabilities, (n, counts), of decoded photographs; one call at a time."""
+        return self._model(pixels).numpy()  # type: ignore[no-any-return]
+
+
+def make_model(folder: Path, size: int = 224) -> None:
+    """A model that has learned nothing of bins: its time is that of one that has."""
+    trunk = Trunk(LITE[0], size, "every_scale")
+    load_weights(trunk, LITE[0], "DEFAULT")
+    network = CountingNetwork(trunk, Head(trunk.width, 512, len(COUNTS), ordinal=False, seed=1))
+    save_model(
+        folder,
+        network,
+        Card(
+            trunk=LITE[0],
+            features="every_scale",
+            image_size=size,
+            mean=list(LITE_MEAN),
+            std=list(LITE_STD),
+            mirror=True,
+            counts=COUNTS,
+            hidden=512,
+            parameters={},
+            data="none",
+            validation={},
+        ),
+    )
+    save_calibration(
+        folder,
+        Calibration(
+            counts=COUNTS,
+            open_ended=False,
+            temperature=1.5,
+            rmse_decoding="rounded_mean",
+            coverage=0.9,
+            mass=0.95,
+            sure=0.8,
+            confidence=0.6,
+            wrong_records=0.1,
+            kinship=0.0,
+        ),
+    )
