@@ -14,14 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
-from dvc.api import DVCFileSystem
-from dvc.exceptions import DvcException
-from dvc.repo import Repo
-from dvc.scm import RevError, SCMError, resolve_rev
 
 from bintally.apps.endpoint import Endpoint, Limits, Model, create_app
 from bintally.apps.protocol import PATIENCE_S, BoundedProtocol
-from bintally.apps.remote import default_remote, reachable
 from bintally.faults import Fault
 from bintally.files import SCRATCH
 from bintally.memory import keep_freed_memory
@@ -157,6 +152,13 @@ def fetch_model(rev: str) -> Path:
 
     Raises Fault if there is no such revision or it has no model that can be had.
     """
+    # Who serves a folder can do without DVC.
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.scm import RevError, SCMError, resolve_rev
+
+    from bintally.apps.remote import default_remote, reachable
+
     try:
         with Repo() as repo:
             commit = resolve_rev(repo.scm, rev)
@@ -183,6 +185,8 @@ def fetch_model(rev: str) -> Path:
 
 
 def _copy(commit: str, to: Path) -> None:
+    from dvc.api import DVCFileSystem
+
     filesystem = DVCFileSystem(rev=commit)
     to.mkdir(exist_ok=True)
     for name in FILES:

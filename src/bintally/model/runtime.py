@@ -1,22 +1,27 @@
 """A model as it is run: by ONNX Runtime on a CPU, which takes less than half of PyTorch's time there
 (`benchmarks/serve.py`), by PyTorch on a GPU."""
 
+import hashlib
 import json
 import logging
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import torch
 from torch.onnx.errors import OnnxExporterError
 
+from bintally.faults import Fault
+from bintally.files import SCRATCH, replacing
 from bintally.model.calibration import Calibration
 from bintally.model.network import CountDistribution, CountingNetwork
 from bintally.model.saved import Card
 from bintally.sharing import cores
 
 OPSET = 20  # of 2023: runtimes that know no newer one read it, too
+KEPT, KEPT_MODELS = SCRATCH / "onnx", 4
 
 log = logging.getLogger("bintally")
 
@@ -35,7 +40,7 @@ def start(network: CountingNetwork, card: Card, calibration: Calibration, device
     model = calibrated_network(network, card, calibration)
     if device.type == "cpu":
         try:
-            return session(onnx_bytes(trace(model, card), {}))
+            return session(_kept(model, card))
         except OnnxExporterError as error:
             log.warning("%s is not to be had as ONNX, so PyTorch runs it: %s", card.trunk, str(error).splitlines()[0])
     model.to(device)
@@ -46,6 +51,28 @@ def start(network: CountingNetwork, card: Card, calibration: Calibration, device
             return model(images.to(device)).cpu()  # type: ignore[no-any-return]
 
     return run
+
+
+def _kept(model: CountDistribution, card: Card) -> bytes:
+    """A model as ONNX. That takes some twenty seconds, so it is kept for the next time."""
+    key = hashlib.sha256(f"{torch.__version__} {model.chosen.tolist()} {model.temperature} {card}".encode())
+    for code in sorted(Path(__file__).parent.glob("*.py")):
+        key.update(code.read_bytes())
+    for value in model.network.state_dict().values():
+        key.update(value.contiguous().numpy().data)
+    path = KEPT / f"{key.hexdigest()[:32]}.onnx"
+    if path.is_file():
+        return path.read_bytes()
+    log.info("putting the model into ONNX takes some twenty seconds")
+    content = onnx_bytes(trace(model, card), {})
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+        for old in sorted(KEPT.glob("*.onnx"), key=lambda one: one.stat().st_mtime)[:-KEPT_MODELS]:
+            old.unlink(missing_ok=True)
+    except (OSError, Fault) as error:
+        log.warning("it cannot be kept for the next time: %s", error)
+    return content
 
 
 def trace(model: CountDistribution, card: Card) -> torch.export.ExportedProgram:
