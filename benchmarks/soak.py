@@ -294,12 +294,13 @@ async def _bad(server: Server, pictures: Sequence[bytes], number: int, concurren
 
     with server.running() as process:
         await asyncio.gather(*(_ask(server.port, picture, quick) for picture in pictures))
-        before = resident_mib(process)
+        resident: list[float] = []
+        watching = asyncio.create_task(_watch(process, resident))
         start = time.monotonic()
         await asyncio.gather(*(send(name) for name in names))
         seconds = time.monotonic() - start
         await asyncio.gather(*(_ask(server.port, picture, quick) for picture in pictures))
-        after = resident_mib(process)
+        watching.cancel()
         alive = process.poll() is None
         code = await asyncio.to_thread(stop, process)
     ends = Counter[str]()
@@ -313,7 +314,7 @@ async def _bad(server: Server, pictures: Sequence[bytes], number: int, concurren
         "server_errors": sum(times for status, times in ends.items() if status[0] == "5"),
         "no_answer": sum(counted["closed"] for name, counted in statuses.items() if not kinds[name].closed),
         "no_end": ends["timeout"],
-        "resident_mib": [rounded(before, 4), rounded(after, 4)],
+        "resident_mib_over_time": [rounded(mib, 4) for mib in resident[:: max(1, len(resident) // 10)]],
         "good_answers": f"{quick.statuses['200']} of {2 * len(pictures)}",
         "alive": alive,
         "exit_code": code,

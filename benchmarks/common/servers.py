@@ -91,7 +91,7 @@ def _bintally_eager(folder: Path, port: int) -> None:
     def refuse(*_: Any) -> Any:
         raise OnnxExporterError("as if it could not be exported")
 
-    runtime.trace = refuse  # type: ignore[assignment]
+    runtime._kept = refuse  # type: ignore[assignment]
     sys.argv = ["bintally", "serve", "--model", str(folder), "--port", str(port), "--queue", "64", "--timeout", "120"]
     cli.main()
 

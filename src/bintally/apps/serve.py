@@ -19,7 +19,6 @@ from bintally.apps.endpoint import Endpoint, Limits, Model, create_app
 from bintally.apps.protocol import PATIENCE_S, BoundedProtocol
 from bintally.faults import Fault
 from bintally.files import SCRATCH
-from bintally.memory import keep_freed_memory
 from bintally.model.calibration import load_calibration
 from bintally.model.predictor import Predictor
 from bintally.model.saved import load_model
@@ -56,7 +55,6 @@ def serve(
         raise Fault(
             f"--host {host} can be reached from other machines: set a token in {TOKEN} or --token-file, or say --open"
         )
-    keep_freed_memory()
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the client hears of it
     folder = fetch_model(rev) if rev else model
     endpoint = Endpoint(limits, token)
