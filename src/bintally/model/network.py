@@ -47,9 +47,15 @@ def continued(answers: torch.Tensor) -> torch.Tensor:
 
     The continuation ratios of ordinal regression (Agresti, Categorical Data Analysis, 8.3.6).
     """
-    beyond = nn.functional.logsigmoid(answers).cumsum(1)
-    stop = nn.functional.logsigmoid(-answers)
+    beyond = _log_sigmoid(answers).cumsum(1)
+    stop = _log_sigmoid(-answers)
     return torch.cat([stop[:, :1], beyond[:, :-1] + stop[:, 1:], beyond[:, -1:]], 1)
+
+
+def _log_sigmoid(values: torch.Tensor) -> torch.Tensor:
+    if torch.compiler.is_exporting():  # ONNX would take the logarithm of the sigmoid, which has lost digits by then
+        return values.clamp(max=0) - (-values.abs()).exp().log1p()
+    return nn.functional.logsigmoid(values)
 
 
 class CountingNetwork(nn.Module):
