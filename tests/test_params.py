@@ -98,9 +98,13 @@ calibrate:
   counts:
   coverage: 0.9
   sure: 0.8
+  wrong_records: 0.1
 evaluate:
   resamples: 100
   seed: 6
+audit:
+  draws: 10
+  seed: 7
 tune:
   space:
     train.lr: {low: 0.001, high: 0.1, log: true}
@@ -193,6 +197,8 @@ def test_sources_of_every_kind_are_allowed(tmp_path: Path, source: str) -> None:
         ("counts:", "counts: [3, 1]", ["calibrate.counts", "[3, 1]", "ascending"]),
         ("coverage: 0.9", "coverage: 1.0", ["calibrate.coverage", "1.0"]),
         ("sure: 0.8", "sure: 0", ["calibrate.sure", "0"]),
+        ("wrong_records: 0.1", "wrong_records: 1", ["calibrate.wrong_records", "1"]),
+        ("draws: 10", "draws: 0", ["audit.draws", "0"]),
         ("test: 0.2", "test: 0.25", ["split", "1.05", "sum to 1"]),
         ("test: 0.2", "test: 0", ["split.test", "0", "greater than 0"]),
         ("counts: [1, 2, 3]", "counts: [2, 1]", ["fetch.counts", "[2, 1]", "ascending"]),
