@@ -33,7 +33,7 @@ def read_corrections(path: Path) -> dict[str, int]:
         said = f"'{path}', line {number}: '{','.join(line)[:80]}'"
         if len(line) != 2 or not ID_PATTERN.fullmatch(line[0]):
             raise Fault(f"{said} must be an id, a comma and a count")
-        if not (line[1].isascii() and line[1].isdecimal() and int(line[1][:9]) <= MOST):
+        if not (line[1].isascii() and line[1].isdecimal() and len(line[1]) <= len(str(MOST)) and int(line[1]) <= MOST):
             raise Fault(f"{said} must have a count from 0 to {MOST}")
         if line[0] in counts:
             raise Fault(f"{said}: that bin stands further up already; take out one of the two")
