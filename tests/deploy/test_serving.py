@@ -16,7 +16,8 @@ import pytest
 import yaml
 from kubeflow_trainer_api import models  # type: ignore[import-untyped]
 
-from bintally.apps.endpoint import Endpoint, Limits, create_app
+from bintally.apps.endpoint import Endpoint, Limits
+from bintally.apps.routes import create_app
 from bintally.apps.serve import LEAVE_S
 from bintally.cli import _parser
 

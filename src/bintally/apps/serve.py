@@ -15,8 +15,9 @@ from pathlib import Path
 
 import uvicorn
 
-from bintally.apps.endpoint import Endpoint, Limits, Model, create_app
+from bintally.apps.endpoint import Endpoint, Limits, Model
 from bintally.apps.protocol import PATIENCE_S, BoundedProtocol
+from bintally.apps.routes import create_app
 from bintally.faults import Fault
 from bintally.files import SCRATCH
 from bintally.model.calibration import load_calibration
