@@ -2,8 +2,8 @@
 
 In a copy of the repository (as in the working tree) that `dvc repro` has brought up to date, `dvc exp run` reuses
 the encoded images, so that only the head is trained. The plain script does what the reference study did, on the
-same bins, split, trunk and epochs: JPEG files decoded with PIL, resized, mirrored and normalised by two loader
-workers, through the frozen trunk without gradients in every epoch, into a head of two layers.
+same bins, split, backbone and epochs: JPEG files decoded with PIL, resized, mirrored and normalised by two loader
+workers, through the frozen backbone without gradients in every epoch, into a head of two layers.
 
 The seconds of `dvc exp run` are measured whole, DVC, scoring and plots included. Of the plain script a few epochs
 (a pass over training and one over validation each) are measured and the best is multiplied by `train.epochs`:
@@ -30,12 +30,12 @@ from torchvision.datasets import ImageFolder
 
 from bintally.bins.shards import ShardReader, read_index
 from bintally.files import read_csv
+from bintally.model.backbone import LITE, LITE_MEAN, LITE_STD, Backbone
+from bintally.model.card import default_device
 from bintally.model.network import Head
-from bintally.model.saved import default_device
-from bintally.model.trunk import LITE, LITE_MEAN, LITE_STD, Trunk
-from bintally.model.weights import load_weights
+from bintally.model.pretrained import load_weights
 from bintally.params import Params, load_params
-from bintally.stages.paths import BINS, SPLITS
+from bintally.paths import BINS, SPLITS
 from common import ROOT, environment, report, rounded, say, timed
 
 WORKERS = 2
@@ -48,7 +48,7 @@ def main() -> None:
         project = Path(name) / "project"
         _copy(project, arguments.demo_bins)
         params = load_params(project / "params.yaml")
-        if params.model.trunk != LITE[0] or params.model.weights != "DEFAULT" or params.model.trained != "head":
+        if params.model.backbone != LITE[0] or params.model.weights != "DEFAULT" or params.model.trainable != "head":
             raise SystemExit(f"params.yaml: this compares a frozen {LITE[0]} with its own weights only")
 
         say("dvc repro")
@@ -177,7 +177,7 @@ class Plain:
 
 
 def _plain(folder: Path, params: Params, lr: float, epochs: int) -> Plain:
-    """Train a head on a frozen trunk the plain way, for so many epochs."""
+    """Train a head on a frozen backbone the plain way, for so many epochs."""
     torch.manual_seed(params.train.seed)
     size = [params.model.image_size] * 2
     normalised = [
@@ -194,16 +194,16 @@ def _plain(folder: Path, params: Params, lr: float, epochs: int) -> Plain:
     validation_loader = DataLoader(validation, batch, num_workers=WORKERS)
 
     device = default_device()
-    ours = Trunk(LITE[0], params.model.image_size, "last")
+    ours = Backbone(LITE[0], params.model.image_size, "last")
     load_weights(ours, LITE[0], params.model.weights)
     # Without the wrapper, which normalises, and in torch's default layout.
-    trunk = ours.body.to(device, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    backbone = ours.body.to(device, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     head = Head(ours.width, params.train.hidden, len(params.fetch.counts), False, params.train.seed).to(device)
     optimizer = torch.optim.Adam(head.parameters(), lr=lr)
 
     def logits(images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            features = trunk(images.to(device)).flatten(1)
+            features = backbone(images.to(device)).flatten(1)
         return head(features)  # type: ignore[no-any-return]
 
     seconds = []

@@ -28,11 +28,11 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from obstore.store import S3Store
 
-from bintally.apps.store import Store, free_ports, serving
+from bintally.apps.seaweedfs import Store, free_ports, serving
 from bintally.bins.shards import ShardReader, write_shards
 from bintally.bins.source import image_key, open_source, record_key
 from bintally.bins.staging import Staging
-from bintally.bins.subset import bins_of, choose
+from bintally.bins.subset import choose, iter_bins
 from bintally.params import Fetch
 from common import COUNTS, Clock, make_bins, report, rounded, say, timed
 
@@ -159,7 +159,7 @@ def _stage(fetch: Fetch, folder: Path, right: str) -> Clock:
         staging = Staging(folder / "objects.sqlite")
         try:
             subset = choose(open_source(fetch), fetch, staging)
-            entries = write_shards(folder / "bins", bins_of(subset, staging))
+            entries = write_shards(folder / "bins", iter_bins(subset, staging))
         finally:
             staging.close()
     reader = ShardReader(folder / "bins")

@@ -26,8 +26,8 @@ from matplotlib.figure import Figure
 
 from bintally.files import read_csv, write_json, write_text
 from bintally.params import load_params
-from bintally.scoring.metrics import Scored, evaluate
-from bintally.scoring.plots import BLUE, GREY, ORANGE, save
+from bintally.scoring.figures import BLUE, GREY, ORANGE, save
+from bintally.scoring.metrics import LabelledPredictions, evaluate
 from common import ROOT, say
 
 ROWS, FIGURES, PAGE, PLOT = (ROOT / "docs" / name for name in ("search.yaml", "search.json", "results.md", "bins.png"))
@@ -111,7 +111,7 @@ def _together(row: Figures) -> Figures:
     truth, groups = np.array([int(line["count"]) for line in tables[0]]), [line["group"] for line in tables[0]]
     params = load_params(ROOT / "params.yaml").evaluate
     mean = answers.mean(0)
-    scored = Scored(mean / mean.sum(1, keepdims=True), truth, groups, counts)
+    scored = LabelledPredictions(mean / mean.sum(1, keepdims=True), truth, groups, counts)
     return {
         "seconds": sum(run["seconds"] for run in runs),
         "bins": runs[0]["bins"],

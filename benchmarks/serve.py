@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bintally.apps.store import free_ports
+from bintally.apps.seaweedfs import free_ports
 from common import ROOT, photographs, report, rounded, say
 from common.plain import make_model
 

@@ -5,18 +5,18 @@ is its own (resident on a CPU, allocated on a GPU). All have the same network, i
 
 engine      encoded arrays by memory map, uint8 to the device, mirrored and augmented there, checkpoints, validation
 ceiling     the bare step on batches cut from a tensor that is in memory (on a GPU: in its own), the bare validation
-study       ImageFolder, PIL transforms (resize, mirror), DataLoader, Adam; a frozen trunk runs in every epoch
+study       ImageFolder, PIL transforms (resize, mirror), DataLoader, Adam; a frozen backbone runs in every epoch
 imagenet    ImageFolder, PIL transforms (random crop, mirror), DataLoader, SGD, as PyTorch's ImageNet example has them
 
 `full` learns everything. `maps` learns the last two stages from maps computed once, beside the engine that learns
-everything from pixels. `frozen` learns the head from features; beside the study, which repeats the trunk's passes
+everything from pixels. `frozen` learns the head from features; beside the study, which repeats the backbone's passes
 every epoch, the engine's seconds hold the encoding once, both over `--frozen-epochs` epochs of which few are measured;
 beside its ceiling it has HEAD_BINS bins, of numbers drawn at random. What is compared is the quickest epoch of
 `--rounds` runs each, taken in turn. `scaling` is one rank against two. `growth` is how seconds and peak memory of
 encoding and of an epoch of training the head grow with the bins.
 
     python benchmarks/train.py                                         two cores: about fifteen minutes
-    python benchmarks/train.py --only full --trunk resnet50 --image-size 224 --batch-size 256 --bins 8192   a GPU
+    python benchmarks/train.py --only full --backbone resnet50 --image-size 224 --batch-size 256 --bins 8192   a GPU
 """
 
 import argparse
@@ -35,18 +35,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from bintally.apps.store import free_ports
+from bintally.apps.seaweedfs import free_ports
 from bintally.bins.shards import ShardReader, read_index, write_shards
 from bintally.interruption import StopRequest
-from bintally.memory import keep_freed_memory
-from bintally.model.encoded import Kind, Rows, encode
+from bintally.memory import configure_malloc
+from bintally.model.backbone import IMAGENET_MEAN, IMAGENET_STD, LITE, LITE_MEAN, LITE_STD, Backbone
+from bintally.model.card import default_device
+from bintally.model.encoded import Kind, MemoryMappedRows, encode
 from bintally.model.network import CountingNetwork, Head, log_distribution, views
-from bintally.model.saved import default_device
-from bintally.model.trunk import IMAGENET_MEAN, IMAGENET_STD, LITE, LITE_MEAN, LITE_STD, Trunk
-from bintally.model.weights import load_weights
+from bintally.model.pretrained import load_weights
 from bintally.params import Params, load_params
 from bintally.training.checkpoint import Checkpoints
-from bintally.training.distribution import joined
+from bintally.training.distributed import process_group
 from bintally.training.loop import fit
 from bintally.training.samples import Samples
 from common import ROOT, make_bins, report, rounded, say, timed
@@ -68,7 +68,7 @@ def main() -> None:
     arguments = _arguments()
     if arguments.contender:
         if arguments.contender.startswith(("encode", "engine", "ceiling")):
-            keep_freed_memory()
+            configure_malloc()
         print(json.dumps(CONTENDERS[arguments.contender](arguments) | {"peak_bytes": _peak()}))
         return
     figures: dict[str, Any] = {}
@@ -88,7 +88,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts (default: all)")
-    parser.add_argument("--trunk", default=LITE[0], help="default: %(default)s")
+    parser.add_argument("--backbone", default=LITE[0], help="default: %(default)s")
     parser.add_argument("--image-size", type=int, default=128, help="pixels (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--bins", type=int, default=384, help="to train on (default: %(default)s)")
@@ -133,7 +133,7 @@ def _frozen(arguments: argparse.Namespace) -> dict[str, Any]:
     engine, study = _run(arguments, "engine-frozen"), _run(arguments, "study-frozen")
     whole = encoding["seconds"] + engine["epoch"] * arguments.frozen_epochs
     plain = study["epoch"] * arguments.frozen_epochs
-    width = Rows(arguments.folder / "features/array.npy").shape[-1]
+    width = MemoryMappedRows(arguments.folder / "features/array.npy").shape[-1]
     many = argparse.Namespace(
         **vars(arguments) | {"folder": arguments.folder / "many", "bins": HEAD_BINS, "epochs": 10, "batch_size": 64}
     )
@@ -201,7 +201,7 @@ def _in_turn(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, F
 def _run(arguments: argparse.Namespace, contender: str, ranks: int = 1) -> Figures:
     """A contender in a process of its own; with several ranks the slowest's figures."""
     command = [sys.executable, __file__, "--contender", contender, "--ranks", str(ranks)]
-    for name in ("folder", "trunk", "image_size", "batch_size", "bins", "epochs", "workers"):
+    for name in ("folder", "backbone", "image_size", "batch_size", "bins", "epochs", "workers"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     port = free_ports(1)[0]
     started = []
@@ -227,7 +227,7 @@ def _run(arguments: argparse.Namespace, contender: str, ranks: int = 1) -> Figur
 def _params(arguments: argparse.Namespace, trained: str | int) -> Params:
     params = load_params(ROOT / "params.yaml")
     model = params.model.model_copy(
-        update={"trunk": arguments.trunk, "image_size": arguments.image_size, "trained": trained}
+        update={"backbone": arguments.backbone, "image_size": arguments.image_size, "trained": trained}
     )
     train = params.train.model_copy(
         update={"batch_size": arguments.batch_size, "epochs": 1 + arguments.epochs, "lr": 0.0001}
@@ -236,9 +236,9 @@ def _params(arguments: argparse.Namespace, trained: str | int) -> Params:
 
 
 def _network(arguments: argparse.Namespace) -> CountingNetwork:
-    trunk = Trunk(arguments.trunk, arguments.image_size, "every_scale")
-    load_weights(trunk, arguments.trunk, "DEFAULT" if arguments.trunk in LITE else "none")
-    return CountingNetwork(trunk, Head(trunk.width, 512, 5, ordinal=False, seed=1))
+    backbone = Backbone(arguments.backbone, arguments.image_size, "every_scale")
+    load_weights(backbone, arguments.backbone, "DEFAULT" if arguments.backbone in LITE else "none")
+    return CountingNetwork(backbone, Head(backbone.width, 512, 5, ordinal=False, seed=1))
 
 
 def _encode(part: str, arguments: argparse.Namespace) -> Figures:
@@ -248,13 +248,15 @@ def _encode(part: str, arguments: argparse.Namespace) -> Figures:
     images = [partial(reader.image, entry) for entry in read_index(arguments.folder / "bins")]
     with timed(f"encode {len(images)} images to {kind}") as clock:
         options = (arguments.image_size, trained, True, default_device())
-        encode(arguments.folder / kind, images, network.trunk, *options, scratch=arguments.folder / "scratch", key=kind)
+        encode(
+            arguments.folder / kind, images, network.backbone, *options, scratch=arguments.folder / "scratch", key=kind
+        )
     return {"seconds": clock.seconds}
 
 
 def _samples(arguments: argparse.Namespace, part: str) -> tuple[Samples, Samples]:
     kind, _ = LEARNING[part]
-    rows = Rows(arguments.folder / kind / "array.npy")
+    rows = MemoryMappedRows(arguments.folder / kind / "array.npy")
     classes = np.arange(arguments.bins + VALIDATION) % 5
     every = np.arange(arguments.bins), np.arange(arguments.bins, len(classes))
     train, validation = (
@@ -269,10 +271,10 @@ def _engine(part: str, arguments: argparse.Namespace) -> Figures:
     params = _params(arguments, trained)
     network = _network(arguments)
     if isinstance(trained, int):
-        network.trunk.cut(trained)
+        network.backbone.cut(trained)
     train, validation = _samples(arguments, part)
     ends: list[float] = []
-    with joined(600) as place:
+    with process_group(600) as place:
         checkpoints = Checkpoints(arguments.folder / "checkpoints", "0" * 64, params.launch.checkpoint_s)
         fit(network, train, validation, params, place, checkpoints, StopRequest(), lambda _: ends.append(_now()))
     return {"epoch": min(np.diff(ends), default=0.0)}
@@ -312,7 +314,7 @@ def _files(kind: str, arguments: argparse.Namespace) -> Figures:
     from torchvision.datasets import ImageFolder
 
     device, size = default_device(), arguments.image_size
-    mean, std = (LITE_MEAN, LITE_STD) if arguments.trunk in LITE else (IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = (LITE_MEAN, LITE_STD) if arguments.backbone in LITE else (IMAGENET_MEAN, IMAGENET_STD)
     scaled = [transforms.ToTensor(), transforms.Normalize([m / 255 for m in mean], [s / 255 for s in std])]
     resize = transforms.Resize((size, size))
     first = transforms.RandomResizedCrop(size) if kind == "imagenet-full" else resize
@@ -325,13 +327,13 @@ def _files(kind: str, arguments: argparse.Namespace) -> Figures:
 
     whole = _network(arguments)
     # Without the wrapper, which normalises and taps every scale, and in torch's default layout.
-    trunk = whole.trunk.body.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    for block in trunk.modules():
+    backbone = whole.backbone.body.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for block in backbone.modules():
         block._forward_hooks.clear()
-    width = trunk.eval()(torch.zeros(1, 3, size, size, device=device)).flatten(1).shape[1]
+    width = backbone.eval()(torch.zeros(1, 3, size, size, device=device)).flatten(1).shape[1]
     head = Head(width, 512, 5, ordinal=False, seed=1).to(device)
     frozen = kind == "study-frozen"
-    learned = [*head.parameters()] if frozen else [*trunk.parameters(), *head.parameters()]
+    learned = [*head.parameters()] if frozen else [*backbone.parameters(), *head.parameters()]
     if kind == "imagenet-full":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(learned, lr=0.0001, momentum=0.9, weight_decay=1e-4)
     else:
@@ -339,17 +341,17 @@ def _files(kind: str, arguments: argparse.Namespace) -> Figures:
 
     def logits(images: torch.Tensor) -> torch.Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            features = trunk(images.to(device, non_blocking=True)).flatten(1)
+            features = backbone(images.to(device, non_blocking=True)).flatten(1)
         return head(features)  # type: ignore[no-any-return]
 
     def epoch() -> None:
-        trunk.train(not frozen)
+        backbone.train(not frozen)
         for images, classes in loader:
             loss = nn.functional.cross_entropy(logits(images), classes.to(device, non_blocking=True))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        trunk.eval()
+        backbone.eval()
         with torch.no_grad():
             for images, classes in check:
                 (logits(images).argmax(1).cpu() == classes).sum().item()

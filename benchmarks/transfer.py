@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bintally.apps.store import Store, free_ports, serving
+from bintally.apps.seaweedfs import Store, free_ports, serving
 from bintally.bins.shards import Bin, write_shards
 from common import ROOT, environment, make_bins, report, rounded, say, timed
 
@@ -101,7 +101,7 @@ def _transfer(folder: Path, store: Store, bins: list[Bin], write: Callable[[Path
     )
     _sign(original, store)
     write(original / "data", bins)
-    sent = _contents(original / "data")
+    sent_bytes = _contents(original / "data")
 
     with timed("add") as add:
         _dvc(original, "add", "-q", "data")
@@ -114,7 +114,7 @@ def _transfer(folder: Path, store: Store, bins: list[Bin], write: Callable[[Path
     _sign(clone, store)
     with timed("pull") as pull:
         _dvc(clone, "pull", "-q")
-    if _contents(clone / "data") != sent:
+    if _contents(clone / "data") != sent_bytes:
         raise ValueError(f"{clone / 'data'} differs from what was pushed")
     sizes = [path.stat().st_size for path in (clone / "data").iterdir()]
     return Transfer(len(sizes), sum(sizes), add.seconds, push.seconds, pull.seconds)

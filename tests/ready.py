@@ -5,16 +5,16 @@ import sys
 import pytest
 import torch
 
-from bintally.model import predictor
-from bintally.model.calibration import Calibration
+from bintally.inference import predictor
+from bintally.inference.runtime import Run, calibrated_network
+from bintally.model.card import Card
 from bintally.model.network import CountingNetwork
-from bintally.model.runtime import Run, calibrated_network
-from bintally.model.saved import Card
+from bintally.scoring.calibration import Calibration
 
 IN_ANOTHER_PROCESS = [
     sys.executable,
     "-c",
-    "from bintally import cli; from bintally.model import predictor; import ready; "
+    "from bintally import cli; from bintally.inference import predictor; import ready; "
     "predictor.start = ready.start; cli.main()",
 ]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 
-from bintally.model.calibration import save_calibration
-from bintally.model.saved import save_model
+from bintally.model.card import save_model
+from bintally.scoring.calibration import save_calibration
 from small import CALIBRATION, CARD, bins, counter
 
 JPEG = {"content-type": "image/jpeg"}

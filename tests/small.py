@@ -1,20 +1,20 @@
-"""Images, trunks, a model and bins small enough for tests of several rooms."""
+"""Images, backbones, a model and bins small enough for tests of several rooms."""
 
 from functools import cache
 
 import torch
 
-from bintally.bins.demo import DemoWarehouse
 from bintally.bins.shards import Bin
-from bintally.model.calibration import Calibration
+from bintally.demo.warehouse import DemoWarehouse
+from bintally.model.backbone import LITE, Backbone
+from bintally.model.card import Card
 from bintally.model.network import CountingNetwork, Head
-from bintally.model.saved import Card
-from bintally.model.trunk import LITE, Trunk
-from bintally.model.weights import load_weights
+from bintally.model.pretrained import load_weights
+from bintally.scoring.calibration import Calibration
 
 SIZE = 64
 CARD = Card(
-    trunk=LITE[0],
+    backbone=LITE[0],
     features="every_scale",
     image_size=SIZE,
     mean=[127.0] * 3,
@@ -22,7 +22,7 @@ CARD = Card(
     mirror=True,
     counts=[1, 2, 3, 4, 5],
     hidden=16,
-    parameters={"train": {"lr": 0.01, "clip": None}},
+    parameters={"train": {"lr": 0.01, "clip_grad_norm": None}},
     data="abc",
     validation={"loss": 1.5, "accuracy": 0.25},
 )
@@ -36,17 +36,19 @@ CALIBRATION = Calibration(
     mass=0.95,
     sure=0.8,
     confidence=0.6,
-    wrong_records=0.1,
+    record_error_rate=0.1,
     kinship=0.0,
 )
 
 
 @cache
 def counter() -> CountingNetwork:
-    """CARD's network, which gives each image another distribution: the learned trunk, a head of large weights."""
-    trunk = Trunk(CARD.trunk, CARD.image_size, CARD.features)
-    load_weights(trunk, CARD.trunk, "DEFAULT")
-    network = CountingNetwork(trunk, Head(trunk.width, CARD.hidden, len(CARD.counts), CARD.ordinal, seed=1)).eval()
+    """CARD's network, which gives each image another distribution: the learned backbone, a head of large weights."""
+    backbone = Backbone(CARD.backbone, CARD.image_size, CARD.features)
+    load_weights(backbone, CARD.backbone, "DEFAULT")
+    network = CountingNetwork(
+        backbone, Head(backbone.width, CARD.hidden, len(CARD.counts), CARD.ordinal, seed=1)
+    ).eval()
     network.get_parameter("head.2.weight").data *= 10
     return network
 
@@ -69,7 +71,7 @@ def images() -> torch.Tensor:
     return torch.randint(0, 256, (3, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
-def trunk(name: str = "resnet18", features: str = "last", seed: int = 1) -> Trunk:
+def backbone(name: str = "resnet18", features: str = "last", seed: int = 1) -> Backbone:
     """One without weights, for images of SIZE."""
     torch.manual_seed(seed)
-    return Trunk(name, SIZE, features).eval()
+    return Backbone(name, SIZE, features).eval()

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from bintally.faults import Fault
-from bintally.files import read_csv, replacing, write_csv, write_json, write_text
+from bintally.errors import UserError
+from bintally.files import atomic_write, read_csv, write_csv, write_json, write_text
 
 
 def test_a_file_that_could_not_be_finished_leaves_the_earlier_one_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "deeper" / "file.txt"
     write_text(path, "earlier\n")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
         temporary.write_text("half")
         assert path.read_text() == "earlier\n"
         raise RuntimeError
@@ -22,7 +22,7 @@ def test_a_file_that_could_not_be_finished_leaves_the_earlier_one_and_nothing_el
 def test_a_full_disk_is_a_fault_that_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     write_text(path, "earlier\n")
-    with pytest.raises(Fault, match=rf"disk is full.*{path}"), replacing(path) as temporary:
+    with pytest.raises(UserError, match=rf"disk is full.*{path}"), atomic_write(path) as temporary:
         temporary.symlink_to("/dev/full")
         temporary.write_text("more")
     assert path.read_text() == "earlier\n"
@@ -30,7 +30,7 @@ def test_a_full_disk_is_a_fault_that_names_the_file(tmp_path: Path) -> None:
 
 
 def test_other_errors_of_the_system_are_not_called_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError), replacing(tmp_path / "file") as temporary:
+    with pytest.raises(IsADirectoryError), atomic_write(tmp_path / "file") as temporary:
         temporary.mkdir()
         try:
             temporary.write_text("x")

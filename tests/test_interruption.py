@@ -20,7 +20,7 @@ time.sleep(60)
 # SIGTERM is told of, and anything else ends it without a word.
 CHILD = """
 import os, signal, sys
-from bintally.interruption import end_with_parent
+from bintally.interruption import terminate_with_parent
 
 def told(number, frame):
     print("SIGTERM", flush=True)
@@ -62,7 +62,7 @@ def test_a_wait_ends_with_its_time_or_with_the_request(stop: StopRequest) -> Non
 
 
 def test_a_process_is_asked_to_stop_when_its_parent_is_killed() -> None:
-    child = CHILD.format(start="end_with_parent()")
+    child = CHILD.format(start="terminate_with_parent()")
     with subprocess.Popen([sys.executable, "-c", PARENT, child], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "ready\n"
@@ -83,7 +83,7 @@ def first_the_parent_goes():
         pass
     return parent
 os.getppid = first_the_parent_goes
-end_with_parent()"""
+terminate_with_parent()"""
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, CHILD.format(start=start)], stdout=subprocess.PIPE, text=True
     ) as parent:

@@ -5,10 +5,10 @@ import sys
 WORK = """
 import resource, sys
 import torch
-from bintally.memory import keep_freed_memory
+from bintally.memory import configure_malloc
 
 if sys.argv[1] == "kept":
-    keep_freed_memory()
+    configure_malloc()
 for _ in range(50):
     torch.empty(2**23).fill_(1)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)

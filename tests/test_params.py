@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.params import Params, load_params
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
@@ -41,10 +41,10 @@ split:
   test_ids:
   seed: 3
 model:
-  trunk: resnet18
+  backbone: resnet18
   weights: none
   features: last
-  trained: head
+  trainable: head
   image_size: 64
   mirror: true
   seed: 4
@@ -55,7 +55,7 @@ train:
   epochs: 2
   head_epochs: 0
   batch_size: 16
-  accumulate: 1
+  accumulation_steps: 1
   optimizer: adam
   lr: 0.01
   layer_decay: 1.0
@@ -63,7 +63,7 @@ train:
   warmup: 0.0
   momentum: 0.9
   weight_decay: 0.0
-  clip:
+  clip_grad_norm:
   label_smoothing: 0.0
   label_spread: 0.0
   ordinal: false
@@ -73,9 +73,9 @@ train:
   teachers: []
   distilled: 0.0
   dropout: 0.0
-  first_size:
+  initial_image_size:
   validate_every: 1
-  average: 0.0
+  ema_decay: 0.0
   precision: auto
   compile: false
   seed: 5
@@ -97,8 +97,8 @@ launch:
 calibrate:
   counts:
   coverage: 0.9
-  sure: 0.8
-  wrong_records: 0.1
+  target_precision: 0.8
+  record_error_rate: 0.1
 evaluate:
   resamples: 100
   seed: 6
@@ -111,7 +111,7 @@ tune:
     train.batch_size: [32, 64]
   fixed: {}
   objectives: [accuracy]
-  stop_poor: true
+  prune: true
   seed: 7
 """
 
@@ -155,32 +155,36 @@ def test_sources_of_every_kind_are_allowed(tmp_path: Path, source: str) -> None:
         ("epochs: 2", "epochs:", ["train.epochs", "None"]),
         ("seed: 5", "seed: -1", ["train.seed", "-1", "0"]),
         ("image_size: 64", "image_size: 31", ["model.image_size", "31", "32"]),
-        ("trained: head", "trained: 0", ["model.trained", "0", "head, all", "from 1"]),
-        ("trained: head", "trained: -1", ["model.trained", "-1", "head, all"]),
-        ("trained: head", "trained: tail", ["model.trained", "'tail'", "head, all"]),
-        ("trained: head", "trained: 1.5", ["model.trained", "1.5", "head, all"]),
-        ("trained: head", "trained: true", ["model.trained", "True", "head, all"]),
-        ("trained: head", "trained: '1'", ["model.trained", "'1'", "head, all"]),
+        ("trainable: head", "trainable: 0", ["model.trainable", "0", "head, all", "from 1"]),
+        ("trainable: head", "trainable: -1", ["model.trainable", "-1", "head, all"]),
+        ("trainable: head", "trainable: tail", ["model.trainable", "'tail'", "head, all"]),
+        ("trainable: head", "trainable: 1.5", ["model.trainable", "1.5", "head, all"]),
+        ("trainable: head", "trainable: true", ["model.trainable", "True", "head, all"]),
+        ("trainable: head", "trainable: '1'", ["model.trainable", "'1'", "head, all"]),
         ("mirror: true", "mirror: 1", ["model.mirror", "1", "boolean"]),
         ("head_epochs: 0", "head_epochs: 2", ["train.head_epochs", "2", "below train.epochs (2)"]),
         ("head_epochs: 0", "head_epochs: -1", ["train.head_epochs", "-1", "0"]),
-        ("accumulate: 1", "accumulate: 0", ["train.accumulate", "0", "1"]),
+        ("accumulate: 1", "accumulate: 0", ["train.accumulation_steps", "0", "1"]),
         ("optimizer: adam", "optimizer: lamb", ["train.optimizer", "'lamb'", "'adam', 'adamw' or 'sgd'"]),
         ("schedule: constant", "schedule: step", ["train.schedule", "'step'", "one_cycle"]),
         ("layer_decay: 1.0", "layer_decay: 1.1", ["train.layer_decay", "1.1"]),
         ("distilled: 0.0", "distilled: 0.5", ["train.distilled", "0.5", "train.teachers []", "go together"]),
         ("share: 1.0", "share: 0", ["train.share", "0", "greater than 0"]),
         ("warmup: 0.0", "warmup: 1.0", ["train.warmup", "1.0"]),
-        ("clip:", "clip: 0", ["train.clip", "0", "greater than 0"]),
-        ("average: 0.0", "average: 1.0", ["train.average", "1.0"]),
+        ("clip:", "clip: 0", ["train.clip_grad_norm", "0", "greater than 0"]),
+        ("average: 0.0", "average: 1.0", ["train.ema_decay", "1.0"]),
         ("precision: auto", "precision: float16", ["train.precision", "'float16'", "bfloat16"]),
         ("rotation: 4", "rotation: 90", ["augment.rotation", "90", "45"]),
         ("rdzv_endpoint: localhost:0", "rdzv_endpoint: somewhere", ["launch.rdzv_endpoint", "'somewhere'"]),
         ("timeout_s: 300", "timeout_s: 4", ["launch.timeout_s", "4", "5"]),
         ("features: last", "features: first", ["model.features", "'first'", "every_scale"]),
         ("dropout: 0.0", "dropout: 1.0", ["train.dropout", "1.0"]),
-        ("first_size:", "first_size: 31", ["train.first_size", "31", "32"]),
-        ("first_size:", "first_size: 64", ["train.first_size", "64", "model.trained: all", "not head"]),
+        ("initial_image_size:", "initial_image_size: 31", ["train.initial_image_size", "31", "32"]),
+        (
+            "initial_image_size:",
+            "initial_image_size: 64",
+            ["train.initial_image_size", "64", "model.trainable: all", "not head"],
+        ),
         ("validate_every: 1", "validate_every: 0", ["train.validate_every", "0", "1"]),
         ("train.batch_size: [32, 64]", "train.batches: [32]", ["tune.space", "no parameter 'train.batches'"]),
         ("train.batch_size: [32, 64]", "train.batch_size: [32, 0]", ["tune.space", "train.batch_size", "0"]),
@@ -196,8 +200,8 @@ def test_sources_of_every_kind_are_allowed(tmp_path: Path, source: str) -> None:
         ("counts:", "counts: [1, 2]", ["calibrate.counts", "[1, 2]", "among [1, 3]"]),
         ("counts:", "counts: [3, 1]", ["calibrate.counts", "[3, 1]", "ascending"]),
         ("coverage: 0.9", "coverage: 1.0", ["calibrate.coverage", "1.0"]),
-        ("sure: 0.8", "sure: 0", ["calibrate.sure", "0"]),
-        ("wrong_records: 0.1", "wrong_records: 1", ["calibrate.wrong_records", "1"]),
+        ("sure: 0.8", "sure: 0", ["calibrate.target_precision", "0"]),
+        ("record_error_rate: 0.1", "record_error_rate: 1", ["calibrate.record_error_rate", "1"]),
         ("draws: 10", "draws: 0", ["audit.draws", "0"]),
         ("test: 0.2", "test: 0.25", ["split", "1.05", "sum to 1"]),
         ("test: 0.2", "test: 0", ["split.test", "0", "greater than 0"]),
@@ -213,7 +217,7 @@ def test_sources_of_every_kind_are_allowed(tmp_path: Path, source: str) -> None:
     ],
 )
 def test_what_is_not_allowed_is_named_with_its_value(tmp_path: Path, old: str, new: str, said: list[str]) -> None:
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         loaded(tmp_path, (old, new))
     message = str(caught.value)
     assert [part for part in said if part not in message] == []
@@ -222,14 +226,14 @@ def test_what_is_not_allowed_is_named_with_its_value(tmp_path: Path, old: str, n
 
 @pytest.mark.parametrize(("written", "meant"), [("head", "head"), ("all", "all"), ("1", 1), ("12", 12)])
 def test_the_head_or_all_or_a_number_of_stages_learn(tmp_path: Path, written: str, meant: str | int) -> None:
-    assert loaded(tmp_path, ("trained: head", f"trained: {written}")).model.trained == meant
+    assert loaded(tmp_path, ("trainable: head", f"trainable: {written}")).model.trainable == meant
 
 
 def test_what_is_learned_and_what_is_answered_may_be_fewer_counts_than_are_fetched(tmp_path: Path) -> None:
     params = loaded(tmp_path)
-    assert (params.learned_counts, params.answers) == ([1, 3], [1, 3])
+    assert (params.model_counts, params.answer_counts) == ([1, 3], [1, 3])
     params = loaded(tmp_path, ("counts: [1, 3]", "counts: "), ("counts:", "counts: [2, 3]"))
-    assert (params.learned_counts, params.answers) == ([1, 2, 3], [2, 3])
+    assert (params.model_counts, params.answer_counts) == ([1, 2, 3], [2, 3])
 
 
 @pytest.mark.parametrize(
@@ -244,21 +248,21 @@ def test_twins_are_compared_in_batches_that_are_whole(tmp_path: Path, also: tupl
     twins = ("twins: 0.0", "twins: 0.5")
     meeting = ("rdzv_endpoint: localhost:0", "rdzv_endpoint: 10.0.0.1:29500")
     assert loaded(tmp_path, twins, meeting).train.twins == 0.5
-    with pytest.raises(Fault, match=rf"train\.twins: 0\.5 needs .*{said}"):
+    with pytest.raises(UserError, match=rf"train\.twins: 0\.5 needs .*{said}"):
         loaded(tmp_path, twins, meeting, also)
 
 
 def test_a_network_that_is_put_together_in_every_step_is_not_compiled(tmp_path: Path) -> None:
     compiled = ("compile: false", "compile: true")
-    with pytest.raises(Fault, match=r"train\.compile: true needs model\.trained: head or all, not 2"):
-        loaded(tmp_path, compiled, ("trained: head", "trained: 2"))
+    with pytest.raises(UserError, match=r"train\.compile: true needs model\.trained: head or all, not 2"):
+        loaded(tmp_path, compiled, ("trainable: head", "trainable: 2"))
     assert loaded(tmp_path, compiled).train.compile
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:29500", "127.0.0.1:29500", "10.0.0.1:0", "10.0.0.1:65536"])
 def test_where_several_machines_meet_is_an_address_and_a_port_that_all_reach(tmp_path: Path, endpoint: str) -> None:
     alone, several = ("rdzv_endpoint: localhost:0", f"rdzv_endpoint: {endpoint}"), ("nnodes: 1", "nnodes: 2")
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         loaded(tmp_path, alone, several)
     message = str(caught.value)
     assert "launch.rdzv_endpoint" in message and endpoint in message and "10.0.0.1:29500" in message
@@ -268,7 +272,7 @@ def test_where_several_machines_meet_is_an_address_and_a_port_that_all_reach(tmp
 
 
 def test_every_mistake_is_named_at_once_and_a_missing_key_too(tmp_path: Path) -> None:
-    with pytest.raises(Fault, match=r"train\.hidden: -3 .*train\.lr: is missing.*launch\.ranks: 0 "):
+    with pytest.raises(UserError, match=r"train\.hidden: -3 .*train\.lr: is missing.*launch\.ranks: 0 "):
         loaded(tmp_path, ("hidden: 8", "hidden: -3"), ("lr: 0.01", ""), ("ranks: 1", "ranks: 0"))
 
 
@@ -279,7 +283,7 @@ def test_a_file_that_is_missing_or_no_mapping_is_a_fault(tmp_path: Path, text: s
     path = tmp_path / "params.yaml"
     if text is not None:
         path.write_text(text, encoding="utf-8")
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         load_params(path)
     assert str(path) in str(caught.value) and said in str(caught.value)
     assert "\n" not in str(caught.value)

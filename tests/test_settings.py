@@ -25,4 +25,4 @@ def test_the_options_of_a_row_are_parameters_and_allowed(row: dict[str, str], tm
         assert key in content[section]
         content[section][key] = yaml.safe_load(value)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
-    assert load_params(tmp_path / "params.yaml").answers[0] in (0, 1)
+    assert load_params(tmp_path / "params.yaml").answer_counts[0] in (0, 1)

@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from bintally.bins.demo import DemoWarehouse
 from bintally.bins.shards import Bin
+from bintally.demo.warehouse import DemoWarehouse
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTS = [1, 2, 3, 4, 5]

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 
-from bintally.model.calibration import Calibration, load_calibration, save_calibration
+from bintally.inference.runtime import calibrated_network
+from bintally.model.backbone import LITE, LITE_MEAN, LITE_STD, Backbone
+from bintally.model.card import Card, load_model, save_model
 from bintally.model.network import CountingNetwork, Head
-from bintally.model.runtime import calibrated_network
-from bintally.model.saved import Card, load_model, save_model
-from bintally.model.trunk import LITE, LITE_MEAN, LITE_STD, Trunk
-from bintally.model.weights import load_weights
+from bintally.model.pretrained import load_weights
+from bintally.scoring.calibration import Calibration, load_calibration, save_calibration
 from common import COUNTS
 
 
@@ -31,8 +31,8 @@ class Plain:
                 transforms.Normalize([mean / 255 for mean in card.mean], [std / 255 for std in card.std]),
             ]
         )
-        network.trunk.mean.zero_()  # as the transforms normalise
-        network.trunk.std.fill_(1)
+        network.backbone.mean.zero_()  # as the transforms normalise
+        network.backbone.std.fill_(1)
         self._model = calibrated_network(network, card, load_calibration(folder))
 
     def decode(self, photograph: bytes) -> torch.Tensor:
@@ -48,14 +48,14 @@ class Plain:
 
 def make_model(folder: Path, size: int = 224) -> None:
     """A model that has learned nothing of bins: its time is that of one that has."""
-    trunk = Trunk(LITE[0], size, "every_scale")
-    load_weights(trunk, LITE[0], "DEFAULT")
-    network = CountingNetwork(trunk, Head(trunk.width, 512, len(COUNTS), ordinal=False, seed=1))
+    backbone = Backbone(LITE[0], size, "every_scale")
+    load_weights(backbone, LITE[0], "DEFAULT")
+    network = CountingNetwork(backbone, Head(backbone.width, 512, len(COUNTS), ordinal=False, seed=1))
     save_model(
         folder,
         network,
         Card(
-            trunk=LITE[0],
+            backbone=LITE[0],
             features="every_scale",
             image_size=size,
             mean=list(LITE_MEAN),
@@ -79,7 +79,7 @@ def make_model(folder: Path, size: int = 224) -> None:
             mass=0.95,
             sure=0.8,
             confidence=0.6,
-            wrong_records=0.1,
+            record_error_rate=0.1,
             kinship=0.0,
         ),
     )

@@ -52,9 +52,9 @@ class Counter(litserve.LitAPI):  # type: ignore[misc]
         self._folder, self._onnx = folder, onnx
 
     def setup(self, device: str) -> None:
-        from bintally.model.calibration import load_calibration
-        from bintally.model.predictor import Predictor
-        from bintally.model.saved import load_model
+        from bintally.inference.predictor import Predictor
+        from bintally.model.card import load_model
+        from bintally.scoring.calibration import load_calibration
         from common.plain import Plain
 
         calibration = load_calibration(self._folder)
@@ -86,7 +86,7 @@ def _bintally_eager(folder: Path, port: int) -> None:
     from torch.onnx.errors import OnnxExporterError
 
     from bintally import cli
-    from bintally.model import runtime
+    from bintally.inference import runtime
 
     def refuse(*_: Any) -> Any:
         raise OnnxExporterError("as if it could not be exported")

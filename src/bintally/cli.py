@@ -5,7 +5,7 @@ import math
 import sys
 from pathlib import Path
 
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.progress import log_to_stderr
 
 
@@ -28,7 +28,10 @@ def _parser() -> argparse.ArgumentParser:
     _source(audit)
     audit.add_argument("--to", type=Path, default=Path("exports/audit"), metavar="FOLDER", help="default: %(default)s")
     audit.add_argument(
-        "--wrong", type=_share, metavar="SHARE", help="of records taken to be wrong (default: calibrate.wrong_records)"
+        "--wrong",
+        type=_share,
+        metavar="SHARE",
+        help="of records taken to be wrong (default: calibrate.record_error_rate)",
     )
     audit.add_argument("--all", action="store_true", help="bins that the model has learned from, too")
     audit.add_argument("--show", type=_positive, metavar="N", help="bins on the page (default: 300, or the budget)")
@@ -166,7 +169,7 @@ def _port(text: str) -> int:
 
 
 def main() -> None:
-    """Run a command; a Fault becomes one line and exit code 1."""
+    """Run a command; a UserError becomes one line and exit code 1."""
     arguments = _parser().parse_args()
     log_to_stderr()
     try:
@@ -191,10 +194,10 @@ def main() -> None:
 
             accept(arguments.accept)
         elif arguments.command == "audit":
-            from bintally.apps.audit import Asked, write_audit
+            from bintally.apps.audit import AuditOptions, write_audit
 
             write_audit(
-                Asked(
+                AuditOptions(
                     arguments.source,
                     arguments.to,
                     arguments.model,
@@ -223,8 +226,8 @@ def main() -> None:
 
             sys.exit(run_diagnosis(arguments.to, arguments.steps))
         elif arguments.command == "serve":
-            from bintally.apps.endpoint import Limits
-            from bintally.apps.serve import serve
+            from bintally.serving.endpoint import Limits
+            from bintally.serving.server import serve
 
             limits = Limits(arguments.queue, arguments.wait_ms / 1000, arguments.max_bytes, arguments.timeout)
             serve(
@@ -237,10 +240,10 @@ def main() -> None:
                 arguments.open,
             )
         else:
-            from bintally.apps.remote import serve_forever
+            from bintally.apps.remote import run_store
 
-            serve_forever(arguments.dir, arguments.port, arguments.public)
-    except Fault as fault:
+            run_store(arguments.dir, arguments.port, arguments.public)
+    except UserError as fault:
         print(f"bintally: {fault}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

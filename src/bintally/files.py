@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bintally.faults import full_disk_is_a_fault
+from bintally.errors import disk_full_as_user_error
 
 # Git ignores it and no stage declares it, so what lies here outlives an interrupted stage (see DESIGN.md).
 SCRATCH = Path(".bintally")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path`` to write to, renamed to ``path`` when the block ends well.
 
-    Raises Fault if the disk is full; the earlier file stays as it was whatever happens.
+    Raises UserError if the disk is full; the earlier file stays as it was whatever happens.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with full_disk_is_a_fault(path):
+        with disk_full_as_user_error(path):
             yield temporary
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 

@@ -32,7 +32,7 @@ class StopRequest:
         self.came = True
 
 
-def end_with_parent() -> None:
+def terminate_with_parent() -> None:
     """Get SIGTERM when the parent process is gone: a `dvc repro` that is ended leaves its stage running otherwise."""
     parent = os.getppid()
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:

@@ -8,7 +8,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 TOP_PAD_BYTES = 2**26
 
 
-def keep_freed_memory() -> None:
+def configure_malloc() -> None:
     """Let freed memory stay with the process for the next tensor, in one heap for all threads.
 
     By default glibc gives tensors back to the system and takes them anew, which clears every page: a network spends up

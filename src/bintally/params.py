@@ -1,8 +1,8 @@
-"""``params.yaml`` as frozen models, checked as a whole: the only reader of that file."""
+"""``params.yaml``, typed and checked as a whole: the only module that reads it."""
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from bintally.faults import Fault
+from bintally.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -34,31 +34,37 @@ Counts = Annotated[list[Annotated[int, Field(ge=0, le=1000)]], Field(min_length=
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 
-class Checked(BaseModel):
-    """Frozen; unknown keys and values of another type are refused."""
+class Section(BaseModel):
+    """Part of ``params.yaml``: frozen; unknown keys and values of another type are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
-class Fetch(Checked):
+class Fetch(Section):
+    """Which bins are taken, and from where."""
+
     source: Text
     """``demo``, ``s3://bucket[/prefix]`` or a folder with ``metadata/<id>.json`` and ``bin-images/<id>.jpg``."""
     endpoint: Text | None
-    """URL of an S3 server; None means AWS."""
+    """URL of an S3 server; null: AWS."""
     region: Text
+    """Region of the bucket."""
     anonymous: bool
-    """Unsigned requests, as public buckets take them."""
+    """Send unsigned requests, which public buckets accept; false: sign them with the usual AWS credentials."""
     ids: Text | None
-    """File that lists the ids to take; None draws them by seed from the source's listing."""
+    """File of the ids to take; null: draw them by seed from the source's listing."""
     counts: Counts
-    """The counts to tell apart, ascending."""
+    """The classes: counts to tell apart, ascending."""
     open_ended: bool
-    """Whether the last of ``counts`` stands for itself and all above it."""
+    """Whether the last of `fetch.counts` stands for itself and every count above it."""
     per_count: Positive | None
-    """At most so many bins of each count; None takes all."""
+    """Maximum number of bins of each count; null: all."""
     concurrency: Annotated[int, Field(ge=1, le=1024)]
+    """Requests in flight at once."""
     seed: Seed
+    """Seed of the draw, and of the demo warehouse."""
     demo_bins: Annotated[int, Field(ge=1, le=1_000_000)]
+    """Number of bins in the demo warehouse."""
 
     @model_validator(mode="after")
     def _check(self) -> "Fetch":
@@ -69,13 +75,19 @@ class Fetch(Checked):
         return self
 
 
-class Split(Checked):
+class Split(Section):
+    """How bins are divided; photographs of one bin stay together."""
+
     train: Share
+    """Fraction of the bins to train on."""
     validation: Share
+    """Fraction for choices: the epoch, the calibration."""
     test: Share
+    """Fraction that is scored once."""
     test_ids: Text | None
-    """File that lists the ids of the test set; None draws it. What else is of their groups is left out."""
+    """File of the ids of the test set; null: draw it. Other bins of their groups are left out."""
     seed: Seed
+    """Seed of the draw."""
 
     @model_validator(mode="after")
     def _check(self) -> "Split":
@@ -85,131 +97,113 @@ class Split(Checked):
         return self
 
 
-class Model(Checked):
-    trunk: Text
-    """``efficientnet_lite0`` or the name of a torchvision classification network."""
-    weights: Text
-    """``DEFAULT`` (ImageNet), ``none``, or the path or https URL of a state dict."""
-    features: Literal["every_scale", "last", "grid"]
-    """What the head sees: the trunk's last feature vector; beside it the mean of its map at every scale; or, in its
-    place, the means of a grid of cells of the last map."""
-    trained: int | str
-    """How much is learned: the head alone, all of it, or the head and so many of the trunk's last stages. What comes
-    before is computed once an image."""
-    image_size: Annotated[int, Field(ge=32, le=1024)]
-    """Side of the square the photograph is resized to, in pixels."""
-    mirror: bool
-    seed: Seed
+class Model(Section):
+    """The network."""
 
-    @field_validator("trained", mode="before")
+    backbone: Text
+    """``efficientnet_lite0``, ``1`` or ``2``, or the name of a torchvision classification network."""
+    weights: Text
+    """``DEFAULT`` (ImageNet), ``none``, or the path or URL of a state dict."""
+    features: Literal["every_scale", "last"]
+    """Input of the head: the backbone's last feature vector alone, or with the mean of its map at every scale."""
+    trainable: int | str
+    """What is trained: ``head``; ``all``; or the head and this many of the backbone's last stages. The rest is computed
+    once per image."""
+    image_size: Annotated[int, Field(ge=32, le=1024)]
+    """Side of the square that photographs are resized to, pixels."""
+    mirror: bool
+    """Train on mirrored images too, and average both views in predictions."""
+
+    @field_validator("trainable", mode="before")
     @classmethod
     def _check(cls, value: object) -> object:
         if value not in ("head", "all") and not (type(value) is int and value > 0):
-            raise ValueError(f"model.trained: {value!r} must be head, all, or a number of stages from 1")
+            raise ValueError(f"model.trainable: {value!r} must be head, all, or a number of stages from 1")
         return value
 
 
-class Train(Checked):
+class Train(Section):
+    """The training run."""
+
     counts: Counts | None
-    """Learn these alone, of those fetched; None learns all."""
+    """Counts to train on, among `fetch.counts`; null: all."""
     share: Annotated[float, Field(gt=0, le=1)]
-    """Share of the training bins to learn from, whole groups of them; a smaller share is part of every larger one."""
+    """Fraction of the training bins to use, whole groups; a smaller subset is part of every larger one."""
     hidden: Positive
+    """Width of the head's hidden layer."""
     epochs: Positive
-    head_epochs: Annotated[int, Field(ge=0)]
-    """Epochs at the start in which the head learns alone, before what else `model.trained` names joins it."""
+    """Passes over the training bins."""
     batch_size: Positive
-    """Images an update, over all ranks together."""
-    accumulate: Positive
-    """Parts each rank's share of a batch is worked through in: more take less memory and come to the same,
-    but for batch normalisation that trains, whose statistics are of a part."""
+    """Images per update, over all ranks together."""
+    accumulation_steps: Positive
+    """Parts that each rank's share of a batch is processed in. More use less memory and give the same result, except for
+    batch normalisation that trains, whose statistics are those of a part."""
     optimizer: Literal["adam", "adamw", "sgd"]
+    """torch.optim.Adam, AdamW or SGD."""
     lr: Annotated[float, Field(gt=0, le=10)]
-    """The highest rate, that of the head."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)]
-    """The rate of each of the trunk's stages, as a multiple of that of the stage after it (the head after the last)."""
+    """Peak learning rate."""
     schedule: Literal["constant", "cosine", "one_cycle"]
+    """How the learning rate changes after the warm-up."""
     warmup: Annotated[float, Field(ge=0, lt=1)]
-    """Share of all steps in which the rate rises."""
+    """Fraction of all steps in which the learning rate rises."""
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    """Of sgd."""
+    """Momentum of SGD."""
     weight_decay: Annotated[float, Field(ge=0, le=1)]
-    """Of matrices and kernels; norms and biases are left alone."""
-    clip: Annotated[float, Field(gt=0)] | None
-    """The greatest norm of a gradient; a longer one is shortened to it."""
+    """Weight decay, not applied to biases and normalisation layers."""
+    clip_grad_norm: Annotated[float, Field(gt=0)] | None
+    """Maximum norm of the gradient; null: no clipping."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    """Share of a label that is spread over all counts alike."""
-    label_spread: Annotated[float, Field(ge=0, le=10)]
-    """Standard deviation, in items, of the bell a label is spread over the counts near it by."""
+    """Fraction of a label that is spread evenly over all counts."""
     ordinal: bool
-    """The head answers "is it more than k?" for each count k but the last, given that it is k or more."""
-    squared_error: Annotated[float, Field(ge=0, le=100)]
-    """Weight of the squared error of the expected count, in items, beside the cross-entropy."""
-    twins: Annotated[float, Field(ge=0, le=100)]
-    """Weight of the squared error of the difference between two photographs of one bin in a batch."""
-    records: Annotated[float, Field(ge=0, le=100)]
-    """Weight of the squared error in what else the records say (:mod:`bintally.bins.facts`), in units of deviation."""
-    teachers: list[Text]
-    """Folders of models of the same counts and image size, whose averaged answers labels are mixed with."""
-    distilled: Annotated[float, Field(ge=0, le=1)]
-    """Share of a label that is the teachers'."""
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the features that the head does without, other ones each time."""
-    first_size: Annotated[int, Field(ge=32, le=1024)] | None
-    """Side of the images at the start, in pixels, that grows to `model.image_size`; None: that from the start."""
+    """Predict "more than k?" for each count k but the last, given that it is at least k (continuation ratios)."""
+    initial_image_size: Annotated[int, Field(ge=32, le=1024)] | None
+    """Side of the images at the start, growing to `model.image_size`, pixels; null: that size from the start."""
     validate_every: Positive
-    """Epochs between two validations; the last is always validated."""
-    average: Annotated[float, Field(ge=0, lt=1)]
-    """Decay of the moving average of the weights, which is then what is validated and kept; 0: none."""
+    """Epochs between validations; the last epoch is always validated."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    """Decay of the moving average of the weights, which is then what is validated and kept; 0: no average."""
     precision: Literal["auto", "float32", "bfloat16"]
-    """auto: bfloat16 where the GPU computes in it, else float32."""
+    """auto: bfloat16 where the GPU supports it, else float32."""
     compile: bool
-    """Let torch.compile make the step faster, after minutes of preparation."""
+    """Use torch.compile: faster steps after minutes of compilation."""
     seed: Seed
-
-    @model_validator(mode="after")
-    def _check(self) -> "Train":
-        if self.twins and self.accumulate > 1:
-            raise ValueError(f"train.twins: {self.twins} needs batches in one part, not {self.accumulate}")
-        if bool(self.teachers) != bool(self.distilled):
-            raise ValueError(f"train.distilled: {self.distilled} and train.teachers {self.teachers} go together")
-        if self.head_epochs >= self.epochs:
-            raise ValueError(f"train.head_epochs: {self.head_epochs} must be below train.epochs ({self.epochs})")
-        return self
+    """Seed of the head, the order of the samples and the augmentation."""
 
 
-class Augment(Checked):
-    """How far a training image may be changed; 0 is not at all. None of it changes how many things it shows."""
+class Augment(Section):
+    """Random changes of a training image that leave its count as it is; 0: none."""
 
     shift: Annotated[float, Field(ge=0, le=0.25)]
-    """Share of the side."""
+    """Maximum shift, as a fraction of the side."""
     scale: Annotated[float, Field(ge=0, le=0.5)]
-    """Share by which it grows or shrinks."""
+    """Maximum change of size, as a fraction."""
     rotation: Annotated[float, Field(ge=0, le=45)]
-    """Degrees."""
+    """Maximum rotation, degrees."""
     light: Annotated[float, Field(ge=0, le=0.9)]
-    """Share of the brightness, and of the contrast."""
+    """Maximum change of brightness and of contrast, as a fraction."""
     colour: Annotated[float, Field(ge=0, le=0.9)]
-    """Share of the brightness of each channel by itself."""
+    """Maximum change of the brightness of each channel, as a fraction."""
     noise: Annotated[float, Field(ge=0, le=64)]
-    """Greatest standard deviation, on the scale 0–255."""
+    """Maximum standard deviation of the noise, on the scale 0 to 255."""
     blur: Annotated[float, Field(ge=0, le=1)]
-    """Share of the mean over three neighbours, along either side, in the image."""
+    """Maximum weight of the mean over three neighbours along either side."""
 
 
-class Launch(Checked):
+class Launch(Section):
+    """How training processes are started."""
+
     ranks: Annotated[int, Field(ge=1, le=1024)]
-    """Processes on each machine."""
+    """Processes per machine; the result does not depend on it beyond rounding."""
     nnodes: Annotated[int, Field(ge=1, le=1024)]
     """Machines."""
     rdzv_endpoint: Annotated[str, StringConstraints(pattern=r"^[^\s:]+:\d{1,5}$")]
-    """host:port where they meet: a machine of theirs and a port free on it. Not looked at with one machine."""
+    """host:port of one of several machines, where they meet; ignored on one machine."""
     timeout_s: Annotated[int, Field(ge=5, le=86_400)]
-    """How long machines and their ranks wait for each other before they give up."""
+    """How long machines and ranks wait for each other, seconds."""
     max_restarts: Annotated[int, Field(ge=0, le=100)]
-    """How often torchrun starts the ranks again by itself after one of them failed."""
+    """How often torchrun restarts failed ranks by itself."""
     checkpoint_s: Annotated[float, Field(ge=0, le=86_400)]
-    """Seconds between two checkpoints."""
+    """Time between checkpoints, seconds."""
 
     @model_validator(mode="after")
     def _check(self) -> "Launch":
@@ -222,35 +216,38 @@ class Launch(Checked):
         return self
 
 
-class Calibrate(Checked):
+class Calibrate(Section):
+    """How probabilities are turned into answers, learned on validation."""
+
     counts: Counts | None
-    """Answer with these of the counts learned, and score bins of these alone; None takes all."""
+    """Counts to answer with, and to score bins of, among those trained on; null: all."""
     coverage: Share
-    """Share of bins whose set of counts is to hold the true one."""
-    sure: Share
-    """Share of answers to be right where the model does not say that it is unsure."""
-    wrong_records: Share
-    """Share of records that is taken to be wrong before their photographs are looked at."""
+    """Fraction of bins whose prediction set is to contain the true count."""
+    target_precision: Share
+    """Fraction of answers to be right among those not marked unsure."""
+    record_error_rate: Share
+    """Fraction of records assumed to be wrong before their photographs are seen."""
 
 
-class Evaluate(Checked):
+class Evaluate(Section):
+    """The scoring of the test set."""
+
     resamples: Annotated[int, Field(ge=100, le=100_000)]
-    seed: Seed
+    """Bootstrap resamples behind the 95 % intervals."""
 
 
-class Audit(Checked):
-    """How well wrong records are found is measured on records made wrong: so many as `calibrate.wrong_records`."""
+class Audit(Section):
+    """The measurement of how well wrong records are found."""
 
     draws: Annotated[int, Field(ge=1, le=10_000)]
-    """How often other records are made wrong; the figures are means over these."""
-    seed: Seed
+    """How often errors are injected into other records; figures are means over these draws."""
 
 
-class Range(Checked):
+class Range(Section):
     low: float | int
     high: float | int
     log: bool = False
-    """Whether values are drawn evenly on a logarithmic scale."""
+    """Draw values uniformly on a logarithmic scale."""
 
     @model_validator(mode="after")
     def _check(self) -> "Range":
@@ -261,23 +258,24 @@ class Range(Checked):
         return self
 
 
-class Tune(Checked):
-    """What `bintally tune` does; no stage depends on it."""
+class Tune(Section):
+    """The search of `bintally tune`; no stage depends on it."""
 
     space: Annotated[
         dict[Text, Range | Annotated[list[int | float | str | bool], Field(min_length=1)]], Field(min_length=1)
     ]
-    """Values to search, by ``section.key``: from low to high (whole numbers where both are), or one of a list."""
+    """Search space by ``section.key``: from low to high (integers where both are), or one of a list."""
     fixed: dict[Text, int | float | str | bool]
-    """What every trial sets beside it, such as fewer epochs."""
+    """Parameters that every trial sets as well."""
     objectives: Annotated[list[Literal["accuracy", "rmse"]], Field(min_length=1, max_length=2)]
-    """What is to be good on validation; with two, every trial that no other is better than in both is a best one."""
-    stop_poor: bool
-    """End a trial early that is worse, so far, than the median of those before. Not with two objectives."""
+    """Validation metrics to optimise; with two, the best trials are the Pareto-optimal ones."""
+    prune: bool
+    """Stop a trial that is worse than the median of the earlier ones. Not with two objectives."""
     seed: Seed
+    """Seed of the sampler."""
 
 
-class Params(Checked):
+class Params(Section):
     fetch: Fetch
     split: Split
     model: Model
@@ -293,52 +291,56 @@ class Params(Checked):
     def _check(self) -> "Params":
         for key, domain in self.tune.space.items():
             for value in domain if isinstance(domain, list) else (domain.low, domain.high):
-                self._check_searched("space", key, value)
+                self._check_trial_value("space", key, value)
         for key, value in self.tune.fixed.items():
-            self._check_searched("fixed", key, value)
-        if self.train.compile and self.model.trained not in ("head", "all"):
+            self._check_trial_value("fixed", key, value)
+        if self.train.initial_image_size and self.model.trainable != "all":
             raise ValueError(
-                f"train.compile: true needs model.trained: head or all, not {self.model.trained}, whose network is put "
-                "together anew in every step"
+                f"train.initial_image_size: {self.train.initial_image_size} needs model.trainable: all, not "
+                f"{self.model.trainable}, where images of one size are computed once"
             )
-        if self.train.first_size and self.model.trained != "all":
-            raise ValueError(
-                f"train.first_size: {self.train.first_size} needs model.trained: all, not {self.model.trained}, "
-                "where images of one size are computed once"
-            )
-        if self.train.twins and self.launch.ranks * self.launch.nnodes > 1:
-            raise ValueError(f"train.twins: {self.train.twins} needs launch.ranks: 1")
         for key, counts, among in (
             ("train.counts", self.train.counts, self.fetch.counts),
-            ("calibrate.counts", self.calibrate.counts, self.learned_counts),
+            ("calibrate.counts", self.calibrate.counts, self.model_counts),
         ):
             if counts and not set(counts) <= set(among):
-                raise ValueError(f"{key}: {counts} must be among {among}, which is what there is to take from")
+                raise ValueError(f"{key}: {counts} must be among {among}")
         return self
 
-    def _check_searched(self, where: str, key: str, value: object) -> None:
-        section, _, name = key.partition(".")
-        searched = getattr(self, section, None) if section in type(self).model_fields and section != "tune" else None
-        if searched is None or name not in type(searched).model_fields:
+    def _check_trial_value(self, where: str, key: str, value: object) -> None:
+        name, _, field = key.partition(".")
+        section = getattr(self, name, None) if name in type(self).model_fields and name != "tune" else None
+        if section is None or field not in type(section).model_fields:
             raise ValueError(f"tune.{where}: there is no parameter '{key}' to set")
         try:
-            type(searched).model_validate(searched.model_dump() | {name: value})
+            type(section).model_validate(section.model_dump() | {field: value})
         except ValidationError as error:
             raise ValueError(f"tune.{where}: {key} cannot be {value!r}: {error.errors()[0]['msg'].lower()}") from error
 
     @property
-    def learned_counts(self) -> list[int]:
-        """The counts the model tells apart."""
+    def model_counts(self) -> list[int]:
+        """The counts that are the model's classes."""
         return self.train.counts or self.fetch.counts
 
     @property
-    def answers(self) -> list[int]:
-        """The counts it answers with and is scored on."""
-        return self.calibrate.counts or self.learned_counts
+    def answer_counts(self) -> list[int]:
+        """The counts that predictions are made from and scored on."""
+        return self.calibrate.counts or self.model_counts
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads numbers as YAML 1.2 does."""
+    """SafeLoader that reads numbers as YAML 1.2 does and refuses a key that is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 # PyYAML follows YAML 1.1, where 1e-05, as `dvc exp run -S` writes it, is a string, and 010 is 8.
@@ -357,38 +359,46 @@ _Loader.add_implicit_resolver(
 
 
 def _sentence(error: ValidationError) -> str:
-    faults = []
+    messages = []
     for detail in error.errors():
         key = ".".join(map(str, detail["loc"])) or "the file"
         if detail["type"] == "value_error":
-            said = str(detail["ctx"]["error"])
-            faults.append(f"{key}: {said}" if len(detail["loc"]) > 1 and not said.startswith(key) else said)
+            reason = str(detail["ctx"]["error"])
+            messages.append(f"{key}: {reason}" if len(detail["loc"]) > 1 and not reason.startswith(key) else reason)
         elif detail["type"] == "extra_forbidden":
             section = Params.model_fields.get(str(detail["loc"][0])) if len(detail["loc"]) > 1 else None
             known = section.annotation.model_fields if section else Params.model_fields  # type: ignore[union-attr]
-            faults.append(
+            messages.append(
                 f"{key}: there is no such parameter (its value: {detail['input']!r}), only {', '.join(known)}"
             )
         elif detail["type"] == "missing":
-            faults.append(f"{key}: is missing")
+            messages.append(f"{key}: is missing")
         else:
-            faults.append(f"{key}: {detail['input']!r} is not allowed: {detail['msg'].lower()}")
-    return "; ".join(faults)
+            messages.append(f"{key}: {detail['input']!r} is not allowed: {detail['msg'].lower()}")
+    return "; ".join(messages)
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML file.
+
+    Raises UserError if it cannot be read, is not YAML, or gives a key twice.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist here; run this in the repository's root") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
-    """Read and check every parameter.
+    """Every parameter, read and checked.
 
-    Raises Fault that names the key, the value and what is allowed.
+    Raises UserError that names the key, the value and what is allowed.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
-        return Params.model_validate(content)
-    except FileNotFoundError as error:
-        raise Fault(f"{path} is not here: run this in the repository's root") from error
-    except OSError as error:
-        raise Fault(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Fault(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        return Params.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise Fault(f"{path}: {_sentence(error)}") from error
+        raise UserError(f"{path}: {_sentence(error)}") from error

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from bintally import cli
+from bintally import cli, paths
 from bintally.bins.groups import group_bins
 from bintally.bins.record import parse_record
 from bintally.bins.shards import Bin, write_shards
 from bintally.bins.source import image_key, record_key
 from bintally.files import read_csv, write_csv
-from bintally.model.calibration import save_calibration
-from bintally.model.predictor import Predictor
-from bintally.model.saved import save_model
+from bintally.inference.predictor import Predictor
+from bintally.model.card import save_model
 from bintally.params import load_params
 from bintally.scoring.audit import budget, wrong
-from bintally.stages import paths, split
+from bintally.scoring.calibration import save_calibration
+from bintally.stages import split
 from ready import by_pytorch
 from small import CALIBRATION, CARD, bins, counter
 

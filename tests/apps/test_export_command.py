@@ -10,14 +10,13 @@ import onnxruntime
 import pytest
 import torch
 
-from bintally import cli
+from bintally import cli, paths
 from bintally.bins.shards import write_shards
-from bintally.model.calibration import calibrated, load_calibration, save_calibration
+from bintally.inference.predictor import Predictor, predict_encoded
+from bintally.model.card import load_model, save_model
 from bintally.model.encoded import encode, load_encoded
 from bintally.model.images import decode
-from bintally.model.predictor import Predictor, predict_encoded
-from bintally.model.saved import load_model, save_model
-from bintally.stages import paths
+from bintally.scoring.calibration import calibrated, load_calibration, save_calibration
 from small import CALIBRATION, CARD, bins, counter
 
 
@@ -30,7 +29,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     encode(
         paths.ENCODED,
         reads,
-        counter().trunk,
+        counter().backbone,
         CARD.image_size,
         "head",
         CARD.mirror,

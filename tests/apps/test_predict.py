@@ -12,14 +12,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from bintally import cli
+from bintally import cli, paths
 from bintally.apps.predict import PART
 from bintally.bins.shards import write_shards
 from bintally.files import SCRATCH, read_csv
-from bintally.model.calibration import answer, save_calibration
-from bintally.model.predictor import Predictor
-from bintally.model.saved import save_model
-from bintally.stages import paths
+from bintally.inference.predictor import Predictor
+from bintally.model.card import save_model
+from bintally.scoring.calibration import answer, save_calibration
 from ready import IN_ANOTHER_PROCESS, by_pytorch
 from small import CALIBRATION, CARD, bins, counter
 

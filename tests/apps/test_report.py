@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bintally import cli
+from bintally import cli, paths
 from bintally.apps.collection import load_collection
 from bintally.bins.shards import write_shards
 from bintally.files import write_csv, write_json
-from bintally.scoring.metrics import Scored, evaluate
-from bintally.stages import paths
+from bintally.scoring.metrics import LabelledPredictions, evaluate
 from small import bins
 
 SPLITS = ["train", "train", "train", "validation", "test", "test", "test", "test"]  # the second group is in two
@@ -27,7 +26,9 @@ def write_outs(splits: list[str], comparable: bool = False) -> None:
     write_csv(paths.SPLITS, ["id", "count", "group", "split"], rows)
     test = eight[4:]
     probabilities = np.array([[0.2, 0.7, 0.1], [0.05, 0.15, 0.8], [0.1, 0.6, 0.3], [0.3, 0.4, 0.3]])
-    scored = Scored(probabilities, np.array([one.count for one in test]), [one.group for one in test], [1, 2, 3])
+    scored = LabelledPredictions(
+        probabilities, np.array([one.count for one in test]), [one.group for one in test], [1, 2, 3]
+    )
     header = ["id", "group", "count", "most_probable", "rounded_mean", "median", "low", "high", "unsure"]
     answers = probabilities.argmax(1) + 1
     write_csv(

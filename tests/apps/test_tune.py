@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from bintally.apps import tune as module
 from bintally.apps.experiment import Curve, Ended
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.files import read_csv, write_json
 from bintally.params import load_params
 
@@ -144,7 +144,7 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(
 ) -> None:
     def failing(name: str, changes: dict[str, Any], look: Callable[[Sequence[Curve]], bool]) -> dict[str, Any]:
         if changes["train.batch_size"] == 32:
-            raise Fault("train: out of memory")
+            raise UserError("train: out of memory")
         return stand_in(name, changes, look)
 
     monkeypatch.setattr(module, "run_experiment", failing)
@@ -156,11 +156,11 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(
     assert {row["train.batch_size"] for row in failed} == {"32"}
 
     def always(name: str, changes: dict[str, Any], look: Callable[[Sequence[Curve]], bool]) -> dict[str, Any]:
-        raise Fault("train: out of memory")
+        raise UserError("train: out of memory")
 
     monkeypatch.setattr(module, "run_experiment", always)
     monkeypatch.setattr(module, "STORAGE", Path("other.db"))
-    with pytest.raises(Fault, match=r"^no trial of 2 came to an end: train: out of memory$"):
+    with pytest.raises(UserError, match=r"^no trial of 2 came to an end: train: out of memory$"):
         module.tune(2, None)
 
 
@@ -222,5 +222,7 @@ def test_two_objectives_give_all_best_compromises(
 
 
 def test_a_database_that_cannot_be_used_is_a_fault_without_its_password(project: Path) -> None:
-    with pytest.raises(Fault, match=r"^--storage: 'postgresql\+psycopg://me:\*\*\*@127\.0\.0\.1:1/x' cannot be used"):
+    with pytest.raises(
+        UserError, match=r"^--storage: 'postgresql\+psycopg://me:\*\*\*@127\.0\.0\.1:1/x' cannot be used"
+    ):
         module.tune(1, "postgresql+psycopg://me:secret@127.0.0.1:1/x")

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from bintally import paths
 from bintally.bins.corrections import Merged, merge_corrections, read_corrections
 from bintally.bins.shards import Bin, write_shards
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.files import read_csv
 from bintally.params import Params, load_params
-from bintally.stages import paths, split
+from bintally.stages import split
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_malformed_line_is_named(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "corrections.csv"
     path.write_text(text)
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         read_corrections(path)
     assert said in str(caught.value) and str(path) in str(caught.value)
 
@@ -44,9 +45,9 @@ def test_later_counts_win_and_a_bad_file_changes_nothing(tmp_path: Path) -> None
     assert merge_corrections(path, marks) == Merged(new=1, changed=1, same=1)
     assert path.read_text() == "id,count\n00007,2\n5,0\n7,3\n"
     marks.write_text("id,count\n7,x\n")
-    with pytest.raises(Fault):
+    with pytest.raises(UserError):
         merge_corrections(path, marks)
-    with pytest.raises(Fault, match="is not there"):
+    with pytest.raises(UserError, match="is not there"):
         merge_corrections(path, tmp_path / "none.csv")
     assert path.read_text() == "id,count\n00007,2\n5,0\n7,3\n"
 

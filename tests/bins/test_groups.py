@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from bintally.bins.groups import group_bins, part_of, split_around, split_groups
+from bintally.bins.groups import group_bins, random_group_subset, split_groups, split_with_test_set
 
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
 
@@ -80,18 +80,18 @@ def test_no_group_is_in_two_splits_and_every_count_is_shared_out_to_within_a_poi
 def test_around_a_given_test_set_no_bin_of_its_groups_is_learned_from_and_the_rest_is_shared_out() -> None:
     groups, counts = synthetic()
     held = (np.random.default_rng(1).random(len(groups)) < 0.1).tolist()
-    splits = split_around(held, groups, counts, SHARES, seed=1)
+    splits = split_with_test_set(held, groups, counts, SHARES, seed=1)
     assert [split == "test" for split in splits] == held
     kinds = {frozenset(names) for names in where(groups, splits).values()}
     assert kinds == {frozenset(names.split()) for names in ("test", "test left_out", "train", "validation")}
     assert_shared_out(splits, counts, {"train": 0.75, "validation": 0.25})
-    assert split_around(held, groups, counts, SHARES, seed=1) == splits
-    assert split_around(held, groups, counts, SHARES, seed=2) != splits
+    assert split_with_test_set(held, groups, counts, SHARES, seed=1) == splits
+    assert split_with_test_set(held, groups, counts, SHARES, seed=2) != splits
 
 
 def test_a_test_set_of_all_leaves_nothing_to_learn_from() -> None:
     groups, counts = synthetic()
-    assert set(split_around([True] * len(groups), groups, counts, SHARES, seed=1)) == {"test"}
+    assert set(split_with_test_set([True] * len(groups), groups, counts, SHARES, seed=1)) == {"test"}
 
 
 def test_a_seed_gives_one_split_and_another_seed_another() -> None:
@@ -110,8 +110,8 @@ def test_a_group_keeps_its_split_in_whatever_order_the_bins_come() -> None:
 
 def test_a_part_is_of_whole_groups_and_lies_within_larger_parts() -> None:
     groups = [f"g{number // 2}" for number in range(200)]
-    parts = {share: part_of(groups, share, seed=1) for share in (0.25, 0.5, 1.0)}
+    parts = {share: random_group_subset(groups, share, seed=1) for share in (0.25, 0.5, 1.0)}
     assert {share: part.sum() for share, part in parts.items()} == {0.25: 50, 0.5: 100, 1.0: 200}
     assert not (parts[0.25] & ~parts[0.5]).any()
     assert all((part[0::2] == part[1::2]).all() for part in parts.values())
-    assert (part_of(groups, 0.5, seed=2) != parts[0.5]).any()
+    assert (random_group_subset(groups, 0.5, seed=2) != parts[0.5]).any()

@@ -9,7 +9,7 @@ import pytest
 
 from bintally.bins import shards
 from bintally.bins.shards import Bin, Entry, ShardReader, read_index, write_shards
-from bintally.faults import Fault
+from bintally.errors import UserError
 
 
 def bins(number: int = 12) -> Iterator[Bin]:
@@ -67,5 +67,5 @@ def test_equal_bins_give_equal_files(written: tuple[Path, list[Entry]], tmp_path
 @pytest.mark.parametrize("name", ["bins-00000.tar", ".index.csv.tmp"])
 def test_a_full_disk_is_a_fault(tmp_path: Path, name: str) -> None:
     (tmp_path / name).symlink_to("/dev/full")
-    with pytest.raises(Fault, match=f"disk is full.*{tmp_path}"):
+    with pytest.raises(UserError, match=f"disk is full.*{tmp_path}"):
         write_shards(tmp_path, bins())

@@ -8,7 +8,7 @@ import pytest
 
 from bintally.bins import source
 from bintally.bins.source import image_key, open_source, record_key
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.params import Fetch
 
 
@@ -52,12 +52,12 @@ def test_the_demo_needs_nothing() -> None:
 
 
 def test_a_folder_that_does_not_exist_is_a_fault(tmp_path: Path) -> None:
-    with pytest.raises(Fault, match=rf"fetch\.source: '{tmp_path}/nowhere' .* exists"):
+    with pytest.raises(UserError, match=rf"fetch\.source: '{tmp_path}/nowhere' .* exists"):
         open_source(fetch(tmp_path / "nowhere"))
 
 
 def test_a_folder_without_records_is_a_fault(tmp_path: Path) -> None:
-    with pytest.raises(Fault, match=rf"{tmp_path} has no metadata/<id>\.json"):
+    with pytest.raises(UserError, match=rf"{tmp_path} has no metadata/<id>\.json"):
         open_source(fetch(tmp_path)).ids()
 
 
@@ -68,9 +68,9 @@ def test_a_server_that_is_down_is_one_line_that_names_it_and_soon(
     endpoint = f"http://127.0.0.1:{closed_port}"
     down = open_source(fetch("s3://bucket/prefix", endpoint))
     start = time.monotonic()
-    with pytest.raises(Fault) as listing:
+    with pytest.raises(UserError) as listing:
         down.ids()
-    with pytest.raises(Fault) as reading:
+    with pytest.raises(UserError) as reading:
         list(down.read([record_key(str(number)) for number in range(20)]))
     assert time.monotonic() - start < 10
     for caught in (listing, reading):

@@ -14,8 +14,8 @@ from PIL import Image
 from bintally.bins import subset
 from bintally.bins.source import image_key, open_source, record_key
 from bintally.bins.staging import Staging
-from bintally.bins.subset import Subset, bins_of, choose, read_id_list
-from bintally.faults import Fault
+from bintally.bins.subset import Subset, choose, iter_bins, read_id_list
+from bintally.errors import UserError
 from bintally.params import Fetch
 
 
@@ -62,7 +62,7 @@ class Memory:
     def read(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
         for key in reversed(keys):
             if self.reads.total() == self.lasts:
-                raise Fault("the network is gone")
+                raise UserError("the network is gone")
             self.reads[key] += 1
             yield key, self.objects.get(key)
 
@@ -119,7 +119,7 @@ def test_the_bins_taken_do_not_depend_on_how_many_are_read_at_once(tmp_path: Pat
         asked = fetch(source=str(tmp_path), per_count=7, concurrency=concurrency)
         staging = Staging(tmp_path / f"{concurrency}.sqlite")
         found = choose(open_source(asked), asked, staging)
-        got.append((found, list(bins_of(found, staging))))
+        got.append((found, list(iter_bins(found, staging))))
         staging.close()
     assert got[0] == got[1]
     objects = warehouse()
@@ -143,7 +143,7 @@ def test_an_interrupted_fetch_goes_on_without_reading_anything_twice(
     for attempt in range(2):
         staging = Staging(tmp_path / "interrupted.sqlite")
         if attempt == 0:
-            with pytest.raises(Fault, match="network is gone"):
+            with pytest.raises(UserError, match="network is gone"):
                 choose(source, asked, staging)
             source.lasts = None
         else:
@@ -199,11 +199,11 @@ def test_fewer_bins_than_asked_for_are_said_and_used(tmp_path: Path, caplog: pyt
 
 def test_nothing_usable_is_a_fault_that_says_why(tmp_path: Path) -> None:
     broken = {key: body if key.startswith("metadata") else b"" for key, body in warehouse(6).items()}
-    with pytest.raises(Fault, match=r"none of 6 bins of memory .*\[1, 2\].* image does not decode"):
+    with pytest.raises(UserError, match=r"none of 6 bins of memory .*\[1, 2\].* image does not decode"):
         chosen(tmp_path / "broken", broken)
-    with pytest.raises(Fault, match=r"none of 4 bins of memory .*\[8, 9\].* none has one of the counts"):
+    with pytest.raises(UserError, match=r"none of 4 bins of memory .*\[8, 9\].* none has one of the counts"):
         chosen(tmp_path / "other", warehouse(4), counts=[8, 9])
-    with pytest.raises(Fault, match=r"memory has no usable bin with count 9; take it out of fetch\.counts"):
+    with pytest.raises(UserError, match=r"memory has no usable bin with count 9; take it out of fetch\.counts"):
         chosen(tmp_path / "partly", warehouse(4), counts=[1, 9])
 
 
@@ -216,7 +216,7 @@ def test_ids_that_differ_in_leading_zeros_stay_different_bins(tmp_path: Path) ->
     }
     staging = Staging(tmp_path / "objects.sqlite")
     got = choose(Memory(objects), fetch(), staging)
-    bins = {one.id: (one.count, one.image) for one in bins_of(got, staging)}
+    bins = {one.id: (one.count, one.image) for one in iter_bins(got, staging)}
     staging.close()
     assert bins == {"1": (1, jpeg(10)), "00001": (2, jpeg(200))}
     assert got.groups == {"1": "1", "00001": "00001"}
@@ -263,7 +263,7 @@ def test_an_id_list_that_is_none_is_a_fault(tmp_path: Path, body: bytes | None, 
     path = tmp_path / "ids"
     if body is not None:
         path.write_bytes(body)
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         read_id_list(path, "split.test_ids")
     message = str(caught.value)
     assert message.startswith("split.test_ids: ") and str(path) in message and said in message
@@ -287,7 +287,7 @@ def test_a_full_disk_is_a_fault_and_what_was_fetched_stays(tmp_path: Path) -> No
     staging = Staging(path)
     # SQLite gives the same error as where the disk has no space left.
     staging._database.execute("PRAGMA max_page_count = 60")
-    with pytest.raises(Fault, match=f"disk is full.*{path}"):
+    with pytest.raises(UserError, match=f"disk is full.*{path}"):
         list(staging.fetch(Memory(objects), objects))
     staging.close()
     source = Memory(objects)

@@ -16,10 +16,10 @@ import pytest
 import yaml
 from kubeflow_trainer_api import models  # type: ignore[import-untyped]
 
-from bintally.apps.endpoint import Endpoint, Limits
-from bintally.apps.routes import create_app
-from bintally.apps.serve import LEAVE_S
 from bintally.cli import _parser
+from bintally.serving.endpoint import Endpoint, Limits
+from bintally.serving.routes import create_app
+from bintally.serving.server import LEAVE_S
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from project import Project, make_project
 
-from bintally.apps.store import Store, free_ports, serving
-from bintally.bins.demo import DemoSource
+from bintally.apps.seaweedfs import Store, free_ports, serving
+from bintally.demo.warehouse import DemoSource
 
 
 @pytest.fixture(scope="session")

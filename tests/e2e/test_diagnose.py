@@ -4,7 +4,7 @@ import json
 
 from project import Project
 
-from bintally.scoring.diagnosis import RULES
+from bintally.diagnosis.rules import RULES
 
 
 def test_a_run_is_diagnosed_and_one_whose_loss_does_not_fall_ends_in_an_error(project: Project) -> None:

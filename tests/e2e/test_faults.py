@@ -5,7 +5,7 @@ import os
 import pytest
 from project import Project
 
-from bintally.apps.store import Store, free_ports
+from bintally.apps.seaweedfs import Store, free_ports
 
 OUTS = (
     "data/bins/index.csv",
@@ -37,7 +37,7 @@ def refuses(project: Project, *expected: str, command: tuple[str, ...] = ("dvc",
     [
         ("train__lr", "fast", ("train.lr", "'fast'", "number")),
         ("split__test", 0.3, ("split", "sum to 1", "1.1")),
-        ("model__trunk", "resnet51", ("model.trunk", "'resnet51'", "resnet50")),
+        ("model__backbone", "resnet51", ("model.backbone", "'resnet51'", "resnet50")),
         ("model__weights", "http://127.0.0.1:9/w.pth", ("model.weights", "127.0.0.1:9", "download")),
     ],
 )

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from project import Project, make_project
 
-from bintally.apps.store import Store
+from bintally.apps.seaweedfs import Store
 from bintally.files import read_csv
-from bintally.model.decoding import DECODINGS, FOR_ACCURACY
+from bintally.scoring.decoding import DECODINGS, FOR_ACCURACY
 from bintally.scoring.references import REFERENCES
 
 CALIBRATION = "models/calibration.json"
@@ -135,7 +135,7 @@ def test_from_s3_and_back(tmp_path: Path, store: Store) -> None:
 
 
 def test_everything_trains_from_pixels(project: Project) -> None:
-    project.set(model__trained="all", model__trunk="mobilenet_v3_small", model__weights="none", train__epochs=1)
+    project.set(model__trainable="all", model__backbone="mobilenet_v3_small", model__weights="none", train__epochs=1)
     project.set(train__ordinal="true", train__dropout=0.2, train__first_size=64)
     project.must("dvc", "repro")
     assert (project.folder / "data/encoded/encoding.json").read_text().count("pixels") == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from project import Project
 
-from bintally.apps.store import free_ports
+from bintally.apps.seaweedfs import free_ports
 from bintally.files import read_csv
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))

@@ -24,7 +24,9 @@ TRAIN = ("dvc", "repro", "--force", "--single-item", "train")
 def test_the_number_of_ranks_does_not_change_the_curve(
     project: Project, trained: str | int, lr: float, others: tuple[int, ...]
 ) -> None:
-    project.set(model__trained=trained, train__lr=lr, train__epochs=2, model__image_size=64, train__accumulate=2)
+    project.set(
+        model__trainable=trained, train__lr=lr, train__epochs=2, model__image_size=64, train__accumulation_steps=2
+    )
     curves = {}
     for ranks in (1, *others):
         project.set(launch__ranks=ranks)
@@ -181,13 +183,13 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_images(project: Projec
 
 
 def test_too_little_memory_says_what_to_lower(project: Project) -> None:
-    project.set(model__trained="all", train__epochs=1, launch__ranks=1, train__batch_size=256, model__image_size=448)
+    project.set(model__trainable="all", train__epochs=1, launch__ranks=1, train__batch_size=256, model__image_size=448)
     project.must("dvc", "repro", "encode", "split")
     used = 6_000_000  # kB: enough to start with, not for the maps of a batch
     done = project.run("sh", "-c", f"ulimit -v {used}; exec dvc repro --single-item train")
     assert done.code != 0 and "Traceback" not in done.text
     (told,) = re.findall(r"^train: out of memory.*", done.text, re.MULTILINE)
-    assert "train.batch_size (256)" in told and "train.accumulate (1)" in told
+    assert "train.batch_size (256)" in told and "train.accumulation_steps (1)" in told
 
 
 def test_the_newest_checkpoint_is_named_by_its_steps(slow: Project, tmp_path: Path) -> None:

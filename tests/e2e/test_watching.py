@@ -7,7 +7,7 @@ import pytest
 from project import Project
 from runs import processes
 
-from bintally.sharing import cores
+from bintally.resources import available_cpus
 
 NAMES = ("fig", "plum")
 QUEUE_S = 300
@@ -41,6 +41,6 @@ def test_queued_experiments_share_the_cores(queue: Project, monkeypatch: pytest.
     states = {row[1]: row[-1] for row in rows if len(row) > 2 and row[1] in NAMES}
     assert states == dict.fromkeys(NAMES, "Success"), "\n".join(logs.values())
     for log in logs.values():
-        assert f"ranks: 1, threads of each: {max(1, cores() // 2)}\n" in log
+        assert f"ranks: 1, threads of each: {max(1, available_cpus() // 2)}\n" in log
     listed = queue.must("dvc", "exp", "list", "--name-only")
     assert sorted(listed.split()) == sorted(NAMES)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.model import encoded as module
-from bintally.model.encoded import Encoded, Rows, encode, load_encoded
+from bintally.model.backbone import LITE, Backbone
+from bintally.model.encoded import Encoded, MemoryMappedRows, encode, load_encoded
 from bintally.model.images import decode
-from bintally.model.trunk import LITE, Trunk
-from bintally.model.weights import load_weights
+from bintally.model.pretrained import load_weights
 
 SIZE = 64
 CPU = torch.device("cpu")
@@ -35,24 +35,24 @@ READS: list[Callable[[], bytes]] = [partial(bytes, body) for body in BODIES]
 
 
 @pytest.fixture(scope="module")
-def trunk() -> Trunk:
-    one = Trunk(LITE[0], SIZE, "every_scale")
+def backbone() -> Backbone:
+    one = Backbone(LITE[0], SIZE, "every_scale")
     load_weights(one, LITE[0], "DEFAULT")
     return one.eval()
 
 
-def encoded(folder: Path, trunk: Trunk, trained: str | int, mirrored: bool = True) -> Encoded:
-    encode(folder, READS, trunk, SIZE, trained, mirrored, CPU, folder.parent / "scratch", "key")
+def encoded(folder: Path, backbone: Backbone, trained: str | int, mirrored: bool = True) -> Encoded:
+    encode(folder, READS, backbone, SIZE, trained, mirrored, CPU, folder.parent / "scratch", "key")
     return load_encoded(folder)
 
 
 @pytest.mark.parametrize("mirrored", [True, False])
 def test_features_are_those_of_each_decoded_photograph_and_its_mirror_image(
-    tmp_path: Path, trunk: Trunk, mirrored: bool
+    tmp_path: Path, backbone: Backbone, mirrored: bool
 ) -> None:
-    got = encoded(tmp_path, trunk, "head", mirrored)
+    got = encoded(tmp_path, backbone, "head", mirrored)
     assert got.encoding.kind == "features"
-    assert got.rows.shape == (11, 1 + mirrored, trunk.width)
+    assert got.rows.shape == (11, 1 + mirrored, backbone.width)
     array = got.rows.take(EVERY)
     assert array.dtype == np.float32
     with torch.no_grad():
@@ -60,11 +60,11 @@ def test_features_are_those_of_each_decoded_photograph_and_its_mirror_image(
             plain = decode(body, SIZE)[None]
             for view, pixels in enumerate([plain, plain.flip(3)][: 1 + mirrored]):
                 # Summed in another order in a batch than alone; other photographs differ by 0.1 and more.
-                np.testing.assert_allclose(array[place, view], trunk(pixels)[0], atol=1e-4, rtol=1e-4)
+                np.testing.assert_allclose(array[place, view], backbone(pixels)[0], atol=1e-4, rtol=1e-4)
 
 
-def test_pixels_are_the_decoded_photographs_where_the_trunk_learns(tmp_path: Path, trunk: Trunk) -> None:
-    got = encoded(tmp_path, trunk, "all")
+def test_pixels_are_the_decoded_photographs_where_the_backbone_learns(tmp_path: Path, backbone: Backbone) -> None:
+    got = encoded(tmp_path, backbone, "all")
     assert got.encoding.kind == "pixels"
     expected = torch.stack([decode(body, SIZE) for body in BODIES]).numpy()
     array = got.rows.take(EVERY)
@@ -73,56 +73,56 @@ def test_pixels_are_the_decoded_photographs_where_the_trunk_learns(tmp_path: Pat
 
 
 @torch.no_grad()
-def test_maps_take_the_trunk_to_the_features_of_each_photograph(tmp_path: Path, trunk: Trunk) -> None:
-    got = encoded(tmp_path, trunk, 2)
+def test_maps_take_the_backbone_to_the_features_of_each_photograph(tmp_path: Path, backbone: Backbone) -> None:
+    got = encoded(tmp_path, backbone, 2)
     assert (got.encoding.kind, got.encoding.learned) == ("maps", 2)
     # 40 maps of an eighth of the side, and behind them the means of 16, 24 and 40 maps.
     assert got.rows.shape == (11, 2, 40 * 8 * 8 + 16 + 24 + 40)
-    other = Trunk(LITE[0], SIZE, "every_scale").eval()
-    other.load_state_dict(got.trunk_state)
+    other = Backbone(LITE[0], SIZE, "every_scale").eval()
+    other.load_state_dict(got.backbone_state)
     got.ready(other)
     pixels = torch.stack([decode(body, SIZE) for body in BODIES])
     for view, images in enumerate([pixels, pixels.flip(3)]):
         rows = torch.from_numpy(got.rows.take(EVERY)[:, view])
-        torch.testing.assert_close(other(rows), trunk(images), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(other(rows), backbone(images), atol=1e-4, rtol=1e-4)
 
 
-def test_arrays_suit_the_trunks_they_are_the_constant_part_of(tmp_path: Path, trunk: Trunk) -> None:
+def test_arrays_suit_the_backbones_they_are_the_constant_part_of(tmp_path: Path, backbone: Backbone) -> None:
     kinds: dict[str, str | int] = {"features": "head", "maps": 2, "pixels": "all"}
-    arrays = {kind: encoded(tmp_path / kind, trunk, trained) for kind, trained in kinds.items()}
-    later, early = copy.deepcopy(trunk), copy.deepcopy(trunk)
+    arrays = {kind: encoded(tmp_path / kind, backbone, trained) for kind, trained in kinds.items()}
+    later, early = copy.deepcopy(backbone), copy.deepcopy(backbone)
     later.get_parameter("body._conv_head.weight").data += 1
     early.get_parameter("body._conv_stem.weight").data += 1
 
-    def suited(one: Trunk, size: int = SIZE) -> list[str]:
+    def suited(one: Backbone, size: int = SIZE) -> list[str]:
         return [kind for kind, array in arrays.items() if array.suit(one, size)]
 
-    assert suited(trunk) == ["features", "maps", "pixels"]
+    assert suited(backbone) == ["features", "maps", "pixels"]
     assert suited(later) == ["maps", "pixels"]
     assert suited(early) == ["pixels"]
-    assert suited(trunk, SIZE + 32) == []
+    assert suited(backbone, SIZE + 32) == []
 
 
 @pytest.mark.parametrize("trained", ["head", 2, "all"])
 def test_two_runs_write_the_same_bytes_and_other_weights_give_another_digest(
-    tmp_path: Path, trunk: Trunk, trained: str | int
+    tmp_path: Path, backbone: Backbone, trained: str | int
 ) -> None:
-    first, again = (encoded(tmp_path / name, trunk, trained) for name in ("first", "again"))
+    first, again = (encoded(tmp_path / name, backbone, trained) for name in ("first", "again"))
     assert first.encoding == again.encoding
     files = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert files == ["array.npy", "encoding.json", "trunk.safetensors"]
+    assert files == ["array.npy", "encoding.json", "backbone.safetensors"]
     assert all((tmp_path / "first" / n).read_bytes() == (tmp_path / "again" / n).read_bytes() for n in files)
-    for key, value in trunk.state_dict().items():
-        assert torch.equal(first.trunk_state[key], value)
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(first.backbone_state[key], value)
 
     torch.manual_seed(0)
-    other = encoded(tmp_path / "other", Trunk(LITE[0], SIZE, "every_scale"), trained)
+    other = encoded(tmp_path / "other", Backbone(LITE[0], SIZE, "every_scale"), trained)
     assert other.encoding.digest != first.encoding.digest
 
 
 @pytest.mark.parametrize("trained", ["head", 2, "all"])
 def test_an_interrupted_encoding_goes_on_to_the_same_bytes(
-    tmp_path: Path, trunk: Trunk, trained: str | int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, backbone: Backbone, trained: str | int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bintally.model.encoded.KEEP_EVERY_S", 0)
     read: list[int] = []
@@ -139,7 +139,7 @@ def test_an_interrupted_encoding_goes_on_to_the_same_bytes(
 
     def run(name: str, last: int, key: str = "key") -> bytes:
         read.clear()
-        encode(tmp_path / name, reads(last), trunk, SIZE, trained, True, CPU, tmp_path / "scratch", key)
+        encode(tmp_path / name, reads(last), backbone, SIZE, trained, True, CPU, tmp_path / "scratch", key)
         return (tmp_path / name / "array.npy").read_bytes()
 
     whole = run("first", 99)
@@ -154,10 +154,18 @@ def test_an_interrupted_encoding_goes_on_to_the_same_bytes(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-def test_a_photograph_that_does_not_decode_is_a_fault_and_leaves_no_array(tmp_path: Path, trunk: Trunk) -> None:
-    with pytest.raises(Fault, match="does not decode"):
+def test_a_photograph_that_does_not_decode_is_a_fault_and_leaves_no_array(tmp_path: Path, backbone: Backbone) -> None:
+    with pytest.raises(UserError, match="does not decode"):
         encode(
-            tmp_path, [*READS, lambda: b"garbage"], trunk, SIZE, "head", True, CPU, tmp_path.parent / "scratch", "key"
+            tmp_path,
+            [*READS, lambda: b"garbage"],
+            backbone,
+            SIZE,
+            "head",
+            True,
+            CPU,
+            tmp_path.parent / "scratch",
+            "key",
         )
     assert not list(tmp_path.glob("*array*")) and not (tmp_path / "encoding.json").exists()
 
@@ -170,7 +178,7 @@ def test_rows_are_read_as_numpy_reads_them_and_memory_is_given_back(
     path = tmp_path / "array.npy"
     array = random.random(shape, dtype=np.float32) if len(shape) == 3 else random.integers(0, 256, shape, np.uint8)
     np.save(path, array)
-    rows = Rows(path)
+    rows = MemoryMappedRows(path)
     assert rows.shape == shape
 
     def resident() -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.model.images import decode
 
 
@@ -42,7 +42,7 @@ def test_every_kind_of_photograph_becomes_a_square_as_pillow_sees_it(mode: str, 
 
 @pytest.mark.parametrize("body", [b"", b"garbage" * 100, coded(picture(), "JPEG")[:-10]])
 def test_bytes_that_are_no_image_or_not_all_of_one_are_a_fault(body: bytes) -> None:
-    with pytest.raises(Fault, match=f"image of {len(body)} bytes does not decode") as caught:
+    with pytest.raises(UserError, match=f"image of {len(body)} bytes does not decode") as caught:
         decode(body, 32)
     assert "\n" not in str(caught.value)
 
@@ -83,5 +83,5 @@ def claimed(width: int, height: int) -> bytes:
     ids=["30000", "10000", "scans", "GIF"],
 )
 def test_what_would_take_too_long_is_refused_before_it_is_decoded(body: bytes, said: str) -> None:
-    with pytest.raises(Fault, match=said):
+    with pytest.raises(UserError, match=said):
         decode(body, 32)

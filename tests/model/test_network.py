@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from bintally.model.decoding import DECODINGS, decode_counts
+from bintally.model.backbone import Backbone
 from bintally.model.network import CountDistribution, CountingNetwork, Head, log_distribution, mirror, views
-from bintally.model.trunk import Trunk
+from bintally.scoring.decoding import DECODINGS, decode_counts
 
 SIZE = 64
 
@@ -24,8 +24,8 @@ def distribution(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def network() -> CountingNetwork:
     torch.manual_seed(1)
-    trunk = Trunk("resnet18", SIZE, "every_scale")
-    return CountingNetwork(trunk, Head(trunk.width, 16, 4, ordinal=False, seed=1)).eval()
+    backbone = Backbone("resnet18", SIZE, "every_scale")
+    return CountingNetwork(backbone, Head(backbone.width, 16, 4, ordinal=False, seed=1)).eval()
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def test_rows_of_a_distribution_sum_to_one_even_for_extreme_logits(network: Coun
         probability = distribution(network, inputs)
         assert probability.shape == (3, 4) and probability.min() >= 0
         torch.testing.assert_close(probability.sum(1), torch.ones(3))
-    extreme = 1e4 * torch.randn(5, 2, network.trunk.width, generator=torch.Generator().manual_seed(0))
+    extreme = 1e4 * torch.randn(5, 2, network.backbone.width, generator=torch.Generator().manual_seed(0))
     logs = log_distribution(network.head, extreme)
     torch.testing.assert_close(logs.exp().sum(1), torch.ones(5))
     assert logs.isfinite().all() and logs.min() < -1000
@@ -53,7 +53,7 @@ def test_rows_of_a_distribution_sum_to_one_even_for_extreme_logits(network: Coun
 @torch.no_grad()
 def test_the_head_on_features_of_the_views_says_what_the_whole_network_says(network: CountingNetwork) -> None:
     both = views(images(), True)
-    features = network.trunk(both.flatten(0, 1)).unflatten(0, (3, 2))
+    features = network.backbone(both.flatten(0, 1)).unflatten(0, (3, 2))
     torch.testing.assert_close(distribution(network.head, features), distribution(network, both), atol=1e-5, rtol=0)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bintally.scoring.metrics import Scored, confusion, evaluate, per_class, reliability, risk_coverage
+from bintally.scoring.metrics import LabelledPredictions, confusion, evaluate, per_class, reliability, risk_coverage
 
-BY_HAND = Scored(
+BY_HAND = LabelledPredictions(
     probabilities=np.array(
         [
             [0.72, 0.18, 0.10],  # most probable 1, mean 1.38
@@ -24,13 +24,13 @@ BY_HAND = Scored(
 )
 
 
-def many(number: int = 300) -> Scored:
+def many(number: int = 300) -> LabelledPredictions:
     """Bins of five counts, each a group of its own, right about half of the time."""
     random = np.random.default_rng(0)
     truth = random.integers(1, 6, number)
     logits = random.normal(size=(number, 5)) + 1.3 * np.eye(5)[truth - 1]
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    return Scored(probabilities, truth, [f"g{place}" for place in range(number)], [1, 2, 3, 4, 5])
+    return LabelledPredictions(probabilities, truth, [f"g{place}" for place in range(number)], [1, 2, 3, 4, 5])
 
 
 def width(interval: list[float]) -> float:

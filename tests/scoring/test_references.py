@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from bintally.scoring.references import trivial
+from bintally.scoring.references import baselines
 
 
 def test_trivial_answers_are_learned_from_training_and_scored_on_test() -> None:
     train, test = np.array([1, 1, 2, 5]), np.array([1, 2, 2, 3])
-    majority, mean, uniform = trivial(train, test, [1, 2, 3])
+    majority, mean, uniform = baselines(train, test, [1, 2, 3])
     assert (majority.name, majority.accuracy) == ("always 1 (majority class)", 1 / 4)
     assert majority.rmse == pytest.approx(math.sqrt((0 + 1 + 1 + 4) / 4))
     assert (mean.name, mean.accuracy) == ("always 2.25 (mean)", 2 / 4)

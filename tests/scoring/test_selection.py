@@ -4,11 +4,11 @@ import itertools
 
 import numpy as np
 
-from bintally.bins.demo import DemoWarehouse
+from bintally.demo.warehouse import DemoWarehouse
 from bintally.scoring import selection
-from bintally.scoring.metrics import Scored
+from bintally.scoring.metrics import LabelledPredictions
 
-SCORED = Scored(
+SCORED = LabelledPredictions(
     probabilities=np.array([[0.9, 0.1, 0.0], [0.3, 0.4, 0.3], [0.05, 0.9, 0.05], [0.0, 0.2, 0.8]]),
     truth=np.array([1, 2, 3, 2]),
     groups=["a", "b", "c", "d"],

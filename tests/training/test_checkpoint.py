@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.training.checkpoint import KEPT_RUNS, Checkpoints, read_state
 
 KEY = "0123456789abcdef" * 4
@@ -106,7 +106,7 @@ def test_a_full_disk_is_a_fault_and_leaves_the_earlier_ones(tmp_path: Path) -> N
     folder = next(tmp_path.iterdir())
     # Whatever is written through it comes back as "no space left on device".
     (folder / ".0000000006.pt.tmp").symlink_to("/dev/full")
-    with pytest.raises(Fault, match=r"the disk is full: could not write .*0000000006\.pt"):
+    with pytest.raises(UserError, match=r"the disk is full: could not write .*0000000006\.pt"):
         saved(tmp_path, 6)
     assert newest(checkpoints) == 5
     assert files(tmp_path) == ["0000000004.pt", "0000000005.pt"]

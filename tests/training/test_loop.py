@@ -18,7 +18,7 @@ from toys import (
     CPU,
     WIDTH,
     Tensors,
-    TinyTrunk,
+    TinyBackbone,
     alone,
     both,
     equal,
@@ -32,16 +32,16 @@ from toys import (
     toy_pixels,
 )
 
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.interruption import Stopped, StopRequest
+from bintally.model.backbone import Backbone
 from bintally.model.encoded import Kind
 from bintally.model.network import CountingNetwork, Head, log_distribution
-from bintally.model.trunk import Trunk
 from bintally.params import Params
 from bintally.training.augment import Dropout
 from bintally.training.checkpoint import Checkpoints, read_state
-from bintally.training.distribution import Place
-from bintally.training.loop import Epoch, Fit, fit
+from bintally.training.distributed import Place
+from bintally.training.loop import EpochMetrics, TrainingResult, fit
 from bintally.training.optimizer import rate
 from bintally.training.samples import Samples, plan
 
@@ -62,7 +62,7 @@ EVERYTHING: dict[str, Any] = {
     "label_spread": 0.5,
     "squared_error": 0.1,
     "dropout": 0.2,
-    "average": 0.9,
+    "ema_decay": 0.9,
 }
 
 
@@ -80,10 +80,12 @@ class Run:
         self.place, self.samples, self.params = place, samples, params
         self.checkpoints = Checkpoints(folder, key, params.launch.checkpoint_s)
         self.stop = StopRequest()
-        self.reported: list[Epoch] = []
+        self.reported: list[EpochMetrics] = []
 
-    def __call__(self, network: CountingNetwork, report: Callable[[Epoch], object] = lambda _epoch: None) -> Fit:
-        def both_reports(epoch: Epoch) -> None:
+    def __call__(
+        self, network: CountingNetwork, report: Callable[[EpochMetrics], object] = lambda _epoch: None
+    ) -> TrainingResult:
+        def both_reports(epoch: EpochMetrics) -> None:
             self.reported.append(epoch)
             report(epoch)
 
@@ -112,7 +114,7 @@ def before_each_step(network: CountingNetwork, action: Callable[[], object]) -> 
 
 
 @torch.no_grad()
-def assert_validated(fitted: Fit, network: nn.Module, inputs: torch.Tensor, validation: Samples) -> None:
+def assert_validated(fitted: TrainingResult, network: nn.Module, inputs: torch.Tensor, validation: Samples) -> None:
     """What the best epoch is said to have come to is what the network that is left comes to on all views."""
     logs = log_distribution(network.eval(), inputs)
     truth = torch.from_numpy(validation.classes)
@@ -164,7 +166,13 @@ def test_a_step_follows_the_gradient_of_the_mean_smoothed_cross_entropy(
 ) -> None:
     samples = toy(tmp_path)
     params = parameters(
-        epochs=1, batch_size=64, optimizer="sgd", momentum=0.0, lr=0.5, label_smoothing=smoothing, accumulate=accumulate
+        epochs=1,
+        batch_size=64,
+        optimizer="sgd",
+        momentum=0.0,
+        lr=0.5,
+        label_smoothing=smoothing,
+        accumulation_steps=accumulate,
     )
     network = tiny_network()
     epoch = plan(60, 64, seed=params.train.seed, epoch=0)
@@ -213,7 +221,9 @@ def test_an_ordinal_head_learns_too(place: Place, tmp_path: Path) -> None:
 def test_batches_in_parts_come_to_the_same(place: Place, tmp_path: Path) -> None:
     samples = toy(tmp_path)
     whole, parts = (
-        Run(place, samples, parameters(accumulate=number, clip=1.0), tmp_path / str(number))(tiny_network())
+        Run(place, samples, parameters(accumulation_steps=number, clip_grad_norm=1.0), tmp_path / str(number))(
+            tiny_network()
+        )
         for number in (1, 4)
     )
     torch.testing.assert_close(parts.state, whole.state, atol=1e-6, rtol=1e-6)
@@ -239,7 +249,14 @@ def test_every_step_has_the_rate_of_the_schedule_and_no_gradient_is_longer_than_
     # Gradients far longer than allowed, so that every step is as long as its rate says.
     params = always_saving(
         parameters(
-            epochs=3, batch_size=20, optimizer="sgd", momentum=0.0, lr=2.0, clip=1e-3, schedule="cosine", warmup=0.4
+            epochs=3,
+            batch_size=20,
+            optimizer="sgd",
+            momentum=0.0,
+            lr=2.0,
+            clip_grad_norm=1e-3,
+            schedule="cosine",
+            warmup=0.4,
         )
     )
     run = Run(place, toy(tmp_path), params, tmp_path / "run")
@@ -249,7 +266,7 @@ def test_every_step_has_the_rate_of_the_schedule_and_no_gradient_is_longer_than_
 
 
 def test_the_moving_average_is_of_the_weights_after_every_step(place: Place, tmp_path: Path) -> None:
-    params = always_saving(parameters(epochs=1, batch_size=3, average=0.6))
+    params = always_saving(parameters(epochs=1, batch_size=3, ema_decay=0.6))
     run, network = Run(place, toy(tmp_path), params, tmp_path / "run"), tiny_network()
     weights = weights_of_each_step(run, network)
     assert len(weights) == 21
@@ -263,7 +280,7 @@ def test_the_moving_average_is_of_the_weights_after_every_step(place: Place, tmp
 
 
 def test_the_average_of_a_network_has_its_statistics_too(place: Place, tmp_path: Path) -> None:
-    params = parameters("all", epochs=1, batch_size=4, average=0.5, lr=1e-6)
+    params = parameters("all", epochs=1, batch_size=4, ema_decay=0.5, lr=1e-6)
     run = Run(place, toy_pixels(tmp_path), always_saving(params), tmp_path / "run")
     network = tiny_network()
     start = snapshot(network)
@@ -312,7 +329,7 @@ def test_the_head_learns_alone_at_first(place: Place, tmp_path: Path, average: f
     network = tiny_network()
     states = [snapshot(network)]
     Run(place, toy_pixels(tmp_path), params, tmp_path / "run")(network, lambda epoch: states.append(snapshot(network)))
-    head_alone, all_of_it = ({"lower": {trunk}, "upper": {trunk}, "head": {True}} for trunk in (False, True))
+    head_alone, all_of_it = ({"lower": {backbone}, "upper": {backbone}, "head": {True}} for backbone in (False, True))
     by_epoch = [changed(before, after) for before, after in pairwise(states)]
     assert by_epoch == [head_alone, head_alone, all_of_it]
 
@@ -337,16 +354,16 @@ def test_from_maps_the_stages_behind_them_learn_as_they_do_from_pixels(place: Pl
     classes = random.integers(0, CLASSES, 12)
     images = torch.from_numpy(random.integers(0, 256, (12, 3, 64, 64), dtype=np.uint8))
     torch.manual_seed(1)
-    trunk = Trunk("efficientnet_lite0", 64, "every_scale").eval()
-    trunk.cut(2)
+    backbone = Backbone("efficientnet_lite0", 64, "every_scale").eval()
+    backbone.cut(2)
     with torch.no_grad():
-        maps = torch.stack([trunk.front(view) for view in (images, images.flip(3))], 1)
+        maps = torch.stack([backbone.front(view) for view in (images, images.flip(3))], 1)
 
-    def learned(array: NDArray[Any], kind: Kind, augment: dict[str, float]) -> tuple[Tensors, Fit]:
-        network = CountingNetwork(copy.deepcopy(trunk), Head(trunk.width, 8, CLASSES, False, 1))
+    def learned(array: NDArray[Any], kind: Kind, augment: dict[str, float]) -> tuple[Tensors, TrainingResult]:
+        network = CountingNetwork(copy.deepcopy(backbone), Head(backbone.width, 8, CLASSES, False, 1))
         source = rows(array, tmp_path / kind)
         data = [replace(part, kind=kind) for part in split(source, classes, mirrored=True)]
-        params = parameters(2, augment, epochs=2, batch_size=4, optimizer="sgd", average=0.9)
+        params = parameters(2, augment, epochs=2, batch_size=4, optimizer="sgd", ema_decay=0.9)
         fitted = Run(place, (data[0], data[1]), params, tmp_path / "run")(network)
         return snapshot(network), fitted
 
@@ -355,8 +372,8 @@ def test_from_maps_the_stages_behind_them_learn_as_they_do_from_pixels(place: Pl
     for one, other in zip(fitted.history, expected.history, strict=True):
         assert astuple(one) == pytest.approx(astuple(other), rel=1e-3)
     torch.testing.assert_close(state, wanted, rtol=1e-2, atol=1e-3)
-    constant = set(trunk.constant())
-    same = {key for key, value in trunk.state_dict().items() if torch.equal(value, state[f"trunk.{key}"])}
+    constant = set(backbone.constant())
+    same = {key for key, value in backbone.state_dict().items() if torch.equal(value, state[f"backbone.{key}"])}
     assert constant <= same and not any(key.endswith("weight") for key in same - constant)
     shifted, _ = learned(maps.numpy(), "maps", none | {"shift": 0.2})
     assert not torch.allclose(shifted["head.2.weight"], state["head.2.weight"], atol=1e-5)
@@ -369,7 +386,7 @@ def test_pixels_reach_the_network_mirrored_and_changed_in_full_precision(place: 
     def seen(precision: str, augment: dict[str, float]) -> torch.Tensor:
         images: list[torch.Tensor] = []
         network = tiny_network()
-        network.trunk.register_forward_pre_hook(lambda _module, inputs: images.append(inputs[0].float().clone()))
+        network.backbone.register_forward_pre_hook(lambda _module, inputs: images.append(inputs[0].float().clone()))
         params = parameters("all", augment, epochs=1, batch_size=10, precision=precision)
         Run(place, (train, validation), params, tmp_path / "run")(network)
         return torch.cat(images[:3])
@@ -390,7 +407,7 @@ def test_images_grow_to_their_size_and_validation_has_it_from_the_start(place: P
     pixels, classes = random.integers(0, 256, (12, 3, 96, 96), dtype=np.uint8), random.integers(0, CLASSES, 12)
     sides: dict[bool, list[tuple[int, ...]]] = {True: [], False: []}
     network.register_forward_pre_hook(lambda module, inputs: sides[module.training].append(tuple(inputs[0].shape[2:])))
-    params = parameters("all", epochs=6, first_size=32)
+    params = parameters("all", epochs=6, initial_image_size=32)
     Run(place, split(rows(pixels, tmp_path), classes, mirrored=True), params, tmp_path / "run")(network)
     # A step an epoch, grown after two thirds of them.
     assert sides == {True: [(side, side) for side in (32, 32, 64, 96, 96, 96)], False: [(96, 96)] * 6}
@@ -417,7 +434,7 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Samples, Samples]:
 @pytest.fixture(scope="module")
 def whole(
     place: Place, pixels: tuple[Samples, Samples], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Fit, Tensors]:
+) -> tuple[TrainingResult, Tensors]:
     """A training with everything in it that nothing interrupted, and the network's state after it."""
     run, network = Run(place, pixels, parameters("all", **EVERYTHING), tmp_path_factory.mktemp("whole")), tiny_network()
     fitted = run(network)
@@ -425,14 +442,16 @@ def whole(
     return fitted, snapshot(network)
 
 
-def assert_same(run: Run, fitted: Fit, network: CountingNetwork, whole: tuple[Fit, Tensors]) -> None:
+def assert_same(
+    run: Run, fitted: TrainingResult, network: CountingNetwork, whole: tuple[TrainingResult, Tensors]
+) -> None:
     assert run.reported == fitted.history == whole[0].history
     assert fitted.best == whole[0].best
     assert equal(fitted.state, whole[0].state) and equal(network.state_dict(), whole[1])
 
 
 def test_a_training_stopped_after_every_single_step_comes_to_the_identical_state(
-    place: Place, pixels: tuple[Samples, Samples], whole: tuple[Fit, Tensors], tmp_path: Path
+    place: Place, pixels: tuple[Samples, Samples], whole: tuple[TrainingResult, Tensors], tmp_path: Path
 ) -> None:
     params = parameters("all", **EVERYTHING)  # saves because it is stopped: a minute is never over
     for stopped in range(100):
@@ -450,7 +469,7 @@ def test_a_training_stopped_after_every_single_step_comes_to_the_identical_state
 
 
 def test_a_training_stopped_while_it_validates_goes_on_there(
-    place: Place, pixels: tuple[Samples, Samples], whole: tuple[Fit, Tensors], tmp_path: Path
+    place: Place, pixels: tuple[Samples, Samples], whole: tuple[TrainingResult, Tensors], tmp_path: Path
 ) -> None:
     params = parameters("all", **EVERYTHING)
     run, network = Run(place, pixels, params, tmp_path), tiny_network()
@@ -464,7 +483,7 @@ def test_a_training_stopped_while_it_validates_goes_on_there(
 
 @pytest.mark.parametrize("part", [1, 2, 3, 8, 18])
 def test_a_training_that_broke_off_within_a_step_comes_to_the_identical_state(
-    place: Place, pixels: tuple[Samples, Samples], whole: tuple[Fit, Tensors], tmp_path: Path, part: int
+    place: Place, pixels: tuple[Samples, Samples], whole: tuple[TrainingResult, Tensors], tmp_path: Path, part: int
 ) -> None:
     params = always_saving(parameters("all", **EVERYTHING))
     run, network = Run(place, pixels, params, tmp_path), tiny_network()
@@ -484,9 +503,9 @@ def test_a_training_that_broke_off_within_a_step_comes_to_the_identical_state(
 
 @pytest.mark.parametrize("last", [0, 2])
 def test_a_training_that_broke_off_after_an_epoch_comes_to_the_identical_state(
-    place: Place, pixels: tuple[Samples, Samples], whole: tuple[Fit, Tensors], tmp_path: Path, last: int
+    place: Place, pixels: tuple[Samples, Samples], whole: tuple[TrainingResult, Tensors], tmp_path: Path, last: int
 ) -> None:
-    def break_off(epoch: Epoch) -> None:
+    def break_off(epoch: EpochMetrics) -> None:
         if epoch.epoch == last:
             raise Once
 
@@ -504,7 +523,7 @@ def test_what_the_best_epoch_had_outlives_an_interruption_after_it(place: Place,
     samples = toy(tmp_path, noise=1.0)
     whole = Run(place, samples, params, tmp_path / "whole")(tiny_network())
 
-    def break_off(epoch: Epoch) -> None:
+    def break_off(epoch: EpochMetrics) -> None:
         if epoch.epoch == whole.best.epoch + 1:
             raise Once
 
@@ -516,7 +535,7 @@ def test_what_the_best_epoch_had_outlives_an_interruption_after_it(place: Place,
 
 
 def test_a_training_goes_on_from_the_checkpoint_before_a_damaged_one(
-    place: Place, pixels: tuple[Samples, Samples], whole: tuple[Fit, Tensors], tmp_path: Path
+    place: Place, pixels: tuple[Samples, Samples], whole: tuple[TrainingResult, Tensors], tmp_path: Path
 ) -> None:
     params = always_saving(parameters("all", **EVERYTHING))
     Run(place, pixels, params, tmp_path)(tiny_network())
@@ -541,14 +560,14 @@ def spoiled(folder: Path, chosen: Sequence[int], value: float) -> tuple[Samples,
 def test_a_loss_that_is_not_finite_names_the_images_and_changes_no_weight(
     place: Place, tmp_path: Path, value: float, accumulate: int
 ) -> None:
-    params = always_saving(parameters(accumulate=accumulate, label_smoothing=0.1))
+    params = always_saving(parameters(accumulation_steps=accumulate, label_smoothing=0.1))
     # The last sample of the third batch, so in its last part.
     sample = plan(60, 16, params.train.seed, epoch=0).batches[2][-1]
     row = toy(tmp_path / "whole")[0].rows[sample]
     run, network = Run(place, spoiled(tmp_path, [row], value), params, tmp_path / "run"), tiny_network()
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         run(network)
-    said = f"the loss is not finite in epoch 0, step 2, on images bin-{row:02}; lower train.lr (0.01) or set train.clip"
+    said = f"the loss is not finite in epoch 0, step 2, on images bin-{row:02}; lower train.lr (0.01) or set train.clip_grad_norm"
     assert str(caught.value) == said
     assert run.checkpoints.newest()[0] == 2
     assert equal(network.head.state_dict(), run.saved()["network"])
@@ -556,7 +575,7 @@ def test_a_loss_that_is_not_finite_names_the_images_and_changes_no_weight(
 
 def test_of_many_images_without_a_finite_loss_five_are_named(place: Place, tmp_path: Path) -> None:
     run = Run(place, spoiled(tmp_path, range(90), np.nan), parameters(batch_size=20), tmp_path / "run")
-    with pytest.raises(Fault, match=r"step 0, on images (bin-\d\d, ){4}bin-\d\d and 15 more; lower"):
+    with pytest.raises(UserError, match=r"step 0, on images (bin-\d\d, ){4}bin-\d\d and 15 more; lower"):
         run(tiny_network())
 
 
@@ -566,11 +585,11 @@ def test_images_whose_loss_is_finite_but_for_the_smoothing_are_named_too(place: 
         # Class 2 has no probability at all: costly to those of class 2, and through the smoothing to all others.
         network.head.get_parameter("2.bias")[2] = -math.inf
     every = Run(place, samples, parameters(batch_size=60, label_smoothing=0.1), tmp_path / "run")
-    with pytest.raises(Fault, match=r"on images (bin-\d\d, ){4}bin-\d\d and 55 more"):
+    with pytest.raises(UserError, match=r"on images (bin-\d\d, ){4}bin-\d\d and 55 more"):
         every(network)
 
 
-class Root(TinyTrunk):
+class Root(TinyBackbone):
     """Its features have a slope that is not finite, at a value that is."""
 
     def __init__(self) -> None:
@@ -585,49 +604,49 @@ class Root(TinyTrunk):
 
 
 def test_a_gradient_that_is_not_finite_is_a_fault_where_gradients_are_measured(place: Place, tmp_path: Path) -> None:
-    run = Run(place, toy_pixels(tmp_path), parameters("all", clip=1.0), tmp_path / "run")
-    network = tiny_network(trunk=Root)
+    run = Run(place, toy_pixels(tmp_path), parameters("all", clip_grad_norm=1.0), tmp_path / "run")
+    network = tiny_network(backbone=Root)
     parameters_before = [parameter.clone() for parameter in network.parameters()]
-    with pytest.raises(Fault, match=r"^the gradient is not finite in epoch 0, step 0; lower train\.lr \(0\.01\)"):
+    with pytest.raises(UserError, match=r"^the gradient is not finite in epoch 0, step 0; lower train\.lr \(0\.01\)"):
         run(network)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), parameters_before, strict=True))
 
 
-class Hungry(TinyTrunk):
+class Hungry(TinyBackbone):
     """Asks for more memory than there is."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(images) + torch.empty(2**56)
 
 
-class HungryOnGpu(TinyTrunk):
+class HungryOnGpu(TinyBackbone):
     """Finds what a GPU without memory says."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-class Broken(TinyTrunk):
+class Broken(TinyBackbone):
     """Has a fault of its own."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return torch.zeros(2, 3) @ torch.zeros(2, 3)
 
 
-@pytest.mark.parametrize("trunk", [Hungry, HungryOnGpu])
+@pytest.mark.parametrize("backbone", [Hungry, HungryOnGpu])
 def test_memory_that_runs_out_is_a_fault_that_says_what_to_lower(
-    place: Place, tmp_path: Path, trunk: type[TinyTrunk]
+    place: Place, tmp_path: Path, backbone: type[TinyBackbone]
 ) -> None:
-    run = Run(place, toy_pixels(tmp_path), parameters("all", batch_size=12, accumulate=3), tmp_path / "run")
-    with pytest.raises(Fault) as caught:
-        run(tiny_network(trunk=trunk))
-    remedy = "lower train.batch_size (12) or model.image_size, or raise train.accumulate (3)"
+    run = Run(place, toy_pixels(tmp_path), parameters("all", batch_size=12, accumulation_steps=3), tmp_path / "run")
+    with pytest.raises(UserError) as caught:
+        run(tiny_network(backbone=backbone))
+    remedy = "lower train.batch_size (12) or model.image_size, or raise train.accumulation_steps (3)"
     assert str(caught.value) == f"out of memory on cpu: {remedy}"
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(place: Place, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes"):
-        Run(place, toy_pixels(tmp_path), parameters("all"), tmp_path / "run")(tiny_network(trunk=Broken))
+        Run(place, toy_pixels(tmp_path), parameters("all"), tmp_path / "run")(tiny_network(backbone=Broken))
 
 
 @pytest.mark.parametrize(("ranks", "accumulate"), [(16, 1), (4, 4)])
@@ -635,18 +654,20 @@ def test_more_ranks_and_parts_than_samples_in_a_batch_are_a_fault(
     place: Place, tmp_path: Path, ranks: int, accumulate: int
 ) -> None:
     # 60 samples in batches of at most 17 are four of 15.
-    crowd, params = replace(place, ranks=ranks), parameters(batch_size=17, accumulate=accumulate)
-    with pytest.raises(Fault) as caught:
+    crowd, params = replace(place, ranks=ranks), parameters(batch_size=17, accumulation_steps=accumulate)
+    with pytest.raises(UserError) as caught:
         Run(crowd, toy(tmp_path), params, tmp_path / "run")(tiny_network())
-    said = f"{ranks} ranks cannot share batches of 15 samples in {accumulate} parts; lower it, or train.accumulate"
+    said = (
+        f"{ranks} ranks cannot share batches of 15 samples in {accumulate} parts; lower it, or train.accumulation_steps"
+    )
     assert str(caught.value) == f"launch.ranks: {said}"
     # As many as samples are not too many.
-    params = parameters(batch_size=17, accumulate=15, epochs=1)
+    params = parameters(batch_size=17, accumulation_steps=15, epochs=1)
     assert len(Run(place, toy(tmp_path), params, tmp_path / "run")(tiny_network()).history) == 1
 
 
-def test_more_stages_than_the_trunk_has_are_a_fault(place: Place, tmp_path: Path) -> None:
-    with pytest.raises(Fault, match=r"^model\.trained: 3 is more than the 2 stages this trunk has; take all$"):
+def test_more_stages_than_the_backbone_has_are_a_fault(place: Place, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^model\.trained: 3 is more than the 2 stages this backbone has; take all$"):
         Run(place, toy_pixels(tmp_path), parameters(3), tmp_path / "run")(tiny_network())
 
 
@@ -663,7 +684,7 @@ def test_a_validation_loss_that_overflows_does_not_hide_what_was_learned(place: 
 
 
 def test_a_validation_loss_that_is_never_finite_is_a_fault(place: Place, tmp_path: Path) -> None:
-    with pytest.raises(Fault, match=r"^the validation loss is not finite in any epoch; lower train\.lr \(0\.01\)$"):
+    with pytest.raises(UserError, match=r"^the validation loss is not finite in any epoch; lower train\.lr \(0\.01\)$"):
         Run(place, validation_spoiled(tmp_path, np.nan), parameters(), tmp_path / "run")(tiny_network())
 
 
@@ -693,14 +714,14 @@ def joint_run(place: Place, folder: Path, name: str, key: str = KEY) -> Run:
     return Run(place, samples, parameters("all", **JOINTLY), folder / f"{name}-{place.rank}", key)
 
 
-def figures(fitted: Fit) -> torch.Tensor:
+def figures(fitted: TrainingResult) -> torch.Tensor:
     return torch.tensor(
         [[e.train_loss, e.train_accuracy, e.validation_loss, e.validation_accuracy] for e in fitted.history]
     )
 
 
 def fault_of(run: Run) -> str:
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UserError) as caught:
         run(tiny_network())
     return str(caught.value)
 
@@ -746,9 +767,9 @@ def test_two_processes_train_to_what_one_does(place: Place, tmp_path: Path, two:
     fitted = joint_run(place, tmp_path, "alone")(network)
     torch.testing.assert_close(first["state"], fitted.state, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(first["history"], figures(fitted), atol=1e-5, rtol=1e-4)
-    # What is compared has been learned, in the trunk too.
+    # What is compared has been learned, in the backbone too.
     assert fitted.best.epoch == 2
-    assert (fitted.state["trunk.lower.0.weight"] - start["trunk.lower.0.weight"]).norm() > 0.1
+    assert (fitted.state["backbone.lower.0.weight"] - start["backbone.lower.0.weight"]).norm() > 0.1
 
 
 def test_a_stop_of_one_rank_stops_both_and_either_has_what_the_training_goes_on_from(

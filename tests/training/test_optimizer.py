@@ -64,8 +64,8 @@ def test_one_cycle_is_within_a_step_of_torchs_of_the_same_share() -> None:
 def grouped(params: Train) -> tuple[nn.Module, dict[str, tuple[float, float]]]:
     """A network whose lowest convolution does not learn, and the rate and decay of each parameter by name."""
     network = tiny_network()
-    network.trunk.get_parameter("lower.0.weight").requires_grad_(False)
-    groups = parameter_groups([*network.trunk.stages(), list(network.head.parameters())], params)
+    network.backbone.get_parameter("lower.0.weight").requires_grad_(False)
+    groups = parameter_groups([*network.backbone.stages(), list(network.head.parameters())], params)
     optimizer = make_optimizer(groups, params)
     of = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert len(of) == sum(len(g["params"]) for g in optimizer.param_groups)
@@ -75,11 +75,11 @@ def grouped(params: Train) -> tuple[nn.Module, dict[str, tuple[float, float]]]:
 def test_each_stage_has_its_own_rate_and_only_matrices_and_kernels_decay() -> None:
     network, groups = grouped(parameters(lr=0.1, layer_decay=0.5, weight_decay=0.02).train)
     assert groups == {
-        "trunk.lower.1.weight": (0.025, 0.0),
-        "trunk.lower.1.bias": (0.025, 0.0),
-        "trunk.upper.0.weight": (0.05, 0.02),
-        "trunk.upper.1.weight": (0.05, 0.0),
-        "trunk.upper.1.bias": (0.05, 0.0),
+        "backbone.lower.1.weight": (0.025, 0.0),
+        "backbone.lower.1.bias": (0.025, 0.0),
+        "backbone.upper.0.weight": (0.05, 0.02),
+        "backbone.upper.1.weight": (0.05, 0.0),
+        "backbone.upper.1.bias": (0.05, 0.0),
         "head.0.weight": (0.1, 0.02),
         "head.0.bias": (0.1, 0.0),
         "head.2.weight": (0.1, 0.02),
@@ -92,7 +92,7 @@ def test_a_rate_is_set_as_a_share_of_each_groups_own() -> None:
     params = parameters(lr=0.1, layer_decay=0.5).train
     network = tiny_network()
     optimizer = make_optimizer(
-        parameter_groups([*network.trunk.stages(), list(network.head.parameters())], params), params
+        parameter_groups([*network.backbone.stages(), list(network.head.parameters())], params), params
     )
     for share in (0.5, 0.1):
         set_rate(optimizer, share)

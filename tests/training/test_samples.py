@@ -9,7 +9,7 @@ import pytest
 import torch
 from toys import CPU, SIDE, WIDTH, toy, toy_pixels
 
-from bintally.training.distribution import Place
+from bintally.training.distributed import Place
 from bintally.training.samples import (
     Batch,
     Samples,
@@ -22,7 +22,7 @@ from bintally.training.samples import (
 
 
 def places(ranks: int) -> list[Place]:
-    return [Place(rank, ranks, CPU, writes=rank == 0) for rank in range(ranks)]
+    return [Place(rank, ranks, CPU, is_main_process=rank == 0) for rank in range(ranks)]
 
 
 @pytest.mark.parametrize(("samples", "size"), [(100, 32), (97, 32), (64, 32), (5, 32), (33, 32), (7, 1)])

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed, nn
 
-from bintally.faults import Fault
-from bintally.model.encoded import Kind, Rows
+from bintally.errors import UserError
+from bintally.model.backbone import Backbone
+from bintally.model.encoded import Kind, MemoryMappedRows
 from bintally.model.network import CountingNetwork, Head
-from bintally.model.trunk import Trunk
 from bintally.params import Params, load_params
-from bintally.training.distribution import Place, joined, leave
+from bintally.training.distributed import Place, leave, process_group
 from bintally.training.samples import Samples
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ TRAIN: dict[str, Any] = {
     "epochs": 5,
     "head_epochs": 0,
     "batch_size": 16,
-    "accumulate": 1,
+    "accumulation_steps": 1,
     "optimizer": "adam",
     "lr": 0.01,
     "layer_decay": 1.0,
@@ -44,16 +44,16 @@ TRAIN: dict[str, Any] = {
     "warmup": 0.0,
     "momentum": 0.9,
     "weight_decay": 0.0,
-    "clip": None,
+    "clip_grad_norm": None,
     "label_smoothing": 0.0,
     "label_spread": 0.0,
     "ordinal": False,
     "squared_error": 0.0,
     "twins": 0.0,
     "dropout": 0.0,
-    "first_size": None,
+    "initial_image_size": None,
     "validate_every": 1,
-    "average": 0.0,
+    "ema_decay": 0.0,
     "precision": "float32",
     "compile": False,
     "seed": 1,
@@ -64,19 +64,19 @@ def parameters(trained: str | int = "head", augment: dict[str, float] | None = N
     """The repository's parameters, but for a plain training of a few steps with ``train`` changed in it."""
     whole = OURS.model_dump()
     whole["train"] |= TRAIN | train
-    whole["model"]["trained"] = trained
+    whole["model"]["trainable"] = trained
     whole["launch"]["ranks"] = 1
     whole["augment"] |= augment or {}
     return Params.model_validate(whole)
 
 
-def rows(array: NDArray[Any], folder: Path) -> Rows:
+def rows(array: NDArray[Any], folder: Path) -> MemoryMappedRows:
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "array.npy", array)
-    return Rows(folder / "array.npy")
+    return MemoryMappedRows(folder / "array.npy")
 
 
-def split(source: Rows, classes: NDArray[np.int64], mirrored: bool) -> tuple[Samples, Samples]:
+def split(source: MemoryMappedRows, classes: NDArray[np.int64], mirrored: bool) -> tuple[Samples, Samples]:
     """Every third row is for validation, the two between show one bin and are to learn from; row 7 is named bin-07."""
     every = np.arange(len(classes))
 
@@ -111,8 +111,8 @@ def toy_pixels(folder: Path, number: int = 45) -> tuple[Samples, Samples]:
     return split(rows(array, folder), classes, mirrored=True)
 
 
-class TinyTrunk(Trunk):
-    """A trunk of two stages, each with a batch normalisation, that a step takes a millisecond through."""
+class TinyBackbone(Backbone):
+    """A backbone of two stages, each with a batch normalisation, that a step takes a millisecond through."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
@@ -129,9 +129,9 @@ class TinyTrunk(Trunk):
         return maps.mean((2, 3))
 
 
-def tiny_network(seed: int = 4, trunk: type[Trunk] = TinyTrunk, ordinal: bool = False) -> CountingNetwork:
+def tiny_network(seed: int = 4, backbone: type[Backbone] = TinyBackbone, ordinal: bool = False) -> CountingNetwork:
     torch.manual_seed(seed)
-    made: Callable[[], Trunk] = trunk
+    made: Callable[[], Backbone] = backbone
     return CountingNetwork(made(), Head(WIDTH, TRAIN["hidden"], CLASSES, ordinal, seed))
 
 
@@ -172,7 +172,7 @@ def alone() -> Iterator[Place]:
             patch.setenv(name, value)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # for so little, several only wait for each other
-        with joined(60) as place:
+        with process_group(60) as place:
             try:
                 yield place
             finally:
@@ -206,9 +206,9 @@ def _rank(work: Work, folder: Path, timeout_s: float, told: dict[str, str]) -> N
     os.environ |= told
     torch.set_num_threads(1)
     try:
-        with joined(timeout_s) as place:
+        with process_group(timeout_s) as place:
             outcome: object = work(place, folder)
-    except (Fault, RuntimeError) as error:
+    except (UserError, RuntimeError) as error:
         outcome = f"{type(error).__name__}: {error}"
     torch.save(outcome, folder / f"{told['RANK']}.pt")
     leave()

@@ -20,19 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from bintally import paths
+from bintally.apps.photographs import Photographs, Reads, open_photographs
 from bintally.apps.predict import ANSWERS, Scores, answered, make_folder, scored
 from bintally.bins.corrections import merge_corrections, read_corrections
 from bintally.bins.groups import group_bins
-from bintally.bins.photographs import Photographs, Reads, open_photographs
 from bintally.bins.record import BadBin, Record, parse_record
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.files import read_csv, write_csv, write_text
-from bintally.model.calibration import Floats
 from bintally.page import curves
 from bintally.params import load_params
 from bintally.progress import progress
 from bintally.scoring.audit import budget, wrong
-from bintally.stages import paths
+from bintally.scoring.calibration import Floats
 
 THUMBNAIL = 240  # pixels across
 NAME = 120  # characters of an item's name
@@ -44,7 +44,7 @@ FIRST = 10  # lines of the ranking that are printed
 
 
 @dataclass(frozen=True)
-class Asked:
+class AuditOptions:
     """What is to be audited, and how it is shown."""
 
     source: str = "data"
@@ -53,7 +53,7 @@ class Asked:
     access: Mapping[str, object] | None = None
     ids: Path | None = None
     wrong: float | None = None
-    """Share of records taken to be wrong before their photographs are looked at; None: `calibrate.wrong_records`."""
+    """Share of records taken to be wrong before their photographs are looked at; None: `calibrate.record_error_rate`."""
     all: bool = False
     """Whether bins that the model learned from are audited, too."""
     show: int | None = None
@@ -63,7 +63,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Book:
+class BinContents:
     """What the records say of a bin."""
 
     record: Record
@@ -76,7 +76,7 @@ class Audit:
     """Bins in order of the probability that their record is wrong, those that are not judged last."""
 
     ids: list[str]
-    books: list[Book]
+    books: list[BinContents]
     counts: list[int]
     probabilities: Floats
     """(n, counts)."""
@@ -91,15 +91,17 @@ class Audit:
     """The places of the other judged photographs of each bin."""
 
 
-def write_audit(asked: Asked) -> None:
+def write_audit(asked: AuditOptions) -> None:
     """Write ``audit.csv``, ``rejected.csv`` and ``index.html`` to a folder and print the gist of them.
 
-    Raises Fault if there is nothing to audit, or as :func:`bintally.apps.predict.scored` does.
+    Raises UserError if there is nothing to audit, or as :func:`bintally.apps.predict.scored` does.
     """
     make_folder(asked.to)
     photographs = open_photographs(asked.source, paths.BINS, lambda: load_params().fetch, asked.access, asked.ids)
     if photographs.records is None:
-        raise Fault(f"{photographs.name} has no records to audit: `bintally predict` counts what its photographs show")
+        raise UserError(
+            f"{photographs.name} has no records to audit: `bintally predict` counts what its photographs show"
+        )
     learned = set() if asked.all else _learned(asked.source)
     recounted = read_corrections(paths.CORRECTIONS).keys() - learned
     kept = [one for one in photographs.ids if one not in learned and one not in recounted]
@@ -110,10 +112,12 @@ def write_audit(asked: Asked) -> None:
     notes = {why: len(ids.intersection(photographs.ids)) for why, ids in left_out.items()}
     books, rejected = _books(photographs.records, kept)
     if not books:
-        raise Fault(f"{photographs.name} has no bin to audit: {_told(notes)}, {len(rejected)} without a good record")
+        raise UserError(
+            f"{photographs.name} has no bin to audit: {_told(notes)}, {len(rejected)} without a good record"
+        )
     photographs = replace(photographs, ids=list(books))
     with scored(photographs, asked.models) as scores:
-        share = asked.wrong or scores.calibration.wrong_records
+        share = asked.wrong or scores.calibration.record_error_rate
         rejected += chain.from_iterable(part.rejected for part in scores)
         audit = _judge(books, scores, share)
         table, unusable, page = (asked.to / name for name in ("audit.csv", "rejected.csv", "index.html"))
@@ -128,7 +132,7 @@ def write_audit(asked: Asked) -> None:
 
 
 def accept(marks: Path) -> None:
-    """Take the counts of an exported file into the corrections. Raises Fault if it is malformed."""
+    """Take the counts of an exported file into the corrections. Raises UserError if it is malformed."""
     merged = merge_corrections(paths.CORRECTIONS, marks)
     print(
         f"{paths.CORRECTIONS}: {merged.new:,} bins new, {merged.changed:,} with another count than before, "
@@ -141,13 +145,13 @@ def _learned(source: str) -> set[str]:
     if source != "data" and source.rstrip("/") != load_params().fetch.source.rstrip("/"):
         return set()
     if not paths.SPLITS.is_file():
-        raise Fault(f"{paths.SPLITS}, which says what the model learned from, is not there: `dvc repro`, or --all")
+        raise UserError(f"{paths.SPLITS}, which says what the model learned from, is not there: `dvc repro`, or --all")
     return {row["id"] for row in read_csv(paths.SPLITS) if row["split"] == "train"}
 
 
-def _books(reads: Reads, ids: Sequence[str]) -> tuple[dict[str, Book], list[tuple[str, str]]]:
+def _books(reads: Reads, ids: Sequence[str]) -> tuple[dict[str, BinContents], list[tuple[str, str]]]:
     """What the records say of each bin, and the bins with no good record with the reason."""
-    books: dict[str, Book] = {}
+    books: dict[str, BinContents] = {}
     rejected = []
     with progress("records", len(ids), "bins", brief=True) as advance:
         for one, read in reads(ids):
@@ -161,18 +165,18 @@ def _books(reads: Reads, ids: Sequence[str]) -> tuple[dict[str, Book], list[tupl
             else:
                 items = json.loads(body)["BIN_FCSKU_DATA"].values()
                 named = [(item["quantity"], str(item.get("name") or "no name")[:NAME]) for item in items]
-                books[one] = Book(record, [item for item in named if item[0]])
+                books[one] = BinContents(record, [item for item in named if item[0]])
             advance(1)
     return books, rejected
 
 
-def _judge(books: dict[str, Book], scores: Scores, share: float) -> Audit:
+def _judge(books: dict[str, BinContents], scores: Scores, share: float) -> Audit:
     calibration = scores.calibration
     counts = calibration.counts
     parts = list(scores)
     ids = [one for part in parts for one in part.ids]
     if not ids:
-        raise Fault(f"none of the photographs can be scored: {parts[0].rejected[0][1]}")
+        raise UserError(f"none of the photographs can be scored: {parts[0].rejected[0][1]}")
     probabilities = np.concatenate([part.probabilities for part in parts])
     said = np.array([books[one].record.count for one in ids])
     if calibration.open_ended:
@@ -271,7 +275,7 @@ def _worth(audit: Audit, recounts: int | None) -> list[str]:
     return lines
 
 
-def _page(audit: Audit, photographs: Photographs, asked: Asked, lines: list[str], key: str) -> str:
+def _page(audit: Audit, photographs: Photographs, asked: AuditOptions, lines: list[str], key: str) -> str:
     judged = len(audit.wrong)
     recounts = min(asked.budget or 0, judged)
     shown = min(judged, asked.show or max(SHOWN, recounts))

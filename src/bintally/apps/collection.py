@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from bintally import paths
 from bintally.bins.facts import SIDES, measure
 from bintally.bins.shards import Entry, ShardReader, read_index
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.files import read_csv
-from bintally.model.decoding import DECODINGS
 from bintally.progress import progress
-from bintally.scoring.metrics import Counts, Floats, Scored
+from bintally.scoring.decoding import DECODINGS
+from bintally.scoring.metrics import Counts, Floats, LabelledPredictions
 from bintally.scoring.references import Row
 from bintally.scoring.selection import sharpness
-from bintally.stages import paths
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Collection:
     products: Products
     tested: Counts
     """Rows of the test bins."""
-    scored: Scored
+    scored: LabelledPredictions
     answers: dict[str, Counts]
     """The counts each decoding rule answered with, in the order of ``scored``."""
     reader: ShardReader
@@ -83,15 +83,17 @@ class Collection:
 def load_collection() -> Collection:
     """Read what the stages wrote, under the current folder, and look at every photograph once.
 
-    Raises Fault if something is missing, or if the outs are not of the same bins.
+    Raises UserError if something is missing, or if the outs are not of the same bins.
     """
     for needed in (paths.BINS / "index.csv", paths.SPLITS, paths.PREDICTIONS, paths.TEST_METRICS, paths.BENCHMARK):
         if not needed.is_file():
-            raise Fault(f"{needed} is not there: `dvc repro` makes it, `bintally pull` fetches it")
+            raise UserError(f"{needed} is not there: `dvc repro` makes it, `bintally pull` fetches it")
     entries, splits, predictions = read_index(paths.BINS), read_csv(paths.SPLITS), read_csv(paths.PREDICTIONS)
     rows = {entry.id: row for row, entry in enumerate(entries)}
     if [row["id"] for row in splits] != list(rows) or not rows.keys() >= {row["id"] for row in predictions}:
-        raise Fault(f"{paths.SPLITS} or {paths.PREDICTIONS} has other bins than {paths.BINS}: `dvc repro` mends that")
+        raise UserError(
+            f"{paths.SPLITS} or {paths.PREDICTIONS} has other bins than {paths.BINS}: `dvc repro` mends that"
+        )
     benchmark = json.loads(paths.BENCHMARK.read_text(encoding="utf-8"))
     reader = ShardReader(paths.BINS)
     with progress("look at", len(entries), "photographs") as advance, ThreadPoolExecutor() as pool:
@@ -112,7 +114,7 @@ def load_collection() -> Collection:
         sharpness=np.array([value for _, value in looks]),
         products=_products([reader.record(entry) for entry in entries]),
         tested=np.array([rows[row["id"]] for row in predictions]),
-        scored=Scored(
+        scored=LabelledPredictions(
             np.array([[float(row[f"p{count}"]) for count in answered] for row in predictions]),
             np.array([int(row["count"]) for row in predictions]),
             [row["group"] for row in predictions],

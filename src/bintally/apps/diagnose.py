@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from bintally.faults import Fault, full_disk_is_a_fault
+from bintally import paths
+from bintally.diagnosis.evidence import Evidence, Learned, near_duplicate_share
+from bintally.diagnosis.rules import Finding, Severity, diagnose, verdict
+from bintally.errors import UserError, disk_full_as_user_error
 from bintally.files import SCRATCH, read_csv, write_json, write_text
-from bintally.memory import keep_freed_memory
+from bintally.memory import configure_malloc
 from bintally.page import document, picture
 from bintally.params import Params, load_params
 from bintally.progress import log_to_stderr
-from bintally.scoring.diagnosis import Finding, Severity, diagnose, verdict
-from bintally.scoring.evidence import Evidence, Learned, share_of_copies
-from bintally.sharing import take_share
-from bintally.stages import paths
+from bintally.resources import limit_resources
 from bintally.stages.train import launch, prepare, run_key
 
 FOLDER = SCRATCH / "diagnose"
@@ -48,7 +48,7 @@ log = logging.getLogger("bintally")
 def run_diagnosis(folder: Path, steps: int) -> int:
     """Write ``index.html``, ``diagnosis.json`` and ``trace.json.gz`` to ``folder``, print what was found.
 
-    Returns 0 where nothing is worse than advice, 10 after a warning, 20 after an error. Raises Fault if the data that
+    Returns 0 where nothing is worse than advice, 10 after a warning, 20 after an error. Raises UserError if the data that
     the parameters ask for cannot be made.
     """
     params = load_params()
@@ -60,7 +60,9 @@ def run_diagnosis(folder: Path, steps: int) -> int:
         text=True,
     )
     if made.returncode:
-        raise Fault(f"its data cannot be made: {made.stdout.strip().splitlines()[-1]}; `dvc repro encode` says more")
+        raise UserError(
+            f"its data cannot be made: {made.stdout.strip().splitlines()[-1]}; `dvc repro encode` says more"
+        )
     evidence = collect(params, steps)
     findings = diagnose(evidence)
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,12 +75,12 @@ def run_diagnosis(folder: Path, steps: int) -> int:
 
 def collect(params: Params, steps: int) -> Evidence:
     """All that rules are held against, of the encoded bins and the last run that are here."""
-    keep_freed_memory()
+    configure_malloc()
     for path in (PROFILE, TRACE):
         path.unlink(missing_ok=True)
     os.environ["BINTALLY_PROFILED_STEPS"] = str(steps)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells of its start and stop otherwise
-    take_share(params.launch.ranks)
+    limit_resources(params.launch.ranks)
     here = params.model_copy(update={"launch": params.launch.model_copy(update={"nnodes": 1, "max_restarts": 0})})
     launch(here, "bintally.apps.diagnose")
     profile = json.loads(PROFILE.read_text(encoding="utf-8"))
@@ -91,7 +93,7 @@ def collect(params: Params, steps: int) -> Evidence:
         epochs,
         fault,
         learned,
-        {count: training.count(count) for count in params.learned_counts},
+        {count: training.count(count) for count in params.model_counts},
         _copies([int(line["count"]) for line in table]),
     )
 
@@ -115,8 +117,8 @@ def _curves(key: str, finished: bool) -> tuple[list[dict[str, float]], str]:
 
 def _learned(params: Params) -> Learned | None:
     """What the model says of the validation bins, if it is one of these parameters."""
+    from bintally.model.card import load_model
     from bintally.model.encoded import load_encoded
-    from bintally.model.saved import load_model
     from bintally.training.validation import answers
 
     if not (paths.MODELS / "card.json").is_file():
@@ -124,12 +126,12 @@ def _learned(params: Params) -> Learned | None:
     network, card = load_model(paths.MODELS)
     if card.parameters != {name: getattr(params, name).model_dump() for name in card.parameters}:
         return None
-    load_encoded(paths.ENCODED).ready(network.trunk)
+    load_encoded(paths.ENCODED).ready(network.backbone)
     return answers(network, prepare(params).validation, card.counts)
 
 
 def _copies(counts: list[int]) -> float:
-    """See share_of_copies; of what is encoded of each bin, its first view, in means of neighbouring numbers."""
+    """See near_duplicate_share; of what is encoded of each bin, its first view, in means of neighbouring numbers."""
     from bintally.model.encoded import load_encoded
 
     rows = load_encoded(paths.ENCODED).rows
@@ -139,14 +141,14 @@ def _copies(counts: list[int]) -> float:
         flat = part.reshape(len(part), -1) if part.dtype == np.uint8 else part[:, 0]
         pieces = np.array_split(np.arange(flat.shape[1]), min(SIGNATURE, flat.shape[1]))
         signatures.append(np.add.reduceat(flat.astype(np.float32), [piece[0] for piece in pieces], axis=1))
-    return share_of_copies(np.concatenate(signatures), counts)
+    return near_duplicate_share(np.concatenate(signatures), counts)
 
 
 # --- what is told ----------------------------------------------------------------------------------------
 
 
 def _write(folder: Path, evidence: Evidence, findings: list[Finding], params: Params) -> None:
-    from bintally.scoring.diagnosis_plots import answers_picture, curves_picture, step_picture
+    from bintally.diagnosis.figures import answers_picture, curves_picture, step_picture
 
     write_json(
         folder / "diagnosis.json",
@@ -179,7 +181,7 @@ def _write(folder: Path, evidence: Evidence, findings: list[Finding], params: Pa
     body = (
         f"<h1>Diagnosis</h1><p><b>{escape(verdict(evidence))}</b></p>"
         f"<p>{escape(str(profile['device']))}, ranks: {profile['ranks']}, threads of each: {profile['threads']}, "
-        f"{params.model.trunk} at {params.model.image_size} pixels, learning {params.model.trained}, "
+        f"{params.model.backbone} at {params.model.image_size} pixels, learning {params.model.trainable}, "
         f"{profile['steps']} steps timed. "
         '<a href="trace.json.gz">trace.json.gz</a> opens in a trace viewer, such as ui.perfetto.dev or '
         "chrome://tracing.</p>"
@@ -215,9 +217,9 @@ def _worst_first(findings: list[Finding]) -> list[Finding]:
 
 def _rank() -> None:
     """One process of torchrun's."""
-    keep_freed_memory()
-    from bintally.training.distribution import joined, leave
-    from bintally.training.profiling import profile_steps
+    configure_malloc()
+    from bintally.diagnosis.profiling import profile_steps
+    from bintally.training.distributed import leave, process_group
 
     log_to_stderr()
     params, last = load_params(), None
@@ -229,12 +231,12 @@ def _rank() -> None:
 
     status = 0
     try:
-        with joined(params.launch.timeout_s) as place, full_disk_is_a_fault(FOLDER):
+        with process_group(params.launch.timeout_s) as place, disk_full_as_user_error(FOLDER):
             profile = profile_steps(params, start, place, int(os.environ["BINTALLY_PROFILED_STEPS"]), TRACE)
             assert last
-            if place.writes:
+            if place.is_main_process:
                 write_json(PROFILE, profile | {"key": run_key(params, last.data)})
-    except Fault as fault:
+    except UserError as fault:
         print(f"diagnose: {fault}", file=sys.stderr)
         status = 1
     leave(status)

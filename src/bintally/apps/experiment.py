@@ -12,12 +12,11 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from bintally import stages
-from bintally.faults import Fault
+from bintally import paths, stages
+from bintally.errors import UserError
 from bintally.files import SCRATCH
-from bintally.interruption import end_with_parent
-from bintally.stages import paths
-from bintally.training.live import FOLLOWED
+from bintally.interruption import terminate_with_parent
+from bintally.monitor import FOLLOWED
 
 LOGS = SCRATCH / "experiments"
 # Where `dvc exp run --temp` notes what it runs, and runs it.
@@ -41,7 +40,7 @@ def run_experiment(name: str, changes: Mapping[str, object], look: Callable[[Seq
         changes: values by ``section.key``.
         look: is called twice a second with the epochs the train stage has reported since; True ends the experiment.
 
-    Raises Ended after ``look`` said so, Fault with the stage's own reason if the experiment fails.
+    Raises Ended after ``look`` said so, UserError with the stage's own reason if the experiment fails.
     """
     LOGS.mkdir(parents=True, exist_ok=True)
     told, log = LOGS / f"{name}.jsonl", LOGS / f"{name}.log"
@@ -60,7 +59,7 @@ def run_experiment(name: str, changes: Mapping[str, object], look: Callable[[Seq
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=end_with_parent,
+            preexec_fn=terminate_with_parent,
         )
         try:
             with told.open(encoding="utf-8") as epochs:
@@ -74,10 +73,10 @@ def run_experiment(name: str, changes: Mapping[str, object], look: Callable[[Seq
             if child.returncode:
                 remove_experiment(name)
     if child.returncode:
-        raise Fault(_reason(log))
+        raise UserError(_reason(log))
     metrics = read_metrics(name)
     if metrics is None:
-        raise Fault(f"DVC has kept no experiment '{name}' (all it said: {log})")
+        raise UserError(f"DVC has kept no experiment '{name}' (all it said: {log})")
     return metrics
 
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 
+from bintally import paths
 from bintally.bins.shards import ShardReader, read_index
-from bintally.faults import Fault
-from bintally.memory import keep_freed_memory
-from bintally.model.calibration import load_calibration
+from bintally.errors import UserError
+from bintally.inference.export import export
+from bintally.memory import configure_malloc
+from bintally.model.card import load_model
 from bintally.model.encoded import BATCH, decoded_batches
-from bintally.model.export import export
-from bintally.model.saved import load_model
 from bintally.progress import progress
-from bintally.stages import paths
+from bintally.scoring.calibration import load_calibration
 
 IMAGES = 500
 
@@ -22,22 +22,22 @@ IMAGES = 500
 def export_model(folder: Path, formats: Sequence[str]) -> None:
     """Write the model of the last `train` to ``folder`` and say how near each file is to it.
 
-    Raises Fault if there is no model or no data, or if a file does not say what the model says.
+    Raises UserError if there is no model or no data, or if a file does not say what the model says.
     """
     for needed in (paths.MODELS / "card.json", paths.BINS / "index.csv"):
         if not needed.is_file():
-            raise Fault(f"{needed} is not there: `dvc repro` makes it, `bintally pull` fetches it")
-    keep_freed_memory()
+            raise UserError(f"{needed} is not there: `dvc repro` makes it, `bintally pull` fetches it")
+    configure_malloc()
     network, card = load_model(paths.MODELS)
     calibration = load_calibration(paths.MODELS)
     entries = read_index(paths.BINS)
     chosen = entries[:: max(1, len(entries) // IMAGES)][:IMAGES]
     if not chosen:
-        raise Fault(f"{paths.BINS} holds no bins to compare on; see {paths.BINS / 'rejected.csv'}")
+        raise UserError(f"{paths.BINS} holds no bins to compare on; see {paths.BINS / 'rejected.csv'}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Fault(f"--to: cannot write to {folder}: {error.strerror}") from error
+        raise UserError(f"--to: cannot write to {folder}: {error.strerror}") from error
     reader = ShardReader(paths.BINS)
 
     def batches() -> Iterator[torch.Tensor]:

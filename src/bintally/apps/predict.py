@@ -23,17 +23,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from bintally.bins.photographs import Photographs, Read, open_photographs
-from bintally.faults import Fault, full_disk_is_a_fault
-from bintally.files import SCRATCH, replacing
-from bintally.memory import keep_freed_memory
-from bintally.model.calibration import Calibration, Floats, answer, load_calibration
-from bintally.model.decoding import DECODINGS
-from bintally.model.predictor import Predictor
-from bintally.model.saved import default_device, load_model
+from bintally import paths
+from bintally.apps.photographs import Photographs, Read, open_photographs
+from bintally.errors import UserError, disk_full_as_user_error
+from bintally.files import SCRATCH, atomic_write
+from bintally.hashing import sha256_hex, source_code
+from bintally.inference.predictor import Predictor
+from bintally.memory import configure_malloc
+from bintally.model.card import default_device, load_model
 from bintally.params import load_params
 from bintally.progress import progress
-from bintally.stages import code, hash_of, paths
+from bintally.scoring.calibration import Calibration, Floats, answer, load_calibration
+from bintally.scoring.decoding import DECODINGS
 
 PART = 256  # photographs in a file; a multiple of every batch, as the last digits of a row depend on its batch
 ANSWERS = (*DECODINGS, "low", "high", "unsure")
@@ -75,17 +76,17 @@ def write_predictions(source: str, to: Path, models: Path, access: Mapping[str, 
     """Write what the model in ``models`` says of each photograph of ``source`` to a CSV or Parquet file.
 
     What cannot be scored goes to ``<to>-rejected.csv`` with the reason. ``source``, ``access`` and ``ids`` are as
-    :func:`bintally.bins.photographs.open_photographs` takes them. Raises Fault if there is no such source or model, if
+    :func:`bintally.apps.photographs.open_photographs` takes them. Raises UserError if there is no such source or model, if
     a source fails, or if the same is being done by another process.
     """
     if to.suffix not in (".csv", ".parquet"):
-        raise Fault(f"--to: '{to}' must end in .csv or .parquet")
+        raise UserError(f"--to: '{to}' must end in .csv or .parquet")
     make_folder(to.parent)
     photographs = open_photographs(source, paths.BINS, lambda: load_params().fetch, access, ids)
     rejected = to.with_name(f"{to.stem}-rejected.csv")
     why: Counter[str] = Counter()
     with scored(photographs, models) as scores:
-        with replacing(rejected) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        with atomic_write(rejected) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["id", "reason"])
             for part in scores:
@@ -102,30 +103,30 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Fault(f"--to: cannot write to {folder}: {error.strerror}") from error
+        raise UserError(f"--to: cannot write to {folder}: {error.strerror}") from error
 
 
 @contextmanager
 def scored(photographs: Photographs, models: Path) -> Iterator[Scores]:
     """Score photographs, or what is left of them; what was kept for going on is removed when the block ends well.
 
-    Raises Fault if there is no model, if the source fails, or if another process is at it.
+    Raises UserError if there is no model, if the source fails, or if another process is at it.
     """
     needed = [models / name for name in ("model.safetensors", "card.json", "calibration.json")]
     for path in needed:
         if not path.is_file():
-            raise Fault(f"{path} is not there: `dvc repro` makes it, `bintally pull` fetches it")
+            raise UserError(f"{path} is not there: `dvc repro` makes it, `bintally pull` fetches it")
     calibration = load_calibration(models)
     about = "\n".join([default_device().type, photographs.version, *photographs.ids]).encode()
-    key = hash_of(*(path.read_bytes() for path in needed), code("apps", "model"), about)
+    key = sha256_hex(*(path.read_bytes() for path in needed), source_code("apps", "model"), about)
     folder = SCRATCH / "predict" / key[:16]
     files = [folder / f"{start:09}.parquet" for start in range(0, len(photographs.ids), PART)]
-    with _alone(folder.parent / "lock", key, photographs.name), full_disk_is_a_fault(folder):
+    with _alone(folder.parent / "lock", key, photographs.name), disk_full_as_user_error(folder):
         done = next((number for number, file in enumerate(files) if not file.exists()), len(files))
         if done:
             log.info("predict: going on after %d of %d", min(done * PART, len(photographs.ids)), len(photographs.ids))
         if done < len(files):
-            keep_freed_memory()
+            configure_malloc()
             predictor = Predictor(*load_model(models), calibration)
             _score(predictor, photographs.images, photographs.ids[done * PART :], files[done:])
         yield Scores(calibration, files)
@@ -140,7 +141,9 @@ def _alone(path: Path, key: str, name: str) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(key[:15], 16))
         except BlockingIOError as error:
-            raise Fault(f"{name} is being scored by another process already: wait for it, or end it first") from error
+            raise UserError(
+                f"{name} is being scored by another process already: wait for it, or end it first"
+            ) from error
         yield
 
 
@@ -160,7 +163,7 @@ def _score(predictor: Predictor, images: Callable[[Sequence[str]], Any], ids: li
                         column.append(value)
                 advance(len(batch))
             kinds = [pa.string(), pa.string(), *[pa.float64()] * len(counts)]
-            with replacing(file) as temporary:
+            with atomic_write(file) as temporary:
                 pq.write_table(pa.table(columns, pa.schema(zip(columns, kinds, strict=True))), temporary)
 
 
@@ -170,7 +173,7 @@ def _decoded(predictor: Predictor, reads: Iterable[tuple[str, Read]]) -> Iterato
     def pixels(read: Read) -> torch.Tensor | str:
         try:
             return predictor.decode(read())
-        except Fault as fault:
+        except UserError as fault:
             return str(fault)
         except OSError as error:
             return error.strerror or str(error)
@@ -189,7 +192,7 @@ def _decoded(predictor: Predictor, reads: Iterable[tuple[str, Read]]) -> Iterato
 
 
 def _write_csv(path: Path, scores: Scores) -> None:
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", *ANSWERS, *(f"p{count}" for count in scores.calibration.counts)])
         for part in scores:
@@ -211,7 +214,7 @@ def _write_parquet(path: Path, scores: Scores) -> None:
         [("id", pa.string()), *((name, pa.int64()) for name in ANSWERS[:-1]), ("unsure", pa.bool_())]
         + [(f"p{count}", pa.float64()) for count in counts]
     )
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for part in scores:
             answers = np.array(answered(part.probabilities, scores.calibration), np.int64).reshape(-1, len(ANSWERS))
             columns = [part.ids, *answers.T[:-1], answers[:, -1].astype(bool), *part.probabilities.T]

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from dvc.repo import Repo
 
-from bintally.apps.store import FOLDER, HOST, is_up, keys, serving
-from bintally.faults import Fault
+from bintally.apps.seaweedfs import FOLDER, HOST, is_up, keys, serving
+from bintally.errors import UserError
 
 STOP = (signal.SIGINT, signal.SIGTERM)
 
@@ -35,12 +35,12 @@ class Remote:
 
 
 def default_remote() -> Remote:
-    """Raises Fault if the repository has no default remote."""
+    """Raises UserError if the repository has no default remote."""
     with Repo() as repo:
         name = repo.config["core"].get("remote")
         settings = repo.config["remote"].get(name)
         if not settings:
-            raise Fault("there is no default DVC remote; add one with `dvc remote add -d NAME s3://BUCKET/PREFIX`")
+            raise UserError("there is no default DVC remote; add one with `dvc remote add -d NAME s3://BUCKET/PREFIX`")
         return Remote(name, settings["url"], settings.get("endpointurl"))
 
 
@@ -65,12 +65,12 @@ def reachable(remote: Remote, folder: Path = FOLDER) -> Iterator[None]:
         yield
 
 
-def serve_forever(folder: Path, port: int | None, public: Sequence[str]) -> None:
-    """Run the store in the foreground until Ctrl-C. Raises Fault if it cannot start."""
+def run_store(folder: Path, port: int | None, public: Sequence[str]) -> None:
+    """Run the store in the foreground until Ctrl-C. Raises UserError if it cannot start."""
     remote = default_remote()
     port = port or remote.loopback_port
     if port is None:
-        raise Fault(f"the default remote {remote.url} is not on loopback; name a port with --port")
+        raise UserError(f"the default remote {remote.url} is not on loopback; name a port with --port")
     # Blocked before the server starts, so that a signal at any moment still stops it.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     with serving(folder, port, [remote.bucket], public) as store:

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from bintally.apps.collection import Collection, load_collection
 from bintally.files import write_text
-from bintally.model.decoding import FOR_ACCURACY
 from bintally.page import document, picture, table
-from bintally.scoring import explore, selection
+from bintally.scoring import data_figures, selection
+from bintally.scoring.decoding import FOR_ACCURACY
+from bintally.scoring.figures import confusion_picture, examples_picture
 from bintally.scoring.metrics import Counts, confusion
-from bintally.scoring.plots import confusion_picture, examples_picture
 
 PHOTOGRAPHS = 8
 STYLE = """
@@ -25,7 +25,7 @@ section{margin-top:2.5rem}
 def write_report(page: Path) -> None:
     """Write a page, self-contained, of figures of the data, the split and the model's answers.
 
-    It shows photographs, so it goes where the data may go. Raises Fault if an out of the stages is missing.
+    It shows photographs, so it goes where the data may go. Raises UserError if an out of the stages is missing.
     """
     bins = load_collection()
     sections = "\n".join(
@@ -66,25 +66,25 @@ def _data(bins: Collection) -> Iterator[tuple[str, Figure, str]]:
     commonest = max(number, key=lambda count: number[count])
     yield (
         "Bins by count",
-        explore.counts_picture(counts, bins.splits),
+        data_figures.counts_picture(counts, bins.splits),
         f"{len(counts):,} bins, of each count {min(number.values()):,} to {max(number.values()):,}. {commonest} is the "
         f"most common: always answering {commonest} would be right for {number[commonest] / len(counts):.1%}.",
     )
-    present = [split for split in explore.SPLITS if split in bins.splits]
+    present = [split for split in data_figures.SPLITS if split in bins.splits]
     shares = ", ".join(f"{split.replace('_', ' ')} {(splits == split).mean():.1%}" for split in present)
     splits_of: dict[str, set[str]] = {}
     for group, split in zip(bins.groups, bins.splits, strict=True):
         splits_of.setdefault(group, set()).add(split)
     yield (
         "The split",
-        explore.split_picture(counts, bins.groups, bins.splits),
+        data_figures.split_picture(counts, bins.groups, bins.splits),
         f"Shares of the bins: {shares}. Photographs of one bin are a group: there are {len(splits_of):,}, of which "
         f"{sum(len(found) > 1 for found in splits_of.values()):,} are in two splits.",
     )
     width, height = np.median(bins.sizes, axis=0)
     yield (
         "Sizes of the photographs",
-        explore.sizes_picture(bins.sizes),
+        data_figures.sizes_picture(bins.sizes),
         f"{bins.sizes[:, 0].min()} to {bins.sizes[:, 0].max()} pixels wide and {bins.sizes[:, 1].min()} to "
         f"{bins.sizes[:, 1].max()} high, in the median {width:.0f} and {height:.0f}; "
         f"{(bins.sizes[:, 0] > bins.sizes[:, 1]).mean():.0%} are wider than high. "
@@ -93,14 +93,14 @@ def _data(bins: Collection) -> Iterator[tuple[str, Figure, str]]:
     kinds = np.bincount(products.bins, minlength=len(counts))
     yield (
         "Products and items",
-        explore.products_picture(counts, kinds, products.quantities),
+        data_figures.products_picture(counts, kinds, products.quantities),
         f"A bin holds {kinds.mean():.1f} products in the mean; {(kinds == 1).mean():.0%} of the bins hold one alone. "
         f"{(products.quantities == 1).mean():.0%} of the products lie there once.",
     )
     longest = products.sides.max(1)
     yield (
         "Weights and dimensions",
-        explore.measures_picture(products.weights, products.sides),
+        data_figures.measures_picture(products.weights, products.sides),
         f"Of one item, by the records. Median weight {np.nanmedian(products.weights):.2f} pounds, median longest side "
         f"{np.nanmedian(longest):.1f} inches; {np.isnan(products.weights).mean():.1%} of the products have no weight, "
         f"{np.isnan(longest).mean():.1%} lack a side.",
@@ -114,21 +114,21 @@ def _looks(bins: Collection) -> Iterator[tuple[str, Figure, str]]:
     apart = np.abs(np.diff(bins.counts[pairs])).ravel()
     yield (
         "Twins: one bin, before and after",
-        explore.twins_picture(list(zip(images[::2], images[1::2], strict=True)), bins.counts[pairs[drawn]]),
+        data_figures.twins_picture(list(zip(images[::2], images[1::2], strict=True)), bins.counts[pairs[drawn]]),
         f"{len(pairs):,} bins were photographed more than once; {len(drawn)} of them, drawn at random, with their "
         f"first two photographs. The counts of the two differ for {np.mean(apart > 0):.0%} of these bins.",
     )
     rows = selection.examples(bins.counts, 5, seed=1)
     yield (
         "Examples of each count",
-        explore.photographs_picture(bins.images(rows), [f"record {bins.counts[row]}" for row in rows], across=5),
+        data_figures.photographs_picture(bins.images(rows), [f"record {bins.counts[row]}" for row in rows], across=5),
         "Five bins of each count, drawn at random.",
     )
     rows = np.argsort(bins.sharpness, kind="stable")[:PHOTOGRAPHS]
     values = bins.sharpness[rows]
     yield (
         "The most blurred photographs",
-        explore.photographs_picture(
+        data_figures.photographs_picture(
             bins.images(rows), [f"record {bins.counts[row]}, {bins.sharpness[row]:.0f}" for row in rows], across=4
         ),
         f"The variance of the Laplacian in grey, at a width of {selection.SHARPNESS_WIDTH} pixels (Pech-Pacheco et al. "
@@ -170,7 +170,7 @@ def _answers(bins: Collection) -> Iterator[tuple[str, Figure, str]]:
     errors = answers - scored.truth
     yield (
         "Errors",
-        explore.errors_picture(
+        data_figures.errors_picture(
             {rule: bins.answers[rule] - scored.truth for rule in dict.fromkeys(bins.metrics["decoding"].values())}
             | {f"always {majority}": majority - scored.truth}
         ),

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bintally import paths
 from bintally.apps.remote import Remote, default_remote, reachable
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.files import SCRATCH, write_text
 from bintally.params import load_params
-from bintally.stages import paths
 
 PUSHED = SCRATCH / "pushed"
 PAGE = Path("dvc_plots/index.html")
@@ -19,7 +19,7 @@ PAGE = Path("dvc_plots/index.html")
 def reproduce() -> None:
     """Run `dvc repro`; where anything changed, push data and run-cache and write the plots page; print the metrics.
 
-    Raises Fault if a step fails.
+    Raises UserError if a step fails.
     """
     load_params()
     _dvc("repro")
@@ -36,7 +36,7 @@ def reproduce() -> None:
 
 
 def pull() -> None:
-    """Fetch the outs of dvc.lock and the run-cache from the default remote. Raises Fault if that fails."""
+    """Fetch the outs of dvc.lock and the run-cache from the default remote. Raises UserError if that fails."""
     with reachable(default_remote()):
         _dvc("pull", "--run-cache")
 
@@ -44,7 +44,7 @@ def pull() -> None:
 def _dvc(*arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", "dvc", *arguments], check=False)
     if done.returncode:
-        raise Fault(f"`dvc {' '.join(arguments)}` failed, its reason is above")
+        raise UserError(f"`dvc {' '.join(arguments)}` failed, its reason is above")
 
 
 def _state(remote: Remote) -> str:

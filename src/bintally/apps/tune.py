@@ -19,13 +19,13 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
+from bintally import paths
 from bintally.apps.experiment import Curve, Ended, read_metrics, remove_experiment, run_experiment
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.files import SCRATCH, write_csv
-from bintally.interruption import end_with_parent
-from bintally.model.decoding import DECODINGS, FOR_ACCURACY
+from bintally.interruption import terminate_with_parent
 from bintally.params import Params, Range, load_params
-from bintally.stages import paths
+from bintally.scoring.decoding import DECODINGS, FOR_ACCURACY
 
 STORAGE, LOCK = SCRATCH / "tune.db", SCRATCH / "tune.lock"
 BEAT_EVERY_S, DEAD_AFTER_S = 15.0, 120.0
@@ -46,7 +46,7 @@ def tune(trials: int, storage: str | None, jobs: int = 1) -> None:
     A study is of the parameters that are not searched, the space and the code: change one and another study begins.
     Any number of processes on any machines may work on one, where ``storage`` is a database they share.
 
-    Raises Fault if the storage cannot be used or no trial comes to an end.
+    Raises UserError if the storage cannot be used or no trial comes to an end.
     """
     params = load_params()
     study = _study(params, storage)
@@ -69,7 +69,7 @@ def _start_another(trials: int, storage: str | None) -> subprocess.Popen[bytes]:
     """A process that works on the same study and ends with this one; what it reports at its end is not needed twice."""
     command = [sys.executable, sys.argv[0], "tune", f"--trials={trials}", "--jobs=1"]
     command += [f"--storage={storage}"] if storage else []
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=end_with_parent)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=terminate_with_parent)
 
 
 def _study(params: Params, storage: str | None) -> optuna.Study:
@@ -102,9 +102,9 @@ def _study(params: Params, storage: str | None) -> optuna.Study:
     raise AssertionError("an attempt returns or raises")
 
 
-def _unusable(url: str, error: Exception) -> Fault:
+def _unusable(url: str, error: Exception) -> UserError:
     reason = str(error).splitlines()[0][:200]
-    return Fault(f"--storage: '{_without_password(url)}' cannot be used: {reason}")
+    return UserError(f"--storage: '{_without_password(url)}' cannot be used: {reason}")
 
 
 def _engine(url: str) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def _run(study: optuna.Study, trial: Trial, params: Params) -> None:
         if time.time() - beaten > BEAT_EVERY_S:
             beaten = time.time()
             trial.set_user_attr("beat", beaten)
-        if not (follows and params.tune.stop_poor):
+        if not (follows and params.tune.prune):
             return False
         for epoch in epochs:
             trial.report(epoch[curve], int(epoch["epoch"]))
@@ -251,7 +251,7 @@ def _run(study: optuna.Study, trial: Trial, params: Params) -> None:
     except Ended:
         outcome = "ended early, worse than the median"
         _finish(study, trial, state=TrialState.PRUNED)
-    except Fault as fault:
+    except UserError as fault:
         outcome = f"failed: {fault}"
         trial.set_user_attr("reason", str(fault))
         _finish(study, trial, state=TrialState.FAIL)
@@ -282,13 +282,15 @@ def _short(value: object) -> str:
 
 
 def _report(study: optuna.Study, params: Params) -> None:
-    from bintally.scoring.tuning import draw_study  # brings matplotlib
+    from bintally.scoring.search_figures import draw_study  # brings matplotlib
 
     counted = _counted(study)
     done = [trial for trial in counted if trial.state == TrialState.COMPLETE]
     if not done:
         reasons = [str(trial.user_attrs["reason"]) for trial in counted if "reason" in trial.user_attrs]
-        raise Fault(f"no trial of {len(counted)} came to an end: {(reasons or ['all are under way elsewhere'])[-1]}")
+        raise UserError(
+            f"no trial of {len(counted)} came to an end: {(reasons or ['all are under way elsewhere'])[-1]}"
+        )
     keys, best = list(params.tune.space), study.best_trials
     states = {TrialState.COMPLETE: "done", TrialState.PRUNED: "ended early", TrialState.FAIL: "failed"}
     rows = [

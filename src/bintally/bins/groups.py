@@ -72,14 +72,14 @@ def split_groups(groups: Sequence[str], counts: Sequence[int], shares: Mapping[s
     return result
 
 
-def part_of(groups: Sequence[str], share: float, seed: int) -> NDArray[np.bool_]:
+def random_group_subset(groups: Sequence[str], share: float, seed: int) -> NDArray[np.bool_]:
     """Of each bin, whether it is in a random part of so many of the groups; smaller parts lie within larger ones."""
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     rank = np.random.default_rng(seed).permutation(len(names))
     return np.asarray(rank[member] < round(share * len(names)))
 
 
-def split_around(
+def split_with_test_set(
     held: Sequence[bool], groups: Sequence[str], counts: Sequence[int], shares: Mapping[str, float], seed: int
 ) -> list[str]:
     """As :func:`split_groups`, where the bins of the split ``test`` are given.

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from bintally.faults import full_disk_is_a_fault
+from bintally.errors import disk_full_as_user_error
 from bintally.files import read_csv, write_csv
 
 SHARD_BYTES = 32 * 2**20
@@ -51,7 +51,7 @@ def write_shards(folder: Path, bins: Iterable[Bin]) -> list[Entry]:
     entries: list[Entry] = []
     waiting = iter(bins)
     one = next(waiting, None)
-    with full_disk_is_a_fault(folder):
+    with disk_full_as_user_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for shard in itertools.count():
             if one is None:

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
-from bintally.bins.demo import DemoSource
 from bintally.bins.record import ID_PATTERN
-from bintally.faults import Fault
+from bintally.demo.warehouse import DemoSource
+from bintally.errors import UserError
 from bintally.params import Fetch
 
 log = logging.getLogger("bintally.source")
@@ -64,7 +64,7 @@ class ObjectSource:
         self._concurrency = concurrency
 
     def ids(self) -> list[str]:
-        """Every id that has a record, sorted. Raises Fault if the store cannot be listed."""
+        """Every id that has a record, sorted. Raises UserError if the store cannot be listed."""
         listing = self._tried(
             "be listed",
             "metadata/",
@@ -72,11 +72,11 @@ class ObjectSource:
         )
         stems = {PurePosixPath(path).stem for path in listing if path.endswith(".json")}
         if not stems:
-            raise Fault(f"{self._name} has no metadata/<id>.json: check fetch.source and its prefix")
+            raise UserError(f"{self._name} has no metadata/<id>.json: check fetch.source and its prefix")
         return sorted(stem for stem in stems if ID_PATTERN.fullmatch(stem))
 
     def read(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
-        """Yield (key, bytes or None). Raises Fault where an object cannot be read after a few tries."""
+        """Yield (key, bytes or None). Raises UserError where an object cannot be read after a few tries."""
         # Several keys a task: handing over each one by itself would cost about as much as reading it.
         share = max(1, min(KEYS_A_TASK, len(keys) // (4 * self._concurrency)))
         parts = [keys[start : start + share] for start in range(0, len(keys), share)]
@@ -97,7 +97,7 @@ class ObjectSource:
             return None
 
     def _tried(self, what: str, key: str, action: Callable[[], T]) -> T:
-        """The result of ``action``, tried a few times. Raises FileNotFoundError as it is, Fault for the rest."""
+        """The result of ``action``, tried a few times. Raises FileNotFoundError as it is, UserError for the rest."""
         for attempt in itertools.count(1):
             try:
                 return action()
@@ -112,19 +112,19 @@ class ObjectSource:
                 time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
 
-    def _fault(self, what: str, error: Exception) -> Fault:
+    def _fault(self, what: str, error: Exception) -> UserError:
         code = _code(error)
         if code == "NoSuchBucket":
-            return Fault(f"{self._name}: there is no such bucket; check fetch.source")
+            return UserError(f"{self._name}: there is no such bucket; check fetch.source")
         if code in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"):
-            return Fault(
+            return UserError(
                 f"{self._name} may not {what}: access denied; check that fetch.source exists, name the ids in "
                 "fetch.ids if only listing is forbidden, or sign with AWS credentials by fetch.anonymous: false"
             )
         if code in ("PermanentRedirect", "301"):
-            return Fault(f"{self._name} lies in another region; set fetch.region")
+            return UserError(f"{self._name} lies in another region; set fetch.region")
         cause = " ".join(str(error).partition("Debug source")[0].split())
-        return Fault(f"{self._name} cannot {what}: {cause[:200]}; check fetch.endpoint and the network")
+        return UserError(f"{self._name} cannot {what}: {cause[:200]}; check fetch.endpoint and the network")
 
 
 def _code(error: Exception) -> str | None:
@@ -139,7 +139,7 @@ def _credentials() -> Any:
 
     found = Session().get_credentials()
     if found is None:
-        raise Fault("fetch.anonymous is false but no AWS credentials were found; run `aws configure` or set AWS_*")
+        raise UserError("fetch.anonymous is false but no AWS credentials were found; run `aws configure` or set AWS_*")
 
     def current() -> dict[str, Any]:
         frozen = found.get_frozen_credentials()
@@ -154,13 +154,13 @@ def _credentials() -> Any:
 
 
 def open_source(fetch: Fetch) -> Source:
-    """The source that ``fetch`` names. Raises Fault if it cannot be one."""
+    """The source that ``fetch`` names. Raises UserError if it cannot be one."""
     if fetch.source == "demo":
         return DemoSource(fetch.demo_bins, fetch.seed)
     if not fetch.source.startswith("s3://"):
         folder = Path(fetch.source)
         if not folder.is_dir():
-            raise Fault(f"fetch.source: '{fetch.source}' is neither demo, nor s3://…, nor a folder that exists")
+            raise UserError(f"fetch.source: '{fetch.source}' is neither demo, nor s3://…, nor a folder that exists")
         return ObjectSource(LocalStore(folder.resolve()), fetch.source, fetch.concurrency)
     url = urlsplit(fetch.source)
     if fetch.anonymous:

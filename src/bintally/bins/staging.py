@@ -6,7 +6,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from bintally.bins.source import Source
-from bintally.faults import Fault
+from bintally.errors import UserError
 
 
 class Staging:
@@ -25,7 +25,7 @@ class Staging:
     def fetch(self, source: Source, keys: Iterable[str]) -> Iterable[str]:
         """Get the objects not here yet; yield each key as it arrives, those already here first.
 
-        Raises Fault if the disk is full or the source fails.
+        Raises UserError if the disk is full or the source fails.
         """
         wanted = list(keys)
         have = [key for key in wanted if self._has(key)]
@@ -53,10 +53,10 @@ class Staging:
             yield
         except sqlite3.DatabaseError as error:
             if "full" in str(error):
-                raise Fault(
+                raise UserError(
                     f"the disk is full: could not write {self._path}; free some space and run it again"
                 ) from error
-            raise Fault(f"{self._path} cannot be used ({error}); remove it to fetch anew") from error
+            raise UserError(f"{self._path} cannot be used ({error}); remove it to fetch anew") from error
 
     def close(self) -> None:
         self._database.close()

@@ -15,7 +15,7 @@ from bintally.bins.record import ID_PATTERN, BadBin, Record, check_image, parse_
 from bintally.bins.shards import Bin
 from bintally.bins.source import Source, image_key, record_key
 from bintally.bins.staging import Staging
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.params import Fetch
 from bintally.progress import progress
 
@@ -35,15 +35,15 @@ class Subset:
 def read_id_list(path: Path, key: str = "fetch.ids") -> list[str]:
     """Ids in the order of the file: one a line, or JSON ``{"<count>": ["data/metadata/<id>.json", …], …}``.
 
-    Raises Fault, which names the parameter ``key``, if the file is missing, malformed, empty, or names something that
+    Raises UserError, which names the parameter ``key``, if the file is missing, malformed, empty, or names something that
     cannot be an id.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise Fault(f"{key}: cannot read '{path}': {error.strerror}") from error
+        raise UserError(f"{key}: cannot read '{path}': {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise Fault(f"{key}: '{path}' is not a text file") from error
+        raise UserError(f"{key}: '{path}' is not a text file") from error
     if text.lstrip().startswith(("{", "[")):
         try:
             content = json.loads(text)
@@ -52,14 +52,14 @@ def read_id_list(path: Path, key: str = "fetch.ids") -> list[str]:
                 raise TypeError
             names = [PurePosixPath(name).name.removesuffix(".json") for names in lists for name in names]
         except (ValueError, TypeError) as error:
-            raise Fault(f"{key}: '{path}' must be a list of ids, or counts with lists of record paths") from error
+            raise UserError(f"{key}: '{path}' must be a list of ids, or counts with lists of record paths") from error
     else:
         names = [line.strip() for line in text.splitlines() if line.strip()]
     for name in names:
         if not ID_PATTERN.fullmatch(name):
-            raise Fault(f"{key}: '{name[:80]}' in '{path}' is no id: letters, digits, - and _ are allowed")
+            raise UserError(f"{key}: '{name[:80]}' in '{path}' is no id: letters, digits, - and _ are allowed")
     if not names:
-        raise Fault(f"{key}: '{path}' lists no ids")
+        raise UserError(f"{key}: '{path}' lists no ids")
     return list(dict.fromkeys(names))
 
 
@@ -68,7 +68,7 @@ def choose(source: Source, fetch: Fetch, staging: Staging) -> Subset:
 
     Candidates are taken in order, record first and the image only where it is wanted, until each count has
     ``per_count`` good bins. Which bins are taken does not depend on concurrency or interruptions.
-    Raises Fault if nothing usable is found.
+    Raises UserError if nothing usable is found.
     """
     candidates = read_id_list(Path(fetch.ids)) if fetch.ids else _drawn(source.ids(), fetch.seed)
     limit = fetch.per_count or len(candidates)
@@ -115,17 +115,19 @@ def choose(source: Source, fetch: Fetch, staging: Staging) -> Subset:
     if not counts:
         reasons = Counter(rejected.values()).most_common(1)
         why = f"most often: {reasons[0][0]}" if reasons else "none has one of the counts"
-        raise Fault(f"none of {len(candidates)} bins of {fetch.source} with counts {fetch.counts} can be used; {why}")
+        raise UserError(
+            f"none of {len(candidates)} bins of {fetch.source} with counts {fetch.counts} can be used; {why}"
+        )
     for count in fetch.counts:
         if fetch.per_count and taken[count] < fetch.per_count:
             log.warning("count %d: %d bins, fewer than the %d asked for", count, taken[count], fetch.per_count)
         if not taken[count]:
-            raise Fault(f"{fetch.source} has no usable bin with count {count}; take it out of fetch.counts")
+            raise UserError(f"{fetch.source} has no usable bin with count {count}; take it out of fetch.counts")
     groups = group_bins({bin_id: record.asins for bin_id, record in records.items()})
     return Subset(counts, {bin_id: groups[bin_id] for bin_id in counts}, rejected)
 
 
-def bins_of(subset: Subset, staging: Staging) -> Iterator[Bin]:
+def iter_bins(subset: Subset, staging: Staging) -> Iterator[Bin]:
     """The accepted bins in order of id, with their bytes."""
     with progress("write", len(subset.counts), "bins", brief=True) as advance:
         for bin_id in sorted(subset.counts):

@@ -1,1 +1,1 @@
-"""Trunk, head, the way from a photograph to a distribution over counts, and its file."""
+"""Backbone, head, the way from a photograph to a distribution over counts, and its file."""

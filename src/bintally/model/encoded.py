@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save
 
-from bintally.faults import full_disk_is_a_fault
-from bintally.files import replacing, write_text
+from bintally.errors import disk_full_as_user_error
+from bintally.files import atomic_write, write_text
+from bintally.model.backbone import Backbone
 from bintally.model.network import views
-from bintally.model.trunk import Trunk
 from bintally.progress import progress
 
 # Images a forward pass: what a CPU's caches hold, what keeps a GPU busy.
@@ -43,16 +43,16 @@ class Encoding(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Kind
-    """``features`` of the trunk or ``maps`` in its middle, float32 (bins, views, width); or ``pixels``, uint8 (bins, 3,
+    """``features`` of the backbone or ``maps`` in its middle, float32 (bins, views, width); or ``pixels``, uint8 (bins, 3,
     size, size)."""
     image_size: int
     learned: int = 0
-    """How many stages of the trunk follow the maps."""
+    """How many stages of the backbone follow the maps."""
     digest: str
-    """SHA-256 of the array and of the trunk's weights."""
+    """SHA-256 of the array and of the backbone's weights."""
 
 
-class Rows:
+class MemoryMappedRows:
     """An array on disk of which rows are read by memory map, few of them kept in this process's memory.
 
     Pages once touched would count as this process's until it ends, all of the array after an epoch; given back
@@ -87,29 +87,29 @@ class Rows:
 class Encoded:
     """The arrays of one folder, in the order of the bins' index."""
 
-    rows: Rows
+    rows: MemoryMappedRows
     encoding: Encoding
-    trunk_state: dict[str, torch.Tensor]
+    backbone_state: dict[str, torch.Tensor]
 
-    def ready(self, trunk: Trunk) -> None:
-        """Make a trunk take these rows."""
+    def ready(self, backbone: Backbone) -> None:
+        """Make a backbone take these rows."""
         if self.encoding.kind == "maps":
-            trunk.cut(self.encoding.learned)
+            backbone.cut(self.encoding.learned)
 
-    def suit(self, trunk: Trunk, image_size: int) -> bool:
-        """Whether these rows are what the constant part of ``trunk`` gives, of images of ``image_size``."""
+    def suit(self, backbone: Backbone, image_size: int) -> bool:
+        """Whether these rows are what the constant part of ``backbone`` gives, of images of ``image_size``."""
         if image_size != self.encoding.image_size:
             return False
-        self.ready(trunk)
-        ours, theirs = self.trunk_state, trunk.state_dict()
-        constant = {"features": list(theirs), "maps": trunk.constant(), "pixels": []}[self.encoding.kind]
+        self.ready(backbone)
+        ours, theirs = self.backbone_state, backbone.state_dict()
+        constant = {"features": list(theirs), "maps": backbone.constant(), "pixels": []}[self.encoding.kind]
         return all(name in ours and torch.equal(theirs[name].cpu(), ours[name]) for name in constant)
 
 
 def encode(
     folder: Path,
     images: Sequence[Callable[[], bytes]],
-    trunk: Trunk,
+    backbone: Backbone,
     size: int,
     trained: str | int,
     mirrored: bool,
@@ -117,22 +117,22 @@ def encode(
     scratch: Path,
     key: str,
 ) -> None:
-    """Decode, resize and run what of the trunk does not learn, once for each image.
+    """Decode, resize and run what of the backbone does not learn, once for each image.
 
-    Writes ``array.npy``, ``trunk.safetensors`` (the weights it starts from) and ``encoding.json`` to ``folder``. An
+    Writes ``array.npy``, ``backbone.safetensors`` (the weights it starts from) and ``encoding.json`` to ``folder``. An
     interrupted encoding goes on from what lies in ``scratch`` under the same ``key``, weights and device.
 
     Args:
-        trained: what learns, as `model.trained` has it.
+        trained: what learns, as `model.trainable` has it.
         key: a hash of the images and of all else the array depends on.
     """
-    trunk.to(device).eval()
-    constant = _constant(trunk, trained)
+    backbone.to(device).eval()
+    constant = _constant(backbone, trained)
     if constant:
         with torch.inference_mode():
             width = constant(torch.zeros(1, 3, size, size, device=device)).shape[1]
     shape = (len(images), 1 + mirrored, width) if constant else (len(images), 3, size, size)
-    weights = save({name: value.cpu().contiguous() for name, value in trunk.state_dict().items()})
+    weights = save({name: value.cpu().contiguous() for name, value in backbone.state_dict().items()})
     digest = hashlib.sha256(weights)
     unfinished = _Unfinished(
         scratch / hashlib.sha256(f"{key} {digest.hexdigest()} {device.type}".encode()).hexdigest()[:16],
@@ -140,15 +140,15 @@ def encode(
         np.dtype("<f4" if constant else "|u1"),
         BATCH[device.type],
     )
-    with full_disk_is_a_fault(scratch), progress("encode", len(images) - unfinished.rows, "images") as advance:
+    with disk_full_as_user_error(scratch), progress("encode", len(images) - unfinished.rows, "images") as advance:
         for pixels in decoded_batches(images[unfinished.rows :], size, BATCH[device.type]):
             unfinished.append(_rows(constant, pixels, mirrored, device) if constant else pixels.numpy())
             advance(len(pixels))
     digest.update(unfinished.finish(folder / "array.npy"))
-    with replacing(folder / "trunk.safetensors") as temporary:
+    with atomic_write(folder / "backbone.safetensors") as temporary:
         temporary.write_bytes(weights)
     encoding = Encoding(
-        kind="pixels" if constant is None else "features" if constant == trunk else "maps",
+        kind="pixels" if constant is None else "features" if constant == backbone else "maps",
         image_size=size,
         learned=trained if isinstance(trained, int) and constant else 0,
         digest=digest.hexdigest(),
@@ -197,21 +197,21 @@ class _Unfinished:
         self._file.close()
         with self._path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             shutil.move(self._path, temporary)
         shutil.rmtree(self._path.parent)
         return digest
 
 
-def _constant(trunk: Trunk, trained: str | int) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """What of a trunk does not learn; None where all of it does."""
+def _constant(backbone: Backbone, trained: str | int) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """What of a backbone does not learn; None where all of it does."""
     if trained == "head":
-        return trunk
-    if trained == "all" or trained == len(trunk.stages()):
+        return backbone
+    if trained == "all" or trained == len(backbone.stages()):
         return None
     assert isinstance(trained, int)
-    trunk.cut(trained)
-    return trunk.front
+    backbone.cut(trained)
+    return backbone.front
 
 
 def _rows(
@@ -242,4 +242,4 @@ def decoded_batches(images: Sequence[Callable[[], bytes]], size: int, batch: int
 def load_encoded(folder: Path) -> Encoded:
     """Open the arrays of ``folder`` by memory map."""
     encoding = Encoding.model_validate_json((folder / "encoding.json").read_text(encoding="utf-8"))
-    return Encoded(Rows(folder / "array.npy"), encoding, load_file(folder / "trunk.safetensors"))
+    return Encoded(MemoryMappedRows(folder / "array.npy"), encoding, load_file(folder / "backbone.safetensors"))

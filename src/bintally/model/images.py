@@ -8,7 +8,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import resize
 
 from bintally.bins.record import MAX_PIXELS
-from bintally.faults import Fault
+from bintally.errors import UserError
 
 FORMATS = ["JPEG", "PNG"]
 MAX_SCANS = 64  # of a progressive JPEG; each costs as much as the whole picture, and cameras write about ten
@@ -25,7 +25,7 @@ def decode(body: bytes, size: int) -> torch.Tensor:
     Returns:
         uint8 tensor of shape (3, size, size), RGB.
 
-    Raises Fault if the bytes are no image that can be decoded, or one too large to be: that is told before decoding.
+    Raises UserError if the bytes are no image that can be decoded, or one too large to be: that is told before decoding.
     """
     _check(body)
     try:
@@ -44,14 +44,14 @@ def _check(body: bytes) -> None:
         with Image.open(io.BytesIO(body), formats=FORMATS) as image:
             width, height = image.size
     except Image.DecompressionBombError as error:
-        raise Fault(f"an image of more than {MAX_PIXELS:,} pixels is too large; make it smaller") from error
+        raise UserError(f"an image of more than {MAX_PIXELS:,} pixels is too large; make it smaller") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise _fault(body, "it is neither JPEG nor PNG") from error
     if width * height > MAX_PIXELS:
-        raise Fault(f"an image of {width} x {height} pixels is too large; {MAX_PIXELS:,} pixels are allowed")
+        raise UserError(f"an image of {width} x {height} pixels is too large; {MAX_PIXELS:,} pixels are allowed")
     if body.count(START_OF_SCAN) > MAX_SCANS:
-        raise Fault(f"an image of more than {MAX_SCANS} scans is not decoded; save it as a plain JPEG")
+        raise UserError(f"an image of more than {MAX_SCANS} scans is not decoded; save it as a plain JPEG")
 
 
-def _fault(body: bytes, reason: object) -> Fault:
-    return Fault(f"an image of {len(body)} bytes does not decode: {str(reason).splitlines()[0]}")
+def _fault(body: bytes, reason: object) -> UserError:
+    return UserError(f"an image of {len(body)} bytes does not decode: {str(reason).splitlines()[0]}")

@@ -1,4 +1,4 @@
-"""The counting network: a trunk, a head of two linear layers, and a distribution over counts."""
+"""The counting network: a backbone, a head of two linear layers, and a distribution over counts."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from bintally.model.trunk import Trunk
+from bintally.model.backbone import Backbone
 
 
 class Head(nn.Sequential):
@@ -59,16 +59,16 @@ def _log_sigmoid(values: torch.Tensor) -> torch.Tensor:
 
 
 class CountingNetwork(nn.Module):
-    """Trunk and head together."""
+    """Backbone and head together."""
 
-    def __init__(self, trunk: Trunk, head: Head) -> None:
+    def __init__(self, backbone: Backbone, head: Head) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.backbone = backbone
         self.head = head
 
     def forward(self, images: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
         """(n, 3, size, size) of 0–255 to what the head gives; ``kept`` as the head takes it."""
-        return self.head(self.trunk(images), kept)  # type: ignore[no-any-return]
+        return self.head(self.backbone(images), kept)  # type: ignore[no-any-return]
 
 
 class CountDistribution(nn.Module):

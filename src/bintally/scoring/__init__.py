@@ -1,1 +1,1 @@
-"""Metrics, intervals, baselines, references, plots. No torch."""
+"""Metrics, intervals, trivial, references, plots. No torch."""

@@ -15,7 +15,7 @@ KINDS = ("one_off", "two_off", "left_out")
 RECOUNTED = (0.05, 0.1, 0.2)
 
 
-def mistakes(counts: Sequence[int]) -> Floats:
+def error_model(counts: Sequence[int]) -> Floats:
     """(counts, counts) the probability that a wrong record of a bin that holds the first says the second."""
     off = np.subtract.outer(np.asarray(counts), np.asarray(counts))
     possible = np.isin(off, OFF).astype(np.float64)
@@ -34,7 +34,7 @@ def wrong(
 ) -> Floats:
     """The probability that each record is wrong, (n,), by Bayes' rule.
 
-    Before the photograph is seen a record is wrong with probability ``share`` and then says what :func:`mistakes`
+    Before the photograph is seen a record is wrong with probability ``share`` and then says what :func:`error_model`
     allows; of what lies in the bin the photograph says ``probabilities``. Photographs of one group are seen together,
     as :mod:`bintally.model.kinship` has it: where the records of two differ and the photographs do not, one of them is
     likely wrong, and a lean that two photographs share is no evidence against either.
@@ -45,7 +45,7 @@ def wrong(
         groups: (n,) which are photographs of one bin; None: each is alone.
     """
     here, said = np.arange(len(records)), np.searchsorted(counts, records)
-    alone = _right_and_wrong(probabilities[None], said, mistakes(counts), share)
+    alone = _right_and_wrong(probabilities[None], said, error_model(counts), share)
     result = (alone[1] / alone.sum(0))[0]
     if groups is None or not kinship or not len(records):
         return np.asarray(result)
@@ -54,7 +54,7 @@ def wrong(
     if len(several):
         member = np.unique(member[several], return_inverse=True)[1]
         leaning, weights = leanings(probabilities[several], counts, kinship)
-        right_or_wrong = _right_and_wrong(leaning, said[several], mistakes(counts), share)
+        right_or_wrong = _right_and_wrong(leaning, said[several], error_model(counts), share)
         seen = right_or_wrong.sum(0)
         _, after = together(seen, weights, member)
         result[several] = (after[:, member] * right_or_wrong[1] / seen).sum(0)
@@ -67,7 +67,7 @@ def _right_and_wrong(leaning: Floats, said: NDArray[np.intp], mistaken: Floats, 
     return np.stack([right, (leaning * mistaken[:, said].T).sum(2) * share])
 
 
-def make_wrong(
+def inject_errors(
     records: Counts, products: Sequence[Sequence[int]], counts: Sequence[int], share: float, random: np.random.Generator
 ) -> tuple[Counts, list[str]]:
     """Records of which a share is made wrong, to see whether that is found.
@@ -107,17 +107,17 @@ class Budget:
 def budget(probabilities: Floats, recounts: int) -> Budget:
     """What is expected of recounting so many bins, those likeliest to be wrong; (n,) probabilities of that."""
     recounts = min(recounts, len(probabilities))
-    share = float(promised_curve(probabilities)[recounts])
+    share = float(expected_recall_curve(probabilities)[recounts])
     return Budget(recounts, share * float(probabilities.sum()), share)
 
 
-def promised_curve(probabilities: Floats) -> Floats:
+def expected_recall_curve(probabilities: Floats) -> Floats:
     """(n + 1,) the share of the wrong records expected among the 0, 1, … likeliest to be wrong."""
     ranked = np.concatenate([[0], np.sort(probabilities)[::-1]]).cumsum()
     return np.asarray(ranked / max(float(ranked[-1]), 1e-12))
 
 
-def found_curve(scores: Floats, is_wrong: NDArray[np.bool_]) -> Floats:
+def recall_curve(scores: Floats, is_wrong: NDArray[np.bool_]) -> Floats:
     """(n + 1,) the share of the wrong records among the 0, 1, … ranked first; of equal scores any may come first."""
     levels, member = np.unique(-scores, return_inverse=True)
     sizes = np.bincount(member, minlength=len(levels))
@@ -127,9 +127,9 @@ def found_curve(scores: Floats, is_wrong: NDArray[np.bool_]) -> Floats:
     return np.asarray(np.interp(np.arange(len(scores) + 1), ends, found))
 
 
-def ranking(scores: Floats, is_wrong: NDArray[np.bool_]) -> dict[str, float]:
+def ranking_metrics(scores: Floats, is_wrong: NDArray[np.bool_]) -> dict[str, float]:
     """ROC AUC, average precision, and the share of the wrong records among the first RECOUNTED of a ranking."""
-    curve = found_curve(scores, is_wrong)
+    curve = recall_curve(scores, is_wrong)
     places = np.arange(len(curve)) / len(scores)
     return {
         "auc": float(roc_auc_score(is_wrong, scores)),

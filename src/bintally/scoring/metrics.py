@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bintally.model.decoding import DECODINGS, decode_counts
+from bintally.scoring.decoding import DECODINGS, decode_counts
 
 BINS = 10
 Floats = NDArray[np.float64]
@@ -15,7 +15,7 @@ Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Scored:
+class LabelledPredictions:
     """Predictions for bins whose count is known."""
 
     probabilities: Floats
@@ -28,7 +28,7 @@ class Scored:
     """The count each class stands for, ascending."""
 
 
-def columns(scored: Scored) -> dict[str, Floats]:
+def columns(scored: LabelledPredictions) -> dict[str, Floats]:
     """Per image, everything whose mean or sum a metric is made of; each (n,), ``bin_*`` (n, BINS)."""
     true_class = np.searchsorted(scored.counts, scored.truth)
     result: dict[str, Floats] = {
@@ -60,7 +60,7 @@ def _figures(sums: dict[str, Floats], number: Floats) -> dict[str, Floats]:
     return figures
 
 
-def evaluate(scored: Scored, resamples: int, seed: int) -> dict[str, Any]:
+def evaluate(scored: LabelledPredictions, resamples: int, seed: int) -> dict[str, Any]:
     """Overall figures of a test set, each with a 95 % percentile interval bootstrapped by group.
 
     Loss is mean cross-entropy in nats; calibration error the expected calibration error over ten equal bins of
@@ -91,7 +91,7 @@ def evaluate(scored: Scored, resamples: int, seed: int) -> dict[str, Any]:
     }
 
 
-def per_class(scored: Scored, rule: str) -> list[dict[str, float]]:
+def per_class(scored: LabelledPredictions, rule: str) -> list[dict[str, float]]:
     """Accuracy and RMSE of the bins of each count."""
     predicted = decode_counts(scored.probabilities, scored.counts, rule)
     rows = []
@@ -110,7 +110,7 @@ def per_class(scored: Scored, rule: str) -> list[dict[str, float]]:
     return rows
 
 
-def reliability(scored: Scored) -> list[dict[str, float]]:
+def reliability(scored: LabelledPredictions) -> list[dict[str, float]]:
     """Mean confidence and accuracy in each bin of confidence that holds an image."""
     values = columns(scored)
     inside = np.minimum((scored.probabilities.max(1) * BINS).astype(int), BINS - 1)
@@ -127,14 +127,14 @@ def reliability(scored: Scored) -> list[dict[str, float]]:
     return rows
 
 
-def risk_coverage(scored: Scored) -> list[dict[str, float]]:
+def risk_coverage(scored: LabelledPredictions) -> list[dict[str, float]]:
     """The share of wrong answers among the surest: a row for every twentieth of the images, ties in order of image."""
     wrong = 1 - columns(scored)["most_probable.accuracy"][np.argsort(-scored.probabilities.max(1), kind="stable")]
     ends = [max(1, round(len(wrong) * share / 20)) for share in range(1, 21)]
     return [{"answered": end / len(wrong), "risk": float(wrong[:end].mean())} for end in dict.fromkeys(ends)]
 
 
-def confusion(scored: Scored, rule: str) -> Counts:
+def confusion(scored: LabelledPredictions, rule: str) -> Counts:
     """(classes, classes) number of bins by true count (row) and predicted count (column)."""
     predicted = np.searchsorted(scored.counts, decode_counts(scored.probabilities, scored.counts, rule))
     table = np.zeros((len(scored.counts),) * 2, dtype=np.int64)

@@ -45,7 +45,7 @@ REFERENCES = (
 )
 
 
-def trivial(train: Counts, test: Counts, counts: Sequence[int]) -> list[Row]:
+def baselines(train: Counts, test: Counts, counts: Sequence[int]) -> list[Row]:
     """Majority class, mean and uniform guess, learned from the training counts and scored on the test counts.
 
     The mean is rounded for its accuracy and taken as it is for its RMSE; a uniform guess is scored by its

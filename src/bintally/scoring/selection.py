@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import laplace
 
-from bintally.scoring.metrics import Counts, Floats, Scored, columns
+from bintally.scoring.metrics import Counts, Floats, LabelledPredictions, columns
 
 SHARPNESS_WIDTH = 256
 
@@ -52,11 +52,11 @@ def entropy(probabilities: Floats) -> Floats:
     return np.asarray(-(probabilities * np.log(probabilities.clip(1e-12))).sum(1))
 
 
-def unlikeliest(scored: Scored, number: int) -> Counts:
+def unlikeliest(scored: LabelledPredictions, number: int) -> Counts:
     """Rows of the bins whose record has the least probability, the least first."""
     return np.argsort(-columns(scored)["loss"], kind="stable")[:number]
 
 
-def least_certain(scored: Scored, number: int) -> Counts:
+def least_certain(scored: LabelledPredictions, number: int) -> Counts:
     """Rows of the bins whose distribution has the most entropy, the most first."""
     return np.argsort(-entropy(scored.probabilities), kind="stable")[:number]

@@ -1,35 +1,18 @@
 """One module a stage of dvc.yaml. Each reads the parameters, calls the rooms, and writes the stage's outs."""
 
-import hashlib
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-import bintally
-from bintally.faults import Fault, full_disk_is_a_fault
-from bintally.interruption import end_with_parent
+from bintally.errors import UserError, disk_full_as_user_error
+from bintally.interruption import terminate_with_parent
 from bintally.params import Params, load_params
 from bintally.progress import log_to_stderr
-from bintally.sharing import take_share
+from bintally.resources import limit_resources
 
 log = logging.getLogger("bintally")
-
-
-def hash_of(*parts: bytes) -> str:
-    """SHA-256 of some bytes, each with its length, in hexadecimal."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8) + part)
-    return digest.hexdigest()
-
-
-def code(*rooms: str) -> bytes:
-    """The modules of some rooms, on which work that goes on after an interruption depends too."""
-    root = Path(bintally.__file__).parent
-    return b"".join(path.read_bytes() for room in rooms for path in sorted((root / room).glob("*.py")))
 
 
 def run(stage: str, work: Callable[[Params], None]) -> None:
@@ -37,13 +20,13 @@ def run(stage: str, work: Callable[[Params], None]) -> None:
     log_to_stderr()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if "DVC_STAGE" in os.environ:
-        end_with_parent()
+        terminate_with_parent()
     try:
-        with full_disk_is_a_fault("the outs of " + stage):
+        with disk_full_as_user_error("the outs of " + stage):
             params = load_params()
-            take_share(params.launch.ranks if stage == "train" else 1)
+            limit_resources(params.launch.ranks if stage == "train" else 1)
             work(params)
-    except Fault as fault:
+    except UserError as fault:
         fail(stage, fault)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -51,7 +34,7 @@ def run(stage: str, work: Callable[[Params], None]) -> None:
         sys.exit(130)
 
 
-def fail(stage: str, fault: Fault) -> None:
+def fail(stage: str, fault: UserError) -> None:
     """Say why in one line and put the stage's earlier outs back."""
     print(f"{stage}: {fault}", file=sys.stderr, flush=True)
     _put_back(stage)

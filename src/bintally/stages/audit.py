@@ -5,15 +5,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bintally import paths
 from bintally.bins.shards import ShardReader, read_index
 from bintally.files import read_csv, write_csv, write_json
-from bintally.model.calibration import Calibration, load_calibration
-from bintally.model.decoding import FOR_ACCURACY, decode_counts
 from bintally.params import Params
-from bintally.scoring import plots
-from bintally.scoring.audit import KINDS, found_curve, make_wrong, promised_curve, ranking, wrong
-from bintally.scoring.metrics import Counts, Floats, Scored
-from bintally.stages import paths, run
+from bintally.scoring import figures
+from bintally.scoring.audit import KINDS, expected_recall_curve, inject_errors, ranking_metrics, recall_curve, wrong
+from bintally.scoring.calibration import Calibration, load_calibration
+from bintally.scoring.decoding import FOR_ACCURACY, decode_counts
+from bintally.scoring.metrics import Counts, Floats, LabelledPredictions
+from bintally.stages import run
 
 BEST, CURVE = "photograph_and_twins", 101
 SHOWN_AT = 0.1
@@ -22,14 +23,14 @@ SHOWN_AT = 0.1
 def main(params: Params) -> None:
     calibration = load_calibration(paths.MODELS)
     rows, counts = read_csv(paths.PREDICTIONS), calibration.counts
-    scored = Scored(
+    scored = LabelledPredictions(
         np.array([[float(row[f"p{count}"]) for count in counts] for row in rows]),
         np.array([int(row["count"]) for row in rows]),
         [row["group"] for row in rows],
         counts,
     )
     products = _products([row["id"] for row in rows])
-    random = np.random.default_rng(params.audit.seed)
+    random = np.random.default_rng(SEED)
     draws = [_draw(scored, products, calibration, random) for _ in range(params.audit.draws)]
     # Of other bins, too: a bin comes with all of its photographs.
     spread = [_draw(*_resampled(scored, products, random), calibration, random)[0] for _ in range(params.audit.draws)]
@@ -37,7 +38,7 @@ def main(params: Params) -> None:
         paths.AUDIT_METRICS,
         {
             "images": len(rows),
-            "wrong_records": calibration.wrong_records,
+            "record_error_rate": calibration.record_error_rate,
             **{
                 name: _over_draws([draw[0][name] for draw in draws], [draw[name] for draw in spread])
                 for name in draws[0][0]
@@ -52,8 +53,8 @@ def main(params: Params) -> None:
         ([f"{value:.6g}" for value in row] for row in zip(_recounted(), *curves.values(), promised, strict=True)),
     )
     whose = "demo bins, rendered" if params.fetch.source == "demo" else params.fetch.source
-    title = f"{calibration.wrong_records:.0%} of the records of {len(rows):,} test bins ({whose}) made wrong"
-    plots.save(plots.audit_picture(curves, promised, title), paths.AUDIT_PICTURE)
+    title = f"{calibration.record_error_rate:.0%} of the records of {len(rows):,} test bins ({whose}) made wrong"
+    figures.save(figures.audit_picture(curves, promised, title), paths.AUDIT_FIGURE)
 
 
 def _products(ids: Sequence[str]) -> list[list[int]]:
@@ -64,11 +65,14 @@ def _products(ids: Sequence[str]) -> list[list[int]]:
 
 
 def _draw(
-    scored: Scored, products: Sequence[Sequence[int]], calibration: Calibration, random: np.random.Generator
+    scored: LabelledPredictions,
+    products: Sequence[Sequence[int]],
+    calibration: Calibration,
+    random: np.random.Generator,
 ) -> tuple[dict[str, dict[str, float]], dict[str, Floats], Floats]:
     """Figures and curve of each ranking on records of which some were made wrong, and the curve that was promised."""
-    share, counts = calibration.wrong_records, calibration.counts
-    records, kinds = make_wrong(scored.truth, products, counts, share, random)
+    share, counts = calibration.record_error_rate, calibration.counts
+    records, kinds = inject_errors(scored.truth, products, counts, share, random)
     is_wrong = records != scored.truth
     rankings = {
         BEST: wrong(scored.probabilities, counts, records, share, scored.groups, calibration.kinship),
@@ -76,11 +80,11 @@ def _draw(
         "disagreement": (decode_counts(scored.probabilities, counts, FOR_ACCURACY) != records).astype(np.float64),
         "chance": np.zeros(len(records)),
     }
-    figures = {name: ranking(scores, is_wrong) for name, scores in rankings.items()}
-    promised = promised_curve(rankings[BEST])
+    figures = {name: ranking_metrics(scores, is_wrong) for name, scores in rankings.items()}
+    promised = expected_recall_curve(rankings[BEST])
     figures[BEST]["promised_at_10"] = float(_shares(promised)[round(SHOWN_AT * (CURVE - 1))])
     figures[BEST] |= _found_by_kind(rankings[BEST], np.array(kinds))
-    curves = {name: _shares(found_curve(scores, is_wrong)) for name, scores in rankings.items()}
+    curves = {name: _shares(recall_curve(scores, is_wrong)) for name, scores in rankings.items()}
     return figures, curves, _shares(promised)
 
 
@@ -115,8 +119,8 @@ def _shares(curve: Floats) -> Floats:
 
 
 def _resampled(
-    scored: Scored, products: Sequence[Sequence[int]], random: np.random.Generator
-) -> tuple[Scored, list[Sequence[int]]]:
+    scored: LabelledPredictions, products: Sequence[Sequence[int]], random: np.random.Generator
+) -> tuple[LabelledPredictions, list[Sequence[int]]]:
     """As many groups, drawn with replacement; one drawn twice is two."""
     members: dict[str, list[int]] = {}
     for row, group in enumerate(scored.groups):
@@ -125,7 +129,9 @@ def _resampled(
     drawn = [(names[number], time) for time, number in enumerate(random.integers(len(names), size=len(names)))]
     rows: Counts = np.array([row for name, _ in drawn for row in members[name]])
     groups = [f"{name} {time}" for name, time in drawn for _ in members[name]]
-    return Scored(scored.probabilities[rows], scored.truth[rows], groups, scored.counts), [products[r] for r in rows]
+    return LabelledPredictions(scored.probabilities[rows], scored.truth[rows], groups, scored.counts), [
+        products[r] for r in rows
+    ]
 
 
 if __name__ == "__main__":

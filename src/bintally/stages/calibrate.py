@@ -2,36 +2,37 @@
 
 import numpy as np
 
-from bintally.faults import Fault
+from bintally import paths
+from bintally.errors import UserError
 from bintally.files import read_csv, write_json
-from bintally.memory import keep_freed_memory
-from bintally.model.calibration import (
+from bintally.inference.predictor import predict_encoded
+from bintally.memory import configure_malloc
+from bintally.model.card import load_model
+from bintally.model.encoded import load_encoded
+from bintally.model.kinship import fit_kinship
+from bintally.params import Params
+from bintally.scoring.calibration import (
     Calibration,
     calibrated,
-    fit_confidence,
-    fit_mass,
+    fit_confidence_threshold,
+    fit_conformal_threshold,
     fit_temperature,
     save_calibration,
 )
-from bintally.model.decoding import DECODINGS
-from bintally.model.encoded import load_encoded
-from bintally.model.kinship import fit_kinship
-from bintally.model.predictor import predict_encoded
-from bintally.model.saved import load_model
-from bintally.params import Params
-from bintally.scoring.metrics import Scored, evaluate
-from bintally.stages import paths, run
+from bintally.scoring.decoding import DECODINGS
+from bintally.scoring.metrics import LabelledPredictions, evaluate
+from bintally.stages import run
 
 
 def main(params: Params) -> None:
-    keep_freed_memory()
-    counts, asked = params.answers, params.calibrate
+    configure_malloc()
+    counts, asked = params.answer_counts, params.calibrate
     table = read_csv(paths.SPLITS)
     rows = np.array(
         [at for at, line in enumerate(table) if line["split"] == "validation" and int(line["count"]) in counts]
     )
     if not len(rows):
-        raise Fault(f"no validation bin has one of the counts {counts}; change calibrate.counts or split.test_ids")
+        raise UserError(f"no validation bin has one of the counts {counts}; change calibrate.counts or split.test_ids")
     truth = np.array([int(table[row]["count"]) for row in rows])
     classes = np.searchsorted(counts, truth)
     network, card = load_model(paths.MODELS)
@@ -39,8 +40,8 @@ def main(params: Params) -> None:
     among = np.log(calibrated(logs, card.counts, counts, 1.0).clip(1e-300))
     temperature = fit_temperature(among, classes)
     probabilities = calibrated(logs, card.counts, counts, temperature)
-    scored = Scored(probabilities, truth, [table[row]["group"] for row in rows], counts)
-    figures = evaluate(scored, params.evaluate.resamples, params.evaluate.seed)
+    scored = LabelledPredictions(probabilities, truth, [table[row]["group"] for row in rows], counts)
+    figures = evaluate(scored, params.evaluate.resamples, SEED)
     save_calibration(
         paths.MODELS,
         Calibration(
@@ -49,10 +50,10 @@ def main(params: Params) -> None:
             temperature=temperature,
             rmse_decoding=min(DECODINGS, key=lambda rule: figures[rule]["rmse"]),
             coverage=asked.coverage,
-            mass=fit_mass(probabilities, classes, asked.coverage),
+            mass=fit_conformal_threshold(probabilities, classes, asked.coverage),
             sure=asked.sure,
-            confidence=fit_confidence(probabilities, classes, asked.sure),
-            wrong_records=asked.wrong_records,
+            confidence=fit_confidence_threshold(probabilities, classes, asked.sure),
+            record_error_rate=asked.record_error_rate,
             kinship=fit_kinship(probabilities, classes, counts, scored.groups),
         ),
     )

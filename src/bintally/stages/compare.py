@@ -5,12 +5,13 @@ from dataclasses import asdict
 
 import numpy as np
 
+from bintally import paths
 from bintally.files import read_csv, write_json, write_text
-from bintally.model.calibration import load_calibration
 from bintally.params import Params
-from bintally.scoring import plots
-from bintally.scoring.references import REFERENCES, Row, trivial
-from bintally.stages import paths, run
+from bintally.scoring import figures
+from bintally.scoring.calibration import load_calibration
+from bintally.scoring.references import REFERENCES, Row, baselines
+from bintally.stages import run
 
 DEMO_NOTE = "The bins of this run are rendered demo bins: its figures are not comparable with those on real bins."
 
@@ -36,7 +37,7 @@ def main(params: Params) -> None:
         )
         for rule in dict.fromkeys(metrics["decoding"].values())
     ]
-    majority, mean, uniform = trivial(counts["train"], counts["test"], answers)
+    majority, mean, uniform = baselines(counts["train"], counts["test"], answers)
     rows = [*models, majority, mean, uniform, *REFERENCES]
     note = DEMO_NOTE if demo else "Other test images than the published figures: compare with care."
     write_json(
@@ -52,7 +53,7 @@ def main(params: Params) -> None:
     )
     write_text(paths.BENCHMARK_TABLE, _markdown(rows, note))
     title = ("DEMO BINS, not comparable: " if demo else "") + "counting items in bins"
-    plots.save(plots.benchmark_picture(rows, title), paths.BENCHMARK_PICTURE)
+    figures.save(figures.benchmark_picture(rows, title), paths.BENCHMARK_FIGURE)
 
 
 def _markdown(rows: list[Row], note: str) -> str:

@@ -2,48 +2,49 @@
 
 import numpy as np
 
+from bintally import paths
 from bintally.bins.shards import ShardReader, read_index
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.files import read_csv, write_csv, write_json
-from bintally.memory import keep_freed_memory
-from bintally.model.calibration import answer, calibrated, load_calibration
-from bintally.model.decoding import DECODINGS, FOR_ACCURACY
+from bintally.inference.predictor import predict_encoded
+from bintally.memory import configure_malloc
+from bintally.model.card import load_model
 from bintally.model.encoded import load_encoded
-from bintally.model.predictor import predict_encoded
-from bintally.model.saved import load_model
 from bintally.params import Params
-from bintally.scoring import plots
-from bintally.scoring.metrics import Scored, confusion, evaluate, per_class, reliability, risk_coverage
-from bintally.stages import paths, run
+from bintally.scoring import figures
+from bintally.scoring.calibration import answer, calibrated, load_calibration
+from bintally.scoring.decoding import DECODINGS, FOR_ACCURACY
+from bintally.scoring.metrics import LabelledPredictions, confusion, evaluate, per_class, reliability, risk_coverage
+from bintally.stages import run
 
 EXAMPLES = 8
 
 
 def main(params: Params) -> None:
-    keep_freed_memory()
+    configure_malloc()
     calibration = load_calibration(paths.MODELS)
     counts, rule = calibration.counts, FOR_ACCURACY
     table = read_csv(paths.SPLITS)
     rows = np.array([at for at, line in enumerate(table) if line["split"] == "test" and int(line["count"]) in counts])
     if not len(rows):
-        raise Fault(f"no test bin has one of the counts {counts}; change calibrate.counts or split.test_ids")
+        raise UserError(f"no test bin has one of the counts {counts}; change calibrate.counts or split.test_ids")
     test = [table[row] for row in rows]
     truth = np.array([int(line["count"]) for line in test])
     network, card = load_model(paths.MODELS)
     logs = predict_encoded(network, card, load_encoded(paths.ENCODED), rows)
     probabilities = calibrated(logs, card.counts, counts, calibration.temperature)
-    scored = Scored(probabilities, truth, [line["group"] for line in test], counts)
+    scored = LabelledPredictions(probabilities, truth, [line["group"] for line in test], counts)
     answers = answer(probabilities, calibration)
     sure = ~answers.unsure
 
-    figures = evaluate(scored, params.evaluate.resamples, params.evaluate.seed)
+    metrics = evaluate(scored, params.evaluate.resamples, SEED)
     classes = per_class(scored, rule)
     risk = risk_coverage(scored)
     write_json(
         paths.TEST_METRICS,
         {
             "decoding": {"accuracy": rule, "rmse": calibration.rmse_decoding},
-            **figures,
+            **metrics,
             "sets": {
                 "promised": calibration.coverage,
                 "coverage": float(((answers.low <= truth) & (truth <= answers.high)).mean()),
@@ -75,21 +76,21 @@ def main(params: Params) -> None:
     write_csv(paths.RISK, list(risk[0]), [list(row.values()) for row in risk])
 
     whose = "demo bins, rendered" if params.fetch.source == "demo" else params.fetch.source
-    accuracy = figures[rule]["accuracy"]
+    accuracy = metrics[rule]["accuracy"]
     title = f"{len(test)} test bins ({whose}), {rule.replace('_', ' ')}: {accuracy:.1%} right"
-    plots.save(plots.confusion_picture(confusion(scored, rule), counts, title), paths.CONFUSION_PICTURE)
+    figures.save(figures.confusion_picture(confusion(scored, rule), counts, title), paths.CONFUSION_FIGURE)
 
-    shown = np.sort(np.random.default_rng(params.evaluate.seed).permutation(len(test))[:EXAMPLES])
+    shown = np.sort(np.random.default_rng(SEED).permutation(len(test))[:EXAMPLES])
     reader, entries = ShardReader(paths.BINS), {entry.id: entry for entry in read_index(paths.BINS)}
     images = [reader.image(entries[test[at]["id"]]) for at in shown]
-    picture = plots.examples_picture(
+    picture = figures.examples_picture(
         images,
         truth[shown].tolist(),
         probabilities[shown],
         counts,
         f"Test bins ({whose}), drawn at random",
     )
-    plots.save(picture, paths.EXAMPLES_PICTURE)
+    figures.save(picture, paths.EXAMPLES_FIGURE)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from collections import Counter
 from bintally.bins.shards import write_shards
 from bintally.bins.source import open_source
 from bintally.bins.staging import Staging
-from bintally.bins.subset import bins_of, choose
+from bintally.bins.subset import choose, iter_bins
 from bintally.files import SCRATCH, write_csv
 from bintally.params import Params
+from bintally.paths import BINS
 from bintally.stages import run
-from bintally.stages.paths import BINS
 
 log = logging.getLogger("bintally")
 
@@ -27,7 +27,7 @@ def main(params: Params) -> None:
         subset = choose(source, fetch, staging)
         written = scratch / "bins"
         shutil.rmtree(written, ignore_errors=True)
-        write_shards(written, bins_of(subset, staging))
+        write_shards(written, iter_bins(subset, staging))
         write_csv(written / "rejected.csv", ["id", "reason"], sorted(subset.rejected.items()))
     finally:
         staging.close()

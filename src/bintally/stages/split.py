@@ -8,14 +8,14 @@ import logging
 from pathlib import Path
 
 from bintally.bins.corrections import read_corrections
-from bintally.bins.groups import split_around, split_groups
+from bintally.bins.groups import split_groups, split_with_test_set
 from bintally.bins.shards import Entry, read_index
 from bintally.bins.subset import read_id_list
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.files import write_csv
 from bintally.params import Fetch, Params
+from bintally.paths import BINS, CORRECTIONS, SPLITS
 from bintally.stages import run
-from bintally.stages.paths import BINS, CORRECTIONS, SPLITS
 
 log = logging.getLogger("bintally")
 
@@ -29,12 +29,14 @@ def main(params: Params) -> None:
         splits = split_groups(groups, counts, shares, split.seed)
     else:
         listed = set(read_id_list(Path(split.test_ids), "split.test_ids"))
-        splits = split_around([entry.id in listed for entry in entries], groups, counts, shares, split.seed)
+        splits = split_with_test_set([entry.id in listed for entry in entries], groups, counts, shares, split.seed)
     counts, splits = _corrected(params.fetch, entries, splits)
     for name in shares:
         if name not in splits:
             of_list = f" or '{split.test_ids}' lists others" if split.test_ids else ""
-            raise Fault(f"no bin is left for {name}: {len(entries)} bins are too few{of_list}; raise fetch.per_count")
+            raise UserError(
+                f"no bin is left for {name}: {len(entries)} bins are too few{of_list}; raise fetch.per_count"
+            )
     rows = [(e.id, count, e.group, split) for e, count, split in zip(entries, counts, splits, strict=True)]
     write_csv(SPLITS, ["id", "count", "group", "split"], rows)
 

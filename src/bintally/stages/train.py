@@ -23,17 +23,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bintally.bins.facts import NUMBERS, WORDS, facts
-from bintally.bins.groups import part_of
+from bintally.bins.groups import random_group_subset
 from bintally.bins.shards import ShardReader, read_index
-from bintally.faults import Fault, full_disk_is_a_fault
+from bintally.errors import UserError, disk_full_as_user_error
 from bintally.files import SCRATCH, read_csv, write_json
-from bintally.interruption import Stopped, StopRequest, end_with_parent
-from bintally.memory import keep_freed_memory
+from bintally.hashing import sha256_hex, source_code
+from bintally.interruption import Stopped, StopRequest, terminate_with_parent
+from bintally.memory import configure_malloc
+from bintally.monitor import Live, tensorboard_folder
 from bintally.params import Launch, Params, load_params
+from bintally.paths import BINS, ENCODED, MODELS, SPLITS, TRAIN_METRICS, TRAINING_CURVES
 from bintally.progress import log_to_stderr
-from bintally.stages import code, fail, hash_of, run
-from bintally.stages.paths import BINS, ENCODED, MODELS, SPLITS, TRAIN_METRICS, TRAINING_CURVES
-from bintally.training.live import Live, tensorboard_folder
+from bintally.stages import fail, run
 
 if TYPE_CHECKING:  # the process that starts torchrun has no need of torch
     from bintally.model.network import CountingNetwork
@@ -74,12 +75,12 @@ def launch(params: Params, module: str = "bintally.stages.train") -> None:
             reason = f"rank {rank} was asked to stop"
         else:
             reason = f"rank {rank} stopped with exit code {failure.exitcode}, its reason is above"
-        raise Fault(f"{reason}; {RESUMES}") from error
+        raise UserError(f"{reason}; {RESUMES}") from error
     except SignalException as error:
-        raise Fault(f"stopped by {error.sigval.name}, what was learned is kept; {RESUMES}") from error
+        raise UserError(f"stopped by {error.sigval.name}, what was learned is kept; {RESUMES}") from error
     except (RendezvousError, DistError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise Fault(
+        raise UserError(
             f"{settings.nnodes} machines could not meet at launch.rdzv_endpoint ({settings.rdzv_endpoint}): {reason}; "
             f"check that each of them reaches it and runs the same command; {RESUMES}"
         ) from error
@@ -87,13 +88,13 @@ def launch(params: Params, module: str = "bintally.stages.train") -> None:
 
 def _rendezvous(settings: Launch) -> list[str]:
     """torchrun's options, among them which of this machine's addresses the others reach it by."""
-    from bintally.training.addresses import facing
+    from bintally.training.network_address import route_to
 
     several = settings.nnodes > 1
-    address, interface, is_host = facing(settings.rdzv_endpoint if several else "127.0.0.1:1")
+    address, interface, is_host = route_to(settings.rdzv_endpoint if several else "127.0.0.1:1")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     if several and address.startswith("127."):
-        raise Fault(
+        raise UserError(
             f"launch.rdzv_endpoint: '{settings.rdzv_endpoint}' is an address inside this machine, as /etc/hosts often "
             "has its own name; give one the other machines reach it by"
         )
@@ -127,7 +128,7 @@ def _end_when_cut_off(settings: Launch) -> None:
         idle_since = time.monotonic() if alive else idle_since
         if time.monotonic() - idle_since > settings.timeout_s:
             at = settings.rdzv_endpoint
-            fail("train", Fault(f"its ranks have ended and {at} does not answer: is the network up? {RESUMES}"))
+            fail("train", UserError(f"its ranks have ended and {at} does not answer: is the network up? {RESUMES}"))
             os._exit(1)
 
 
@@ -153,27 +154,27 @@ def prepare(params: Params) -> Prepared:
     """Read the encoded bins and their split, and make the network that has learned nothing yet."""
     import torch
 
+    from bintally.model.backbone import Backbone
     from bintally.model.encoded import load_encoded
     from bintally.model.network import CountingNetwork, Head
-    from bintally.model.trunk import Trunk
     from bintally.training.samples import Samples
     from bintally.training.teachers import taught
 
-    model, train, counts = params.model, params.train, params.learned_counts
+    model, train, counts = params.model, params.train, params.model_counts
     torch.manual_seed(train.seed)
     encoded = load_encoded(ENCODED)
-    trunk = Trunk(model.trunk, model.image_size, model.features)
-    trunk.load_state_dict(encoded.trunk_state)
-    encoded.ready(trunk)
+    backbone = Backbone(model.backbone, model.image_size, model.features)
+    backbone.load_state_dict(encoded.backbone_state)
+    encoded.ready(backbone)
     told = NUMBERS + WORDS if train.records else 0
-    head = Head(trunk.width, train.hidden, len(counts), train.ordinal, train.seed, told)
-    network = CountingNetwork(trunk, head)
+    head = Head(backbone.width, train.hidden, len(counts), train.ordinal, train.seed, told)
+    network = CountingNetwork(backbone, head)
     table = read_csv(SPLITS)
     splits = np.array([row["split"] for row in table])
     of_bins = np.array([int(row["count"]) for row in table])
     classes = np.searchsorted(counts, of_bins)
 
-    used = part_of([row["group"] for row in table], train.share, train.seed) | (splits != "train")
+    used = random_group_subset([row["group"] for row in table], train.share, train.seed) | (splits != "train")
     if train.records:
         reader = ShardReader(BINS)
         of_records = facts([reader.record(entry) for entry in read_index(BINS)], (splits == "train") & used)
@@ -188,38 +189,38 @@ def prepare(params: Params) -> Prepared:
         return Samples(encoded.rows, kind, rows, classes[rows], names, groups, model.mirror, said, recorded)
 
     taught_by = [(folder / "model.safetensors").read_bytes() for folder in teachers]
-    data = hash_of(encoded.encoding.digest.encode(), SPLITS.read_bytes(), *taught_by)
+    data = sha256_hex(encoded.encoding.digest.encode(), SPLITS.read_bytes(), *taught_by)
     return Prepared(network, samples("train"), samples("validation"), data)
 
 
 def work(params: Params, stop: StopRequest) -> None:
     """What each rank does; one on each machine writes."""
-    from bintally.model.saved import Card, save_model
+    from bintally.model.card import Card, save_model
     from bintally.training.checkpoint import Checkpoints
-    from bintally.training.distribution import joined, writes
+    from bintally.training.distributed import is_main_process, process_group
     from bintally.training.loop import fit
 
     model, train = params.model, params.train
     prepared = prepare(params)
-    network, trunk = prepared.network, prepared.network.trunk
+    network, backbone = prepared.network, prepared.network.backbone
     key = run_key(params, prepared.data)
     live = Live(TRAINING_CURVES, SCRATCH / "live", key, train.epochs)
-    with live if writes() else nullcontext() as told, joined(params.launch.timeout_s) as place:
+    with live if is_main_process() else nullcontext() as told, process_group(params.launch.timeout_s) as place:
         checkpoints = Checkpoints(SCRATCH / "train", key, params.launch.checkpoint_s)
         stepped = told.step if told else lambda _done, _total: None
         best = fit(
             network, prepared.train, prepared.validation, params, place, checkpoints, stop, live.epoch, stepped
         ).best
-        if not place.writes:
+        if not place.is_main_process:
             return
         card = Card(
-            trunk=model.trunk,
+            backbone=model.backbone,
             features=model.features,
             image_size=model.image_size,
-            mean=trunk.mean.flatten().tolist(),
-            std=trunk.std.flatten().tolist(),
+            mean=backbone.mean.flatten().tolist(),
+            std=backbone.std.flatten().tolist(),
             mirror=model.mirror,
-            counts=params.learned_counts,
+            counts=params.model_counts,
             hidden=train.hidden,
             ordinal=train.ordinal,
             parameters={name: getattr(params, name).model_dump() for name in ("model", "train", "augment")},
@@ -243,28 +244,28 @@ def run_key(params: Params, data: str) -> str:
     """Hash of everything that a resumed run must share with the interrupted one, its code included."""
     sections = [section.model_dump_json().encode() for section in (params.model, params.train, params.augment)]
     ranks = str(params.launch.ranks * params.launch.nnodes)
-    return hash_of(data.encode(), *sections, ranks.encode(), code("training", "model"))
+    return sha256_hex(data.encode(), *sections, ranks.encode(), source_code("training", "model"))
 
 
 def _rank() -> None:
     """One process of torchrun's, from its start to its end."""
-    end_with_parent()
-    keep_freed_memory()
+    terminate_with_parent()
+    configure_malloc()
     stop = StopRequest()
     stop.listen()
-    from bintally.training.distribution import LostRanks, leave, writes
+    from bintally.training.distributed import RanksLost, is_main_process, leave
 
     log_to_stderr()
     status = 0
     try:
-        with full_disk_is_a_fault("the outs of train"):
+        with disk_full_as_user_error("the outs of train"):
             work(load_params(), stop)
     except Stopped:
         status = STOPPED
-    except Fault as fault:
+    except UserError as fault:
         # What all ranks see the first of them says. A rank that fails alone says it, but torchrun then ends the
         # others, which lose it just before.
-        if isinstance(fault, LostRanks) or not writes():
+        if isinstance(fault, RanksLost) or not is_main_process():
             stop.wait(UNTIL_TORCHRUN_SAYS_S)
         status = STOPPED if stop.came else 1
         if not stop.came:

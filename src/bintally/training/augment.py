@@ -22,7 +22,7 @@ def draw(samples: int, seed: int, epoch: int) -> NDArray[np.float32]:
     return random.random((samples, DRAWS), dtype=np.float32) * 2 - 1
 
 
-def moved(images: torch.Tensor, draws: torch.Tensor, params: Augment) -> torch.Tensor:
+def random_affine(images: torch.Tensor, draws: torch.Tensor, params: Augment) -> torch.Tensor:
     """Shift, scale and rotate images or maps of any number of channels: (n, c, side, side) to the same.
 
     Args:
@@ -71,7 +71,7 @@ class Augmentation:
         images = images.float()
         if side < images.shape[-1]:
             images = functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
-        images = moved(images, draws, params)
+        images = random_affine(images, draws, params)
         gain, contrast, red, green, blue, blur, noise, place = draws[:, 4:12].unbind(1)
         if params.blur:
             share = (params.blur * (blur + 1) / 6)[:, None, None, None]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bintally.files import replacing
+from bintally.files import atomic_write
 
 log = logging.getLogger("bintally")
 KEPT = 2  # the newest and one to fall back on
@@ -37,12 +37,12 @@ class Checkpoints:
         return time.monotonic() - self._last >= self._every_s
 
     def save(self, step: int, state: State) -> None:
-        """Raises Fault if the disk is full; the earlier checkpoints stay."""
+        """Raises UserError if the disk is full; the earlier checkpoints stay."""
         if not self._folder.exists():
             self._forget_other_runs()
         content = io.BytesIO()
         torch.save({"key": self.key, **state}, content)
-        with replacing(self._folder / f"{step:010}.pt") as temporary, temporary.open("wb") as file:
+        with atomic_write(self._folder / f"{step:010}.pt") as temporary, temporary.open("wb") as file:
             file.write(hashlib.sha256(content.getbuffer()).digest())
             file.write(content.getbuffer())
         for path in self._newest()[KEPT:]:

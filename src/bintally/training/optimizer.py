@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from bintally.faults import Fault
+from bintally.errors import UserError
 from bintally.model.network import CountingNetwork
 from bintally.params import Train
 
@@ -14,12 +14,12 @@ START, END = 1 / 25, 1 / 250_000  # of one_cycle, as shares of the highest rate:
 
 
 def learned(network: CountingNetwork, trained: str | int) -> list[list[nn.Parameter]]:
-    """The parameters `model.trained` names, by stage, the head's last. Raises Fault if there are fewer."""
-    stages = network.trunk.stages()
+    """The parameters `model.trainable` names, by stage, the head's last. Raises UserError if there are fewer."""
+    stages = network.backbone.stages()
     last = {"head": 0, "all": len(stages)}.get(str(trained), trained)
     assert isinstance(last, int)
     if last > len(stages):
-        raise Fault(f"model.trained: {trained} is more than the {len(stages)} stages this trunk has; take all")
+        raise UserError(f"model.trainable: {trained} is more than the {len(stages)} stages this backbone has; take all")
     return [*stages[len(stages) - last :], list(network.head.parameters())]
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bintally.model.encoded import Kind, Rows
+from bintally.model.encoded import Kind, MemoryMappedRows
 from bintally.training.augment import draw
-from bintally.training.distribution import Place
+from bintally.training.distributed import Place
 
 AHEAD_BYTES = 2**23  # read at once before they are asked for, at least one batch
 VALIDATION_BATCH = 64
@@ -22,7 +22,7 @@ VALIDATION_BATCH = 64
 class Samples:
     """The encoded bins of one split."""
 
-    source: Rows
+    source: MemoryMappedRows
     """(bins, views, width) features or maps, or (bins, 3, size, size) pixels, of every bin."""
     kind: Kind
     rows: NDArray[np.int64]

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from bintally.diagnosis.evidence import Learned
+from bintally.model.card import default_device
 from bintally.model.network import CountingNetwork, log_distribution, views
-from bintally.model.saved import default_device
 from bintally.progress import progress
-from bintally.scoring.evidence import Learned
-from bintally.scoring.metrics import Scored
-from bintally.training.distribution import Place
+from bintally.scoring.metrics import LabelledPredictions
+from bintally.training.distributed import Place
 from bintally.training.samples import Batch, Samples, validation_batches
 
 
@@ -29,7 +29,7 @@ def said(
 @torch.inference_mode()
 def answers(network: CountingNetwork, samples: Samples, counts: Sequence[int]) -> Learned:
     """What a network that has learned ``counts`` says of all ``samples``."""
-    place = Place(0, 1, default_device(), writes=True)
+    place = Place(0, 1, default_device(), is_main_process=True)
     model: nn.Module = network.head if samples.kind == "features" else network
     model.to(place.device).eval()
     alive: list[torch.Tensor] = []
@@ -42,4 +42,4 @@ def answers(network: CountingNetwork, samples: Samples, counts: Sequence[int]) -
     hook.remove()
     dead = 1 - float(torch.stack(alive).any(0).float().mean())
     truth = np.asarray(counts)[samples.classes]
-    return Learned(Scored(torch.cat(logs).softmax(1).numpy(), truth, samples.groups, counts), dead)
+    return Learned(LabelledPredictions(torch.cat(logs).softmax(1).numpy(), truth, samples.groups, counts), dead)

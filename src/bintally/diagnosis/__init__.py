@@ -1,0 +1,1 @@
+"""What is wrong with a training run: profile, rules, figures."""

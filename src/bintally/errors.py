@@ -1,0 +1,20 @@
+"""The one exception a user is meant to read."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """Something the user can mend: one sentence with the offending value and the remedy."""
+
+
+@contextmanager
+def disk_full_as_user_error(where: object) -> Iterator[None]:
+    """Turn "no space left" below into a :class:`UserError` that names ``where``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"the disk is full: could not write {where}; free some space and run it again") from error

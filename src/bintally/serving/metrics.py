@@ -1,0 +1,35 @@
+"""What the endpoint measures of itself, for Prometheus."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+
+class ServerMetrics:
+    """Counters and histograms in a registry of their own; may be used from any thread."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "bintally_requests", "Requests to /invocations by status", ["status"], registry=self.registry
+        )
+        self.latency = Histogram(
+            "bintally_request_seconds",
+            "From the head of an answered request to its response",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.images = Counter("bintally_images", "Photographs counted", registry=self.registry)
+        self.queue = Gauge("bintally_queue_images", "Photographs admitted and not answered", registry=self.registry)
+        self.batches = Histogram(
+            "bintally_batch_images",
+            "Photographs run at once",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+            registry=self.registry,
+        )
+        self.decode = Histogram(
+            "bintally_decode_seconds", "To decode a photograph", buckets=SECONDS, registry=self.registry
+        )
+        self.inference = Histogram(
+            "bintally_inference_seconds", "To run a batch", buckets=SECONDS, registry=self.registry
+        )

@@ -1,0 +1,112 @@
+"""A model on disk is the model that was saved, or it is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bintally.errors import UserError
+from bintally.files import write_json
+from bintally.model.backbone import LITE, Backbone
+from bintally.model.card import Card, load_model, save_model
+from bintally.model.network import CountingNetwork, Head
+
+CARD = Card(
+    backbone=LITE[0],
+    features="last",
+    image_size=64,
+    mean=[127.0] * 3,
+    std=[128.0] * 3,
+    mirror=True,
+    counts=[1, 2, 5],
+    hidden=8,
+    parameters={"train": {"lr": 0.01}},
+    data="abc",
+    validation={"loss": 1.5, "accuracy": 0.25},
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> CountingNetwork:
+    torch.manual_seed(1)
+    backbone = Backbone(CARD.backbone, 64, CARD.features)
+    return CountingNetwork(backbone, Head(backbone.width, 8, 3, CARD.ordinal, seed=1)).eval()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, network: CountingNetwork) -> Path:
+    save_model(tmp_path / "model", network, CARD)
+    return tmp_path / "model"
+
+
+@torch.no_grad()
+def test_a_model_comes_back_as_it_was(folder: Path, network: CountingNetwork) -> None:
+    loaded, card = load_model(folder)
+    assert card == CARD
+    assert not loaded.training
+    state, expected = loaded.state_dict(), network.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
+    images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded(images), network(images))
+
+
+def test_equal_models_are_equal_bytes(folder: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "again", *load_model(folder))
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["card.json", "model.safetensors"]
+    assert all((folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
+
+
+def test_a_model_that_is_missing_cut_short_or_no_model_is_a_fault(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path}/nowhere holds no whole model"):
+        load_model(tmp_path / "nowhere")
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole[:-1], b"\x80\x04" + whole[2:]):
+        weights.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{folder} holds no whole model"):
+            load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"colour": "red"}, "holds no whole model.*colour"),
+        ({"counts": None}, "holds no whole model.*counts"),
+        ({"hidden": 9}, "weights do not fit the card"),
+        ({"counts": [1, 2]}, "weights do not fit the card"),
+        ({"features": "every_scale"}, "weights do not fit the card"),
+        ({"backbone": "resnet1"}, "no torchvision classification network 'resnet1'"),
+        ({"ordinal": True}, "weights do not fit the card"),
+        ({"ordinal": 3}, "holds no whole model.*ordinal"),
+        (
+            {"mean": [127.0, 127.0, 126.0]},
+            r"card's mean is \[127.0, 127.0, 126.0\], the network's is \[127.0, 127.0, 127",
+        ),
+        ({"std": [128.0]}, "card's std is"),
+    ],
+)
+def test_a_card_that_is_wrong_is_a_fault(folder: Path, changes: dict[str, Any], said: str) -> None:
+    write_json(folder / "card.json", CARD.model_dump() | changes)
+    with pytest.raises(UserError, match=said) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_a_fault(folder: Path, value: float) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["head.2.bias"][1] = value
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(UserError, match=rf"{folder}: the weights of head\.2\.bias are not all finite"):
+        load_model(folder)
+
+
+def test_a_card_that_is_cut_short_is_a_fault(folder: Path) -> None:
+    path = folder / "card.json"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UserError, match=f"{folder} holds no whole model"):
+        load_model(folder)

@@ -1,0 +1,62 @@
+"""Pictures: the same bytes for the same figures, so that DVC sees a change only where there is one."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from bintally.scoring import figures
+from bintally.scoring.references import REFERENCES, Row
+
+COUNTS = [1, 2, 3]
+
+
+def jpeg(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (60, 40), (shade, 120, 60)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def confusion() -> Figure:
+    return figures.confusion_picture(np.array([[5, 1, 0], [2, 9, 3], [0, 0, 0]]), COUNTS, "eleven bins")
+
+
+def benchmark() -> Figure:
+    model = Row("this model", "demo", 0.5, 0.8, accuracy_interval=(0.4, 0.6), rmse_interval=(0.7, 0.9))
+    return figures.benchmark_picture([model, Row("always 3", "20 bins of this run", 0.2, 1.3), *REFERENCES], "counting")
+
+
+def examples() -> Figure:
+    """Five photographs: more than one row."""
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0, 0, 1], [0.3, 0.3, 0.4], [0.5, 0.4, 0.1]])
+    return figures.examples_picture(
+        [jpeg(40 * k) for k in range(5)], [1, 2, 3, 1, 2], probabilities, COUNTS, "examples"
+    )
+
+
+@pytest.mark.parametrize(("draw", "size"), [(confusion, (720, 648)), (benchmark, (1200, 571)), (examples, (1248, 720))])
+def test_a_picture_is_drawn_whole_and_with_the_same_bytes_each_time(
+    tmp_path: Path, draw: Callable[[], Figure], size: tuple[int, int]
+) -> None:
+    for name in ("first.png", "again.png"):
+        figures.save(draw(), tmp_path / name)
+    first, again = ((tmp_path / name).read_bytes() for name in ("first.png", "again.png"))
+    assert first == again
+    assert 10_000 < len(first) < 200_000
+    with Image.open(io.BytesIO(first)) as image:
+        assert (image.format, image.size) == ("PNG", size)
+        grey = np.asarray(image.convert("L"))
+    inside = grey < 250
+    assert inside.mean() > 0.02
+    margin = np.concatenate([grey[:3].ravel(), grey[-3:].ravel(), grey[:, :3].ravel(), grey[:, -3:].ravel()])
+    assert margin.min() == 255, "something is cut off at the edge"
+
+
+def test_other_figures_give_another_picture(tmp_path: Path) -> None:
+    figures.save(confusion(), tmp_path / "one.png")
+    figures.save(figures.confusion_picture(np.full((3, 3), 2), COUNTS, "eleven bins"), tmp_path / "other.png")
+    assert (tmp_path / "one.png").read_bytes() != (tmp_path / "other.png").read_bytes()

@@ -1,0 +1,221 @@
+"""What a client of the endpoint may rely on, asked of the real server."""
+
+import base64
+import io
+import socket
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from bintally.inference.predictor import Predictor
+from bintally.scoring.audit import wrong
+from bintally.scoring.calibration import answer
+from bintally.serving.bodies import MAX_IMAGES
+from served import JPEG, Served, photographs, saved_model, serving
+from small import CALIBRATION, CARD, counter
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("endpoint")
+    saved_model(folder / "models")
+    with serving(folder) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+def encoded(*images: bytes, **more: int) -> dict[str, Any]:
+    return {"images": [{"data": base64.b64encode(image).decode(), **more} for image in images]}
+
+
+def form(*images: bytes) -> list[tuple[str, tuple[str, bytes, str]]]:
+    return [("images", ("bin.jpg", image, "image/jpeg")) for image in images]
+
+
+def test_an_answer_is_the_predictors_whichever_body_it_came_in(client: httpx.Client) -> None:
+    expected = Predictor(counter(), CARD, CALIBRATION)(photographs())
+    answers = answer(expected, CALIBRATION)
+    with ThreadPoolExecutor(8) as pool:
+        raw = list(pool.map(lambda body: client.post("/invocations", content=body, headers=JPEG), photographs()))
+    several = [
+        client.post("/invocations", json=encoded(*photographs())),
+        client.post("/invocations", files=form(*photographs())),
+    ]
+    assert {one.headers["x-model"] for one in [*raw, *several]} == {client.get("/model").json()["model"]}
+    assert CARD.model_dump(mode="json") == client.get("/model").json()["card"]
+    for found in [[one.json() for one in raw], *(one.json()["predictions"] for one in several)]:
+        np.testing.assert_allclose([one["probabilities"] for one in found], expected, atol=1e-4)
+        for row, one in enumerate(found):
+            assert set(one) == {
+                *("counts", "probabilities", "most_probable", "rounded_mean", "median", "set", "coverage", "unsure")
+            }
+            assert one["counts"] == CALIBRATION.counts and one["coverage"] == CALIBRATION.coverage
+            assert one["most_probable"] == answers.decoded["most_probable"][row]
+            assert one["rounded_mean"] == answers.decoded["rounded_mean"][row]
+            assert one["median"] == answers.decoded["median"][row]
+            assert one["set"] == [answers.low[row], answers.high[row]] and one["unsure"] == answers.unsure[row]
+
+
+def test_a_record_gets_the_probability_that_it_is_wrong_or_why_there_is_none(client: httpx.Client) -> None:
+    image = photographs()[0]
+    found = client.post("/invocations", params={"expected": 3}, content=image, headers=JPEG).json()
+    probabilities = np.array([found["probabilities"]])
+    share = wrong(probabilities, CALIBRATION.counts, np.array([3]), CALIBRATION.record_error_rate)[0]
+    assert found["record"] == {"expected": 3, "wrong": pytest.approx(share)}
+    for record in (0, 4, 6):
+        said = client.post("/invocations", params={"expected": record}, content=image, headers=JPEG).json()["record"]
+        assert said["wrong"] is None and said["why"] == f"the model knows the counts 2, 3, 5, not {record}"
+    both = [
+        client.post("/invocations", files=form(image, image), data={"expected": ["5", ""]}),
+        client.post("/invocations", json={"images": encoded(image, expected=5)["images"] + encoded(image)["images"]}),
+    ]
+    for response in both:
+        first, second = response.json()["predictions"]
+        assert first["record"]["expected"] == 5 and first["record"]["wrong"] > 0.5 and "record" not in second
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is large."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    pixels = zlib.compress(bytes(100))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def gif() -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (20, 20)).save(content, "GIF")
+    return content.getvalue()
+
+
+GOOD = photographs()[0]
+AS_JSON = {"content-type": "application/json"}
+AS_FORM = {"content-type": "multipart/form-data; boundary=b"}
+PART = b'--b\r\ncontent-disposition: form-data; name="images"; filename="a"\r\n\r\n' + GOOD + b"\r\n"
+BAD: dict[str, tuple[dict[str, Any], int, str]] = {
+    "empty": ({"content": b"", "headers": JPEG}, 400, "image of 0 bytes"),
+    "cut short": ({"content": GOOD[: len(GOOD) // 2], "headers": JPEG}, 400, "does not decode"),
+    "gif": ({"content": gif(), "headers": JPEG}, 400, "neither JPEG nor PNG"),
+    "text": ({"content": GOOD, "headers": {"content-type": "text/plain"}}, 415, "'text/plain'"),
+    "huge picture": ({"content": png_header(30000, 30000), "headers": JPEG}, 400, "too large"),
+    "huge body": ({"content": bytes(11 * 2**20), "headers": JPEG}, 413, "10,485,760 bytes"),
+    "huge body in chunks": ({"content": iter([bytes(2**20)] * 11), "headers": JPEG}, 413, "10,485,760 bytes"),
+    "negative record": ({"content": GOOD, "headers": JPEG, "params": {"expected": -1}}, 400, "'-1'"),
+    "word as record": ({"content": GOOD, "headers": JPEG, "params": {"expected": "x" * 99}}, 400, "'" + "x" * 40 + "'"),
+    "no json": ({"content": b"{", "headers": AS_JSON}, 400, "Invalid JSON"),
+    "other json": ({"json": {"pictures": []}}, 400, "images: Field required"),
+    "no images": ({"json": {"images": []}}, 400, "images: "),
+    "record in json": ({"json": encoded(GOOD, expected=-1)}, 400, "images.0.expected: "),
+    "no base64": ({"json": {"images": [{"data": "é"}]}}, 400, "image 1 of 1: its data of 1 characters is not Base64"),
+    "too many in json": ({"json": encoded(*[b"x"] * (MAX_IMAGES + 1))}, 400, "64"),
+    "too many files": ({"files": form(*[b"x"] * (MAX_IMAGES + 1))}, 400, "65 images"),
+    "one of three": ({"json": encoded(GOOD, gif(), GOOD)}, 400, "image 2 of 3: "),
+    "other part": ({"files": {"picture": GOOD}}, 400, "'picture'"),
+    "too few records": ({"files": form(GOOD, GOOD), "data": {"expected": "1"}}, 400, "2 images and 1 records"),
+    "word in form": ({"files": form(GOOD), "data": {"expected": "x"}}, 400, "record 1: expected is 'x'"),
+    "no boundary": ({"content": PART, "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
+    "no form": ({"content": b"nothing", "headers": AS_FORM}, 400, "cannot be read"),
+    "form cut short": ({"content": PART + b"--b\r\n", "headers": AS_FORM}, 400, "cut short"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_sentence(client: httpx.Client, name: str) -> None:
+    request, status, said = BAD[name]
+    response = client.post("/invocations", **request)
+    assert response.status_code == status, response.text
+    detail = response.json()["detail"]
+    assert said in detail and len(detail) < 300 and "\n" not in detail and set(response.json()) == {"detail"}
+
+
+def test_a_bad_image_disturbs_none_of_those_beside_it(client: httpx.Client) -> None:
+    alone = Predictor(counter(), CARD, CALIBRATION)(photographs())
+    bodies = [body for photograph in photographs() for body in (photograph, photograph[:999], b"")]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        found = list(pool.map(lambda body: client.post("/invocations", content=body, headers=JPEG), bodies))
+    assert [one.status_code for one in found] == [200, 400, 400] * len(alone)
+    np.testing.assert_allclose([one.json()["probabilities"] for one in found[::3]], alone, atol=1e-4)
+
+
+def test_metrics_count_what_happened(client: httpx.Client) -> None:
+    def measured() -> dict[str, float]:
+        lines = client.get("/metrics").text.splitlines()
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+    before = measured()
+    client.post("/invocations", json=encoded(*photographs()[:3]))
+    client.post("/invocations", content=b"bad", headers=JPEG)
+    after = measured()
+    grown = {name: after[name] - before.get(name, 0) for name in after}
+    assert grown["bintally_images_total"] == 3 and grown["bintally_batch_images_sum"] == 3
+    assert grown['bintally_requests_total{status="200"}'] == grown['bintally_requests_total{status="400"}'] == 1
+    assert grown["bintally_request_seconds_count"] == 1 and grown["bintally_decode_seconds_count"] == 4
+    assert grown["bintally_inference_seconds_count"] >= 1 and after["bintally_queue_images"] == 0
+
+
+def test_who_leaves_leaves_no_place_taken(server: Served, client: httpx.Client) -> None:
+    head = f"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: image/jpeg\r\ncontent-length: {len(GOOD)}\r\n\r\n"
+    for broadcast_bytes in (GOOD, GOOD[:100]):
+        with socket.create_connection(("127.0.0.1", server.port)) as left:
+            left.sendall(head.encode() + broadcast_bytes)
+    for _ in range(100):
+        if "bintally_queue_images 0.0" in client.get("/metrics").text:
+            break
+    assert client.post("/invocations", content=GOOD, headers=JPEG).status_code == 200
+    assert "bintally_queue_images 0.0" in client.get("/metrics").text
+
+
+def test_slow_senders_are_let_go(server: Served) -> None:
+    half_a_body = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: image/jpeg\r\ncontent-length: 99\r\n\r\nhalf"
+    starts = [b"", b"GET /li", b"GET /live HTTP/1.1\r\nhost: x\r\nx: ", half_a_body]
+    senders = []
+    for start in starts:
+        sender = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        sender.sendall(start)
+        senders.append(sender)
+    ends = [b"".join(iter(lambda sender=sender: sender.recv(9999), b"")) for sender in senders]  # type: ignore[misc]
+    assert ends[:3] == [b""] * 3 and ends[3].startswith(b"HTTP/1.1 408 ") and b"4 bytes came within 10 s" in ends[3]
+    for sender in senders:
+        sender.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /live HTTP/1.1\r\nx: " + b"a" * 200_000, 431),
+        (b"hello\r\n\r\n", 400),
+        (b"POST /invocations HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n", 400),
+    ],
+)
+def test_what_is_no_http_is_refused(server: Served, broadcast_bytes: bytes, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sender:
+        sender.sendall(broadcast_bytes)
+        answer = b"".join(iter(lambda: sender.recv(9999), b""))
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode()) and b'{"detail":"' in answer
+
+
+def test_it_is_what_its_openapi_says(server: Served, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
+    # No schema says which bytes are a photograph.
+    command += ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]
+    command += ["--phases", "coverage,fuzzing", "--max-examples", "40", "--seed", "1", "--no-color"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout[-5000:]
