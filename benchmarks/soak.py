@@ -1,11 +1,11 @@
-"""`bintally serve` under twice the load it can take, and under bad input, as a process on loopback.
+"""`bintally serve` under twice the load it can handle, and under bad input, as a process on loopback.
 
-- `load`: photographs come at twice the rate it was measured to take, whatever it answers, and it is stopped by SIGTERM
-  in the middle, started again, and stopped at the end, each time while they come. A request counts as accepted once
-  the server has asked for its body by `100 Continue`; none may go without an answer. A full queue takes the queue over
-  the rate in the mean, so p99 must stay near that, and below the longest time so many answers took. The memory of
-  neither process may grow.
-- `bad`: requests of every kind that is wrong; none may get a 5xx, or no answer at all where one is due.
+- `load`: photographs are sent at twice the measured throughput, whatever the responses; the server is stopped by
+  SIGTERM halfway, started again, and stopped at the end, each time under load. A request is accepted once the server
+  has sent `100 Continue`; every accepted request must be answered. A full queue takes slots / throughput seconds on
+  average, so p99 must stay near that, and below the longest time that as many answers took. The memory of neither
+  process may grow.
+- `bad`: malformed requests of every kind; none may get a 5xx, or no response where one is due.
 
     python benchmarks/soak.py                           five minutes of load, then 10,000 bad requests
     python benchmarks/soak.py --load 20 --bad 300       a quick look
@@ -42,11 +42,11 @@ from common import ROOT, environment, make_bins, report, rounded, say
 
 HOST = "127.0.0.1"
 IMAGE_BYTES = 50_000
-CLIENTS = 192  # connections at most at once, more than places in the queue
-START_S = 600.0
-STOP_S = 60.0
-ANSWER_S = 60.0
-SETTLED_S = 60.0  # after which memory is compared, or a third of the time
+MAX_CONNECTIONS = 192  # more than slots in the queue
+START_TIMEOUT_S = 600.0
+STOP_TIMEOUT_S = 60.0
+RESPONSE_TIMEOUT_S = 60.0
+WARM_UP_S = 60.0  # before memory is compared; at most a third of the time
 LOST = (ConnectionError, asyncio.IncompleteReadError)
 
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 class Server:
-    """`bintally serve` on a port of its own, once or again."""
+    """`bintally serve` on one port, started as often as needed."""
 
     def __init__(self, model: Path, queue: int, folder: Path) -> None:
         self.queue, self._model, self._folder = queue, model, folder
@@ -73,16 +73,16 @@ class Server:
 
     @contextmanager
     def running(self) -> Iterator["subprocess.Popen[bytes]"]:
-        """The process, ready."""
+        """Run the server, ready, until the block ends."""
         command = [sys.executable, "-c", "from bintally.cli import main; main()", "serve"]
         command += ["--model", str(self._model), "--queue", str(self.queue), "--port", str(self.port)]
         settings = environment(ROOT / "src", self._folder / "bytecode")
         process = subprocess.Popen(command, cwd=self._folder, env=settings, stdout=subprocess.DEVNULL)
         try:
-            end = time.monotonic() + START_S
+            end = time.monotonic() + START_TIMEOUT_S
             while not self._ready():
                 if process.poll() is not None or time.monotonic() > end:
-                    raise SystemExit("the server did not come up")
+                    raise SystemExit("the server did not start; its messages are above")
                 time.sleep(0.2)
             yield process
         finally:
@@ -97,10 +97,10 @@ class Server:
 
 
 def stop(process: "subprocess.Popen[bytes]") -> int:
-    """SIGTERM; the exit code."""
+    """Stop a process by SIGTERM and return its exit code."""
     process.send_signal(signal.SIGTERM)
     try:
-        return process.wait(STOP_S)
+        return process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -116,18 +116,18 @@ def resident_mib(process: "subprocess.Popen[bytes]") -> float:
 
 
 @dataclass
-class Seen:
-    """What became of the requests."""
+class Outcomes:
+    """Outcomes of requests."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
-    """From the head to the answer of each that got one."""
+    """Time from the head of a request to its response, for status 200."""
     ends: list[float] = field(default_factory=list)
-    """When it came."""
+    """Monotonic time of these responses."""
     accepted: int = 0
     lost: int = 0
     stopping: bool = False
-    """Whether the server has been asked to stop; what it then answers is counted apart."""
+    """Whether the server is stopping; outcomes are then counted separately."""
 
     def count(self, outcome: object) -> None:
         self.statuses[f"{outcome} while stopping" if self.stopping else str(outcome)] += 1
@@ -135,26 +135,26 @@ class Seen:
 
 async def _load(server: Server, pictures: Sequence[bytes], seconds: float, over: float) -> dict[str, Any]:
     halves: list[dict[str, Any]] = []
-    seen, up_s, rate, slowest = Seen(), 0.0, 0.0, 0.0
+    outcomes, up_s, rate, slowest = Outcomes(), 0.0, 0.0, 0.0
     for half in range(2):
         with server.running() as process:
             if not half:
                 rate = await _rate(server, pictures, min(15.0, seconds / 4))
-                say(f"it takes {rate:.1f} images/s; now {over * rate:.1f} images/s are offered")
+                say(f"throughput {rate:.1f} images/s; now {over * rate:.1f} images/s are sent")
             resident: list[float] = []
             watching = asyncio.create_task(_watch(process, resident))
             start = time.monotonic()
-            first = len(seen.ends)
-            async with _offered(server, pictures, over * rate, seen):
+            first = len(outcomes.ends)
+            async with _send_at_rate(server, pictures, over * rate, outcomes):
                 await asyncio.sleep(seconds / 2)
                 watching.cancel()
                 up_s += time.monotonic() - start
-                seen.stopping = True
+                outcomes.stopping = True
                 code = await asyncio.to_thread(stop, process)  # while requests come
-            seen.stopping = False
-            ends = np.array(seen.ends[first:])
+            outcomes.stopping = False
+            ends = np.array(outcomes.ends[first:])
             slowest = max(slowest, float((ends[server.queue :] - ends[: -server.queue]).max(initial=0)))
-            settled = resident[int(min(SETTLED_S, len(resident) / 3)) :]
+            settled = resident[int(min(WARM_UP_S, len(resident) / 3)) :]
             halves.append(
                 {
                     "exit_code": code,
@@ -162,16 +162,16 @@ async def _load(server: Server, pictures: Sequence[bytes], seconds: float, over:
                     "resident_spread_mib": round(max(settled) - min(settled), 1),
                 }
             )
-    answered = len(seen.seconds) / up_s
-    p50, p99 = np.percentile(seen.seconds, [50, 99])
+    answered = len(outcomes.seconds) / up_s
+    p50, p99 = np.percentile(outcomes.seconds, [50, 99])
     return {
         "seconds": rounded(up_s),
         "alone_images_per_s": rounded(rate),
         "offered_images_per_s": rounded(over * rate),
         "answered_images_per_s": rounded(answered),
-        "statuses": dict(seen.statuses),
-        "accepted": seen.accepted,
-        "accepted_without_answer": seen.lost,
+        "statuses": dict(outcomes.statuses),
+        "accepted": outcomes.accepted,
+        "accepted_without_answer": outcomes.lost,
         "p50_s": rounded(float(p50)),
         "p99_s": rounded(float(p99)),
         "bound_s": rounded(server.queue / answered),
@@ -187,62 +187,64 @@ async def _watch(process: "subprocess.Popen[bytes]", resident: list[float]) -> N
 
 
 async def _rate(server: Server, pictures: Sequence[bytes], seconds: float) -> float:
-    """Images a second with a client for each of most places."""
-    seen, end = Seen(), time.monotonic() + seconds
+    """Images per second with clients for three quarters of the slots."""
+    outcomes, end = Outcomes(), time.monotonic() + seconds
 
     async def client(number: int) -> None:
         while time.monotonic() < end:
-            await _ask(server.port, pictures[number % len(pictures)], seen)
+            await _post(server.port, pictures[number % len(pictures)], outcomes)
 
     start = time.monotonic()
     await asyncio.gather(*(client(number) for number in range(server.queue * 3 // 4)))
-    return len(seen.seconds) / (time.monotonic() - start)
+    return len(outcomes.seconds) / (time.monotonic() - start)
 
 
 @asynccontextmanager
-async def _offered(server: Server, pictures: Sequence[bytes], rate: float, seen: Seen) -> AsyncIterator[None]:
-    """While the block runs requests come at a rate, whatever becomes of those before; at its end all have ended."""
-    asking: set[asyncio.Task[None]] = set()
+async def _send_at_rate(
+    server: Server, pictures: Sequence[bytes], rate: float, outcomes: Outcomes
+) -> AsyncIterator[None]:
+    """Send requests at a rate while the block runs, whatever the responses; then wait for all of them."""
+    in_flight: set[asyncio.Task[None]] = set()
 
-    async def offer() -> None:
+    async def send() -> None:
         start, number = time.monotonic(), 0
         while True:
             number += 1
             await asyncio.sleep(max(0.0, start + number / rate - time.monotonic()))
-            if len(asking) >= CLIENTS:
-                seen.count("not sent")
+            if len(in_flight) >= MAX_CONNECTIONS:
+                outcomes.count("not sent")
                 continue
-            one = asyncio.create_task(_ask(server.port, pictures[number % len(pictures)], seen))
-            asking.add(one)
-            one.add_done_callback(asking.discard)
+            one = asyncio.create_task(_post(server.port, pictures[number % len(pictures)], outcomes))
+            in_flight.add(one)
+            one.add_done_callback(in_flight.discard)
 
-    offering = asyncio.create_task(offer())
+    sending = asyncio.create_task(send())
     yield
-    offering.cancel()
-    await asyncio.gather(*asking)
+    sending.cancel()
+    await asyncio.gather(*in_flight)
 
 
-async def _ask(port: int, picture: bytes, seen: Seen) -> None:
+async def _post(port: int, picture: bytes, outcomes: Outcomes) -> None:
     start, accepted = time.monotonic(), False
     head = f"POST /invocations HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {len(picture)}\r\n\r\n"
     try:
-        async with asyncio.timeout(ANSWER_S), _connection(port) as (reader, writer):
+        async with asyncio.timeout(RESPONSE_TIMEOUT_S), _connection(port) as (reader, writer):
             writer.write(head.encode())
             status = await _status(reader)
             if status == 100:
                 accepted = True
-                seen.accepted += 1
+                outcomes.accepted += 1
                 writer.write(picture)
                 status = await _status(reader)
                 if status == 200:
-                    seen.ends.append(time.monotonic())
-                    seen.seconds.append(seen.ends[-1] - start)
-            seen.count(status)
+                    outcomes.ends.append(time.monotonic())
+                    outcomes.seconds.append(outcomes.ends[-1] - start)
+            outcomes.count(status)
     except ConnectionRefusedError:
-        seen.count("refused")
+        outcomes.count("refused")
     except (*LOST, TimeoutError):
-        seen.count("lost" if accepted else "closed before it was accepted")
-        seen.lost += accepted
+        outcomes.count("lost" if accepted else "closed before it was accepted")
+        outcomes.lost += accepted
 
 
 @asynccontextmanager
@@ -270,12 +272,12 @@ async def _status(reader: asyncio.StreamReader) -> int:
 
 
 @dataclass(frozen=True)
-class Bad:
-    """A kind of request that is wrong."""
+class BadRequest:
+    """A kind of malformed request."""
 
     make: Callable[[random.Random], bytes]
     closed: bool = False
-    """Whether no answer is one."""
+    """Whether the server may close the connection without a response."""
     weight: float = 1.0
     slow: bool = False
 
@@ -284,22 +286,22 @@ async def _bad(server: Server, pictures: Sequence[bytes], number: int, concurren
     kinds, dice = _kinds(pictures), random.Random(1)  # noqa: S311
     names = dice.choices(list(kinds), [kind.weight for kind in kinds.values()], k=number)
     statuses: dict[str, Counter[str]] = {name: Counter() for name in kinds}
-    places = {True: asyncio.Semaphore(max(1, concurrency // 2)), False: asyncio.Semaphore(concurrency)}
-    quick = Seen()
+    limits = {True: asyncio.Semaphore(max(1, concurrency // 2)), False: asyncio.Semaphore(concurrency)}
+    quick = Outcomes()
 
     async def send(name: str) -> None:
         kind = kinds[name]
-        async with places[kind.slow]:
+        async with limits[kind.slow]:
             statuses[name][await _outcome(server.port, kind.make(dice))] += 1
 
     with server.running() as process:
-        await asyncio.gather(*(_ask(server.port, picture, quick) for picture in pictures))
+        await asyncio.gather(*(_post(server.port, picture, quick) for picture in pictures))
         resident: list[float] = []
         watching = asyncio.create_task(_watch(process, resident))
         start = time.monotonic()
         await asyncio.gather(*(send(name) for name in names))
         seconds = time.monotonic() - start
-        await asyncio.gather(*(_ask(server.port, picture, quick) for picture in pictures))
+        await asyncio.gather(*(_post(server.port, picture, quick) for picture in pictures))
         watching.cancel()
         alive = process.poll() is None
         code = await asyncio.to_thread(stop, process)
@@ -323,8 +325,8 @@ async def _bad(server: Server, pictures: Sequence[bytes], number: int, concurren
 
 async def _outcome(port: int, request: bytes) -> str:
     try:
-        async with asyncio.timeout(ANSWER_S), _connection(port) as (reader, writer):
-            with suppress(ConnectionError):  # it may have been answered before it was whole
+        async with asyncio.timeout(RESPONSE_TIMEOUT_S), _connection(port) as (reader, writer):
+            with suppress(ConnectionError):  # the response may come before the request is complete
                 writer.write(request)
                 await writer.drain()
             return str(await _status(reader))
@@ -342,7 +344,7 @@ def _request(
     return head.encode() + body
 
 
-def _kinds(pictures: Sequence[bytes]) -> dict[str, Bad]:
+def _kinds(pictures: Sequence[bytes]) -> dict[str, BadRequest]:
     good, png = pictures[0], _png(64, 64, bytes(64 * 193))
     form = "multipart/form-data; boundary=b"
     part = b'--b\r\ncontent-disposition: form-data; name="images"; filename="a"\r\n\r\n%b\r\n'
@@ -359,7 +361,7 @@ def _kinds(pictures: Sequence[bytes]) -> dict[str, Bad]:
     def raw(content: bytes) -> Callable[[random.Random], bytes]:
         return lambda _: content
 
-    def flipped(dice: random.Random) -> bytes:
+    def flip_bits(dice: random.Random) -> bytes:
         changed = bytearray(good)
         for _ in range(20):
             changed[dice.randrange(len(changed))] ^= 1 << dice.randrange(8)
@@ -372,41 +374,41 @@ def _kinds(pictures: Sequence[bytes]) -> dict[str, Bad]:
     start = b"POST /invocations HTTP/1.1\r\nhost: x\r\n"
     chunked = start + b"transfer-encoding: chunked\r\n\r\n"
     return {
-        "empty": Bad(same(b"")),
-        "cut JPEG": Bad(cut(good)),
-        "cut PNG": Bad(cut(png)),
-        "flipped bits": Bad(flipped),
-        "noise": Bad(lambda dice: _request(dice.randbytes(dice.randrange(1, 20_000)))),
-        "GIF": Bad(same(_drawn("GIF"))),
-        "BMP": Bad(same(_drawn("BMP"))),
-        "TIFF": Bad(same(_drawn("TIFF"))),
-        "WebP": Bad(same(_drawn("WEBP"))),
-        "huge PNG": Bad(same(_png(30_000, 30_000, b"\0"))),
-        "largest PNG": Bad(same(_png(7_000, 7_000, bytes(7_000 * 21_001))), weight=0.02),
-        "huge JPEG": Bad(same(_stretched(good))),
-        "GIF before JPEG": Bad(same(_drawn("GIF") + good)),
-        "JPEG before ZIP": Bad(same(good + b"PK\x03\x04" + bytes(500))),
-        "page as JPEG": Bad(same(b"\xff\xd8\xff\xe0<script>alert(1)</script>")),
-        "other type": Bad(same(good, "text/html")),
-        "record below 0": Bad(same(good, path="/invocations?expected=-1")),
-        "record of 9,999 digits": Bad(same(good, path="/invocations?expected=" + "9" * 9_999)),
-        "two records": Bad(same(good, path="/invocations?expected=1&expected=2")),
-        "half JSON": Bad(same(as_json(good)[:-9], "application/json")),
-        "deep JSON": Bad(same(b"[" * 100_000, "application/json")),
-        "other JSON": Bad(same(b'{"pictures":[1]}', "application/json")),
-        "numbers as JSON images": Bad(same(b'{"images":[1,2,3]}', "application/json")),
-        "no Base64": Bad(same(b'{"images":[{"data":"%%%"}]}', "application/json")),
-        "bad image in JSON": Bad(same(as_json(good, b"bad"), "application/json")),
-        "record as word in JSON": Bad(same(as_json(good, expected="x"), "application/json")),
-        "65 in JSON": Bad(same(as_json(*[b"x"] * 65), "application/json")),
-        "form without boundary": Bad(same(part % good, "multipart/form-data")),
-        "form cut short": Bad(same(part % good, form)),
-        "noise as form": Bad(lambda dice: _request(dice.randbytes(2_000), form)),
-        "65 in a form": Bad(same(part % b"x" * 65 + b"--b--\r\n", form)),
-        "many fields": Bad(same(field * 20_000 + b"--b--\r\n", form)),
-        "oversize": Bad(same(bytes(11 * 2**20)), weight=0.2),
-        "oversize by its head": Bad(same(b"", length=10**15)),
-        "oversize in chunks": Bad(
+        "empty": BadRequest(same(b"")),
+        "cut JPEG": BadRequest(cut(good)),
+        "cut PNG": BadRequest(cut(png)),
+        "flip_bits bits": BadRequest(flip_bits),
+        "noise": BadRequest(lambda dice: _request(dice.randbytes(dice.randrange(1, 20_000)))),
+        "GIF": BadRequest(same(_drawn("GIF"))),
+        "BMP": BadRequest(same(_drawn("BMP"))),
+        "TIFF": BadRequest(same(_drawn("TIFF"))),
+        "WebP": BadRequest(same(_drawn("WEBP"))),
+        "huge PNG": BadRequest(same(_png(30_000, 30_000, b"\0"))),
+        "largest PNG": BadRequest(same(_png(7_000, 7_000, bytes(7_000 * 21_001))), weight=0.02),
+        "huge JPEG": BadRequest(same(_stretched(good))),
+        "GIF before JPEG": BadRequest(same(_drawn("GIF") + good)),
+        "JPEG before ZIP": BadRequest(same(good + b"PK\x03\x04" + bytes(500))),
+        "page as JPEG": BadRequest(same(b"\xff\xd8\xff\xe0<script>alert(1)</script>")),
+        "other type": BadRequest(same(good, "text/html")),
+        "record below 0": BadRequest(same(good, path="/invocations?expected=-1")),
+        "record of 9,999 digits": BadRequest(same(good, path="/invocations?expected=" + "9" * 9_999)),
+        "two records": BadRequest(same(good, path="/invocations?expected=1&expected=2")),
+        "half JSON": BadRequest(same(as_json(good)[:-9], "application/json")),
+        "deep JSON": BadRequest(same(b"[" * 100_000, "application/json")),
+        "other JSON": BadRequest(same(b'{"pictures":[1]}', "application/json")),
+        "numbers as JSON images": BadRequest(same(b'{"images":[1,2,3]}', "application/json")),
+        "no Base64": BadRequest(same(b'{"images":[{"data":"%%%"}]}', "application/json")),
+        "bad image in JSON": BadRequest(same(as_json(good, b"bad"), "application/json")),
+        "record as word in JSON": BadRequest(same(as_json(good, expected="x"), "application/json")),
+        "65 in JSON": BadRequest(same(as_json(*[b"x"] * 65), "application/json")),
+        "form without boundary": BadRequest(same(part % good, "multipart/form-data")),
+        "form cut short": BadRequest(same(part % good, form)),
+        "noise as form": BadRequest(lambda dice: _request(dice.randbytes(2_000), form)),
+        "65 in a form": BadRequest(same(part % b"x" * 65 + b"--b--\r\n", form)),
+        "many fields": BadRequest(same(field * 20_000 + b"--b--\r\n", form)),
+        "oversize": BadRequest(same(bytes(11 * 2**20)), weight=0.2),
+        "oversize by its head": BadRequest(same(b"", length=10**15)),
+        "oversize in chunks": BadRequest(
             raw(
                 start
                 + b"transfer-encoding: chunked\r\n\r\n"
@@ -415,17 +417,17 @@ def _kinds(pictures: Sequence[bytes]) -> dict[str, Bad]:
             ),
             weight=0.2,
         ),
-        "bad chunk": Bad(raw(chunked + b"xyz\r\n")),
-        "two lengths": Bad(raw(start + b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n")),
-        "length below 0": Bad(raw(start + b"content-length: -1\r\n\r\n")),
-        "no HTTP": Bad(lambda dice: b"\x16\x03\x01" + dice.randbytes(200) + b"\r\n\r\n"),
-        "endless head": Bad(raw(start + b"x: " + b"x" * 300_000)),
-        "other method": Bad(raw(b"PUT /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")),
-        "other path": Bad(same(good, path="/../../etc/passwd")),
-        "slow body": Bad(same(good[:99], length=len(good)), weight=0.1, slow=True),
-        "slow chunk": Bad(raw(chunked + b"5\r\nab"), weight=0.1, slow=True),
-        "slow head": Bad(raw(start), closed=True, weight=0.1, slow=True),
-        "silence": Bad(raw(b""), closed=True, weight=0.1, slow=True),
+        "bad chunk": BadRequest(raw(chunked + b"xyz\r\n")),
+        "two lengths": BadRequest(raw(start + b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n")),
+        "length below 0": BadRequest(raw(start + b"content-length: -1\r\n\r\n")),
+        "no HTTP": BadRequest(lambda dice: b"\x16\x03\x01" + dice.randbytes(200) + b"\r\n\r\n"),
+        "endless head": BadRequest(raw(start + b"x: " + b"x" * 300_000)),
+        "other method": BadRequest(raw(b"PUT /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")),
+        "other path": BadRequest(same(good, path="/../../etc/passwd")),
+        "slow body": BadRequest(same(good[:99], length=len(good)), weight=0.1, slow=True),
+        "slow chunk": BadRequest(raw(chunked + b"5\r\nab"), weight=0.1, slow=True),
+        "slow head": BadRequest(raw(start), closed=True, weight=0.1, slow=True),
+        "silence": BadRequest(raw(b""), closed=True, weight=0.1, slow=True),
     }
 
 
@@ -444,7 +446,7 @@ def _png(width: int, height: int, rows: bytes) -> bytes:
 
 
 def _stretched(jpeg: bytes) -> bytes:
-    """A JPEG that says it has 65,000 x 65,000 pixels."""
+    """A JPEG whose header declares 65,000 x 65,000 pixels."""
     frame = max(jpeg.find(b"\xff\xc0"), jpeg.find(b"\xff\xc2"))
     return jpeg[: frame + 5] + struct.pack(">HH", 65_000, 65_000) + jpeg[frame + 9 :]
 
@@ -452,10 +454,10 @@ def _stretched(jpeg: bytes) -> bytes:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("models"), help="default: %(default)s")
-    parser.add_argument("--queue", type=int, default=64, help="places (default: %(default)s)")
-    parser.add_argument("--load", type=float, default=300, metavar="SECONDS", help="0: not (default: %(default)s)")
-    parser.add_argument("--over", type=float, default=2.0, help="times the rate it takes (default: %(default)s)")
-    parser.add_argument("--bad", type=int, default=10_000, metavar="NUMBER", help="0: not (default: %(default)s)")
+    parser.add_argument("--queue", type=int, default=64, help="slots (default: %(default)s)")
+    parser.add_argument("--load", type=float, default=300, metavar="SECONDS", help="0: skip (default: %(default)s)")
+    parser.add_argument("--over", type=float, default=2.0, help="multiple of the throughput (default: %(default)s)")
+    parser.add_argument("--bad", type=int, default=10_000, metavar="NUMBER", help="0: skip (default: %(default)s)")
     parser.add_argument("--concurrency", type=int, default=32, help="of bad requests (default: %(default)s)")
     return parser.parse_args()
 

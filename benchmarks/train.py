@@ -1,19 +1,19 @@
-"""How fast training goes: this engine, its ceiling, the study's way and the recipe of PyTorch's ImageNet example.
+"""Training speed of this engine, its upper bound, the study's method and PyTorch's ImageNet example.
 
-Every contender runs in a process of its own on the same rendered bins, one after the other, so that its peak memory
-is its own (resident on a CPU, allocated on a GPU). All have the same network, image size and batch size.
+Every contender runs in its own process on the same rendered bins, one after the other, so that its peak memory is its
+own (resident on a CPU, allocated on a GPU). All have the same network, image size and batch size.
 
 engine      encoded arrays by memory map, uint8 to the device, mirrored and augmented there, checkpoints, validation
-ceiling     the bare step on batches cut from a tensor that is in memory (on a GPU: in its own), the bare validation
+ceiling     the bare step on batches of a tensor in memory (on a GPU: its own), the bare validation
 study       ImageFolder, PIL transforms (resize, mirror), DataLoader, Adam; a frozen backbone runs in every epoch
 imagenet    ImageFolder, PIL transforms (random crop, mirror), DataLoader, SGD, as PyTorch's ImageNet example has them
 
-`full` learns everything. `maps` learns the last two stages from maps computed once, beside the engine that learns
-everything from pixels. `frozen` learns the head from features; beside the study, which repeats the backbone's passes
-every epoch, the engine's seconds hold the encoding once, both over `--frozen-epochs` epochs of which few are measured;
-beside its ceiling it has HEAD_BINS bins, of numbers drawn at random. What is compared is the quickest epoch of
-`--rounds` runs each, taken in turn. `scaling` is one rank against two. `growth` is how seconds and peak memory of
-encoding and of an epoch of training the head grow with the bins.
+`full` trains the whole network. `maps` trains the last two stages from maps computed once, and is compared with the
+engine that trains the whole network from pixels. `frozen` trains the head from features. The study runs the backbone in
+every epoch, the engine once: both are compared over `--frozen-epochs` epochs, few of which are measured. The engine and
+its ceiling are compared on HEAD_BINS bins of random numbers. The fastest epoch of `--rounds` runs counts; contenders
+take turns. `scaling` compares one rank with two. `growth` shows how seconds and peak memory of encoding and of an epoch
+grow with the number of bins.
 
     python benchmarks/train.py                                         two cores: about fifteen minutes
     python benchmarks/train.py --only full --backbone resnet50 --image-size 224 --batch-size 256 --bins 8192   a GPU
@@ -40,11 +40,12 @@ from bintally.bins.shards import ShardReader, read_index, write_shards
 from bintally.interruption import StopRequest
 from bintally.memory import configure_malloc
 from bintally.model.backbone import IMAGENET_MEAN, IMAGENET_STD, LITE, LITE_MEAN, LITE_STD, Backbone
-from bintally.model.card import default_device
 from bintally.model.encoded import Kind, MemoryMappedRows, encode
-from bintally.model.network import CountingNetwork, Head, log_distribution, views
+from bintally.model.network import CountingNetwork, Head, log_probabilities
 from bintally.model.pretrained import load_weights
+from bintally.model.views import stack_views
 from bintally.params import Params, load_params
+from bintally.resources import default_device
 from bintally.training.checkpoint import Checkpoints
 from bintally.training.distributed import process_group
 from bintally.training.loop import fit
@@ -52,8 +53,8 @@ from bintally.training.samples import Samples
 from common import ROOT, make_bins, report, rounded, say, timed
 
 PARTS = ("frozen", "maps", "full", "scaling", "growth")
-# What is cached, and what learns from it.
-LEARNING: dict[str, tuple[Kind, str | int]] = {
+# The kind of the cached rows, and `model.trainable`.
+TRAINABLE: dict[str, tuple[Kind, str | int]] = {
     "full": ("pixels", "all"),
     "maps": ("maps", 2),
     "frozen": ("features", "head"),
@@ -193,13 +194,13 @@ def _compared(best: dict[str, Figures], images: int) -> dict[str, Any]:
 
 
 def _in_turn(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Figures]:
-    """The quickest of some runs of each, each round running them all."""
+    """The run with the fastest epoch of each contender; every round runs them all."""
     runs = [{name: _run(arguments, name) for name in names} for _ in range(arguments.rounds)]
     return {name: min((run[name] for run in runs), key=lambda figures: figures["epoch"]) for name in names}
 
 
 def _run(arguments: argparse.Namespace, contender: str, ranks: int = 1) -> Figures:
-    """A contender in a process of its own; with several ranks the slowest's figures."""
+    """Run a contender in its own process; the figures of several ranks are those of the slowest."""
     command = [sys.executable, __file__, "--contender", contender, "--ranks", str(ranks)]
     for name in ("folder", "backbone", "image_size", "batch_size", "bins", "epochs", "workers"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
@@ -213,7 +214,7 @@ def _run(arguments: argparse.Namespace, contender: str, ranks: int = 1) -> Figur
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     printed = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
-        raise SystemExit(f"{contender} failed, its reason is above")
+        raise SystemExit(f"{contender} failed: see above")
     rows = [json.loads(text.splitlines()[-1]) for text in printed]
     figures: Figures = {name: max(row[name] for row in rows) for name in rows[0]}
     seconds = ", ".join(f"{name} {value:.3f} s" for name, value in figures.items() if name != "peak_bytes")
@@ -224,10 +225,10 @@ def _run(arguments: argparse.Namespace, contender: str, ranks: int = 1) -> Figur
 # --- the contenders, each in its own process -----------------------------------------------------------------
 
 
-def _params(arguments: argparse.Namespace, trained: str | int) -> Params:
+def _params(arguments: argparse.Namespace, trainable: str | int) -> Params:
     params = load_params(ROOT / "params.yaml")
     model = params.model.model_copy(
-        update={"backbone": arguments.backbone, "image_size": arguments.image_size, "trained": trained}
+        update={"backbone": arguments.backbone, "image_size": arguments.image_size, "trainable": trainable}
     )
     train = params.train.model_copy(
         update={"batch_size": arguments.batch_size, "epochs": 1 + arguments.epochs, "lr": 0.0001}
@@ -237,17 +238,17 @@ def _params(arguments: argparse.Namespace, trained: str | int) -> Params:
 
 def _network(arguments: argparse.Namespace) -> CountingNetwork:
     backbone = Backbone(arguments.backbone, arguments.image_size, "every_scale")
-    load_weights(backbone, arguments.backbone, "DEFAULT" if arguments.backbone in LITE else "none")
+    load_weights(backbone, "DEFAULT" if arguments.backbone in LITE else "none")
     return CountingNetwork(backbone, Head(backbone.width, 512, 5, ordinal=False, seed=1))
 
 
 def _encode(part: str, arguments: argparse.Namespace) -> Figures:
-    kind, trained = LEARNING[part]
+    kind, trainable = TRAINABLE[part]
     network = _network(arguments)
     reader = ShardReader(arguments.folder / "bins")
     images = [partial(reader.image, entry) for entry in read_index(arguments.folder / "bins")]
     with timed(f"encode {len(images)} images to {kind}") as clock:
-        options = (arguments.image_size, trained, True, default_device())
+        options = (arguments.image_size, trainable, True, default_device())
         encode(
             arguments.folder / kind, images, network.backbone, *options, scratch=arguments.folder / "scratch", key=kind
         )
@@ -255,7 +256,7 @@ def _encode(part: str, arguments: argparse.Namespace) -> Figures:
 
 
 def _samples(arguments: argparse.Namespace, part: str) -> tuple[Samples, Samples]:
-    kind, _ = LEARNING[part]
+    kind, _ = TRAINABLE[part]
     rows = MemoryMappedRows(arguments.folder / kind / "array.npy")
     classes = np.arange(arguments.bins + VALIDATION) % 5
     every = np.arange(arguments.bins), np.arange(arguments.bins, len(classes))
@@ -266,17 +267,17 @@ def _samples(arguments: argparse.Namespace, part: str) -> tuple[Samples, Samples
 
 
 def _engine(part: str, arguments: argparse.Namespace) -> Figures:
-    """Training and validation as the stage has them; the first epoch is not timed."""
-    trained = LEARNING[part][1]
-    params = _params(arguments, trained)
+    """Train and validate as the stage does; the first epoch is not timed."""
+    trainable = TRAINABLE[part][1]
+    params = _params(arguments, trainable)
     network = _network(arguments)
-    if isinstance(trained, int):
-        network.backbone.cut(trained)
+    if isinstance(trainable, int):
+        network.backbone.split_at(trainable)
     train, validation = _samples(arguments, part)
     ends: list[float] = []
-    with process_group(600) as place:
+    with process_group(600) as context:
         checkpoints = Checkpoints(arguments.folder / "checkpoints", "0" * 64, params.launch.checkpoint_s)
-        fit(network, train, validation, params, place, checkpoints, StopRequest(), lambda _: ends.append(_now()))
+        fit(network, train, validation, params, context, checkpoints, StopRequest(), lambda _: ends.append(_now()))
     return {"epoch": min(np.diff(ends), default=0.0)}
 
 
@@ -302,7 +303,7 @@ def _ceiling(kind: str, arguments: argparse.Namespace) -> Figures:
             optimizer.step()
         model.eval()
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            log_distribution(model, held_out if kind == "frozen" else views(held_out, True)).sum().item()
+            log_probabilities(model, held_out if kind == "frozen" else stack_views(held_out, True)).sum().item()
 
     return _timed_epochs(epoch, arguments.epochs)
 
@@ -325,23 +326,21 @@ def _files(kind: str, arguments: argparse.Namespace) -> Figures:
     loader = DataLoader(train, arguments.batch_size, shuffle=True, **options)
     check = DataLoader(held_out, arguments.batch_size, **options)
 
-    whole = _network(arguments)
-    # Without the wrapper, which normalises and taps every scale, and in torch's default layout.
-    backbone = whole.backbone.body.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    for block in backbone.modules():
-        block._forward_hooks.clear()
-    width = backbone.eval()(torch.zeros(1, 3, size, size, device=device)).flatten(1).shape[1]
+    wrapped = _network(arguments).backbone
+    # Without the normalisation and the means of the scales, and in torch's default layout.
+    backbone = wrapped.body.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    width = backbone.eval()(torch.zeros(1, 3, size, size, device=device)).shape[1]
     head = Head(width, 512, 5, ordinal=False, seed=1).to(device)
     frozen = kind == "study-frozen"
-    learned = [*head.parameters()] if frozen else [*backbone.parameters(), *head.parameters()]
+    trainable = [*head.parameters()] if frozen else [*backbone.parameters(), *head.parameters()]
     if kind == "imagenet-full":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(learned, lr=0.0001, momentum=0.9, weight_decay=1e-4)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(trainable, lr=0.0001, momentum=0.9, weight_decay=1e-4)
     else:
-        optimizer = torch.optim.Adam(learned, lr=0.0001)
+        optimizer = torch.optim.Adam(trainable, lr=0.0001)
 
     def logits(images: torch.Tensor) -> torch.Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            features = backbone(images.to(device, non_blocking=True)).flatten(1)
+            features = backbone(images.to(device, non_blocking=True))
         return head(features)  # type: ignore[no-any-return]
 
     def epoch() -> None:
@@ -360,8 +359,8 @@ def _files(kind: str, arguments: argparse.Namespace) -> Figures:
 
 
 CONTENDERS: dict[str, Callable[[argparse.Namespace], Figures]] = {
-    **{f"encode-{kind}": partial(_encode, kind) for kind in LEARNING},
-    **{f"engine-{kind}": partial(_engine, kind) for kind in LEARNING},
+    **{f"encode-{kind}": partial(_encode, kind) for kind in TRAINABLE},
+    **{f"engine-{kind}": partial(_engine, kind) for kind in TRAINABLE},
     **{f"ceiling-{kind}": partial(_ceiling, kind) for kind in ("full", "frozen")},
     **{kind: partial(_files, kind) for kind in ("study-full", "study-frozen", "imagenet-full")},
 }
@@ -385,7 +384,7 @@ def _now() -> float:
 def _peak() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    # getrusage would count what the process was forked from.
+    # getrusage would include the parent's memory before exec.
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
@@ -400,7 +399,7 @@ def _write_random(folder: Path, number: int, width: int) -> None:
 
 
 def _write_bins(folder: Path, number: int) -> None:
-    """The same bins as shards and as files, training before validation."""
+    """Write the same bins as shards and as files, training before validation."""
     bins = make_bins(number, IMAGE_BYTES)
     write_shards(folder / "bins", bins)
     for at, one in enumerate(bins):

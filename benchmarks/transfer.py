@@ -1,9 +1,9 @@
 """`dvc push` and `dvc pull` of the same bins, as tar shards and as loose files.
 
-Two git and DVC repositories, each with a remote of its own on a SeaweedFS on loopback: one tracks `data/` with
-the shards and index that `bintally.bins.shards` writes, the other `data/` with a file for each image and record.
-Push is timed from the repository, pull in a fresh clone with an empty cache and no state of an earlier run; what
-arrives must be what was sent. A transfer of three bins goes first, so that no layout pays for a cold start.
+Two repositories, each with its own remote on a SeaweedFS on loopback: `data/` of one has the shards and the index that
+`bintally.bins.shards` writes, of the other a file for each image and record. `dvc push` runs in the repository,
+`dvc pull` in a fresh clone with an empty cache; the same bytes must arrive. A transfer of three bins goes first, so
+that neither layout pays for a cold start.
 
     python benchmarks/transfer.py               3,000 bins, two to four minutes
     python benchmarks/transfer.py --bins 200    a quick look
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bintally.apps.seaweedfs import Store, free_ports, serving
+from bintally.apps.seaweedfs import Store, free_ports, s3_server
 from bintally.bins.shards import Bin, write_shards
 from common import ROOT, environment, make_bins, report, rounded, say, timed
 
@@ -27,7 +27,7 @@ LAYOUTS = ("shards", "loose")
 
 @dataclass(frozen=True)
 class Transfer:
-    """What one push and one pull took."""
+    """Size and seconds of one push and one pull."""
 
     files: int
     bytes: int
@@ -43,7 +43,7 @@ def main() -> None:
     rounds: dict[str, list[Transfer]] = {layout: [] for layout in LAYOUTS}
     with tempfile.TemporaryDirectory(prefix="bintally-transfer-") as name:
         folder = Path(name)
-        with serving(folder / "store", free_ports(1)[0], buckets=["dvc"]) as store:
+        with s3_server(folder / "store", free_ports(1)[0], buckets=["dvc"]) as store:
             say("warming up")
             _transfer(folder / "warm-up", store, bins[:3], _write_loose)
             for repeat in range(arguments.repeats):
@@ -52,7 +52,7 @@ def main() -> None:
                     rounds[layout].append(_transfer(folder / f"{layout}-{repeat}", store, bins, write))
 
     best = {
-        layout: {what: min(getattr(one, what) for one in all_) for what in ("add_s", "push_s", "pull_s")}
+        layout: {key: min(getattr(one, key) for one in all_) for key in ("add_s", "push_s", "pull_s")}
         for layout, all_ in rounds.items()
     }
     report(
@@ -61,12 +61,12 @@ def main() -> None:
         {
             **{
                 layout: {"files": rounds[layout][0].files, "bytes": rounds[layout][0].bytes}
-                | {what: rounded(seconds) for what, seconds in best[layout].items()}
+                | {key: rounded(seconds) for key, seconds in best[layout].items()}
                 for layout in LAYOUTS
             },
             "shards_times_as_fast_as_loose": {
-                what.removesuffix("_s"): rounded(best["loose"][what] / best["shards"][what])
-                for what in ("push_s", "pull_s")
+                key.removesuffix("_s"): rounded(best["loose"][key] / best["shards"][key])
+                for key in ("push_s", "pull_s")
             },
             "same_bytes": True,
         },
@@ -76,9 +76,13 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bins", type=int, default=3000, help="an image and a record each (default: %(default)s)")
-    parser.add_argument("--image-bytes", type=int, default=20_000, help="of an image, about (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=1, help="of each layout, the best counts (default: %(default)s)")
+    parser.add_argument("--bins", type=int, default=3000, help="number of bins (default: %(default)s)")
+    parser.add_argument(
+        "--image-bytes", type=int, default=20_000, help="approximate size of an image (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="repeats of each layout, the best counts (default: %(default)s)"
+    )
     return parser.parse_args()
 
 
@@ -90,7 +94,7 @@ def _write_loose(folder: Path, bins: list[Bin]) -> None:
 
 
 def _transfer(folder: Path, store: Store, bins: list[Bin], write: Callable[[Path, list[Bin]], object]) -> Transfer:
-    """Add, push and pull `bins` as `write` lays them out; raises ValueError where other bytes arrive."""
+    """Add, push and pull `bins` as `write` writes them. Raises ValueError if other bytes arrive."""
     original, clone = folder / "original", folder / "clone"
     original.mkdir(parents=True)
     _run(original, "git", "init", "-q", "-b", "main")
@@ -99,7 +103,7 @@ def _transfer(folder: Path, store: Store, bins: list[Bin], write: Callable[[Path
         "[core]\n    autostage = true\n    remote = store\n"
         f"['remote \"store\"']\n    url = s3://dvc/{folder.name}\n    endpointurl = {store.endpoint}\n"
     )
-    _sign(original, store)
+    _write_keys(original, store)
     write(original / "data", bins)
     sent_bytes = _contents(original / "data")
 
@@ -111,7 +115,7 @@ def _transfer(folder: Path, store: Store, bins: list[Bin], write: Callable[[Path
         _dvc(original, "push", "-q")
 
     _run(original, "git", "clone", "-q", ".", str(clone))
-    _sign(clone, store)
+    _write_keys(clone, store)
     with timed("pull") as pull:
         _dvc(clone, "pull", "-q")
     if _contents(clone / "data") != sent_bytes:
@@ -120,7 +124,7 @@ def _transfer(folder: Path, store: Store, bins: list[Bin], write: Callable[[Path
     return Transfer(len(sizes), sum(sizes), add.seconds, push.seconds, pull.seconds)
 
 
-def _sign(repository: Path, store: Store) -> None:
+def _write_keys(repository: Path, store: Store) -> None:
     (repository / ".dvc" / "config.local").write_text(
         f"['remote \"store\"']\n    access_key_id = {store.access_key}\n    secret_access_key = {store.secret_key}\n"
     )
@@ -135,7 +139,7 @@ def _dvc(repository: Path, *arguments: str) -> None:
 
 
 def _run(folder: Path, *command: str) -> None:
-    # DVC keeps what it knows of remotes and files outside the repository: each folder has its own.
+    # DVC keeps state of remotes and files outside the repository: each folder has its own.
     state = folder.with_name(f"{folder.name}-state")
     env = environment(ROOT / "src", folder.parents[1] / "bytecode", DVC_SITE_CACHE_DIR=str(state))
     subprocess.run(command, cwd=folder, env=env, stdout=sys.stderr, check=True)

@@ -21,7 +21,7 @@ export PATH="$repository/.venv/bin:$PATH" PYTHONPATH="$CLONE/src"
 if [ ! -d "$CLONE" ]; then
     rm -rf "$CLONE.new"
     git clone --quiet "$repository" "$CLONE.new"
-    mv "$CLONE.new" "$CLONE" # so that a clone is whole or not there
+    mv "$CLONE.new" "$CLONE" # so that a clone is complete or does not exist
 fi
 cd "$CLONE"
 [ -z "${GIT_URL:-}" ] || git remote set-url origin "$GIT_URL"
@@ -29,7 +29,7 @@ cd "$CLONE"
 [ -z "${STATE:-}" ] || { mkdir -p .bintally "$STATE" && ln -sfn "$STATE" .bintally/train; }
 # Experiments are commits, and this machine may not know its user.
 git config user.email >/dev/null || { git config user.name bintally && git config user.email bintally@localhost; }
-# Only this machine works here: whoever left these was killed, perhaps on another machine or in another container.
+# Only this machine works here: the process that left these was killed, perhaps in another container.
 rm -f .git/index.lock .dvc/tmp/rwlock
 
 # A restart may come after the work. (grep reads to the end: `-q` would break the pipe.)
@@ -48,8 +48,8 @@ if ! dvc exp list --name-only | grep -xF -- "$NAME" >/dev/null; then
     targets=(train)
     [ "$NODE" != 0 ] || targets=()
     set -m # what is started in the background gets a process group, which a signal can be sent to
-    # Deaf to SIGTERM, as DVC would end at once and leave the training behind; SIGINT it leaves to its stage, as after
-    # Ctrl-C: the ranks save and end. The time-out has room for machines whose clone and data come late.
+    # SIGTERM is ignored, as DVC would end at once and leave the training behind; SIGINT goes to its stage, as after
+    # Ctrl-C: the ranks save and end. The time-out allows for machines whose clone and data come late.
     (
         trap '' TERM
         exec dvc exp run --name "$NAME" -S launch.nnodes="$NODES" -S launch.ranks="$RANKS" \
@@ -61,7 +61,7 @@ if ! dvc exp list --name-only | grep -xF -- "$NAME" >/dev/null; then
     wait "$run" || code=$?
     [ -z "$stopped" ] || { code=0 && wait "$run" || code=$?; } # that wait ended with the signal
     if [ "$code" != 0 ]; then
-        [ -n "$stopped" ] || sleep 5 # where one machine is told to stop all end: this one may be told only now
+        [ -n "$stopped" ] || sleep 5 # where one machine is stopped all end: the signal for this one may come only now
         exit "$([ -z "$stopped" ] && echo "$code" || echo 143)"
     fi
     trap - TERM

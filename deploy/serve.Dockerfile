@@ -5,7 +5,7 @@
 FROM python:3.12-slim
 WORKDIR /bintally
 COPY requirements requirements
-# What serving needs of the lock: its versions, and its hashes are checked.
+# Only the packages that serving needs, in the versions of the lock.
 RUN python -m venv .venv \
     && .venv/bin/pip install --no-cache-dir --require-hashes -r requirements/uv.txt \
     && .venv/bin/uv pip install --python .venv/bin/python --no-cache --compile-bytecode \
@@ -19,7 +19,7 @@ USER 10001:10001
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/ready', timeout=4)"]
-# `docker run IMAGE serve` is how SageMaker starts it; what follows is for `bintally serve`. --open, as who reaches the
-# container's network is for whoever runs it to say, or a token in BINTALLY_TOKEN.
+# SageMaker runs `docker run IMAGE serve`; further arguments go to `bintally serve`. --open, as the container's network
+# decides who can connect; or set a token in BINTALLY_TOKEN.
 ENTRYPOINT ["sh", "-c", "exec bintally \"$0\" --model /opt/ml/model --host 0.0.0.0 --port 8080 --open \"$@\""]
 CMD ["serve"]

@@ -1,4 +1,4 @@
-"""Images, backbones, a model and bins small enough for tests of several rooms."""
+"""A small model, small images and demo bins for tests of several packages."""
 
 from functools import cache
 
@@ -7,13 +7,13 @@ import torch
 from bintally.bins.shards import Bin
 from bintally.demo.warehouse import DemoWarehouse
 from bintally.model.backbone import LITE, Backbone
-from bintally.model.card import Card
+from bintally.model.card import ModelCard
 from bintally.model.network import CountingNetwork, Head
 from bintally.model.pretrained import load_weights
 from bintally.scoring.calibration import Calibration
 
 SIZE = 64
-CARD = Card(
+CARD = ModelCard(
     backbone=LITE[0],
     features="every_scale",
     image_size=SIZE,
@@ -26,26 +26,25 @@ CARD = Card(
     data="abc",
     validation={"loss": 1.5, "accuracy": 0.25},
 )
-# Answers with some of the counts CARD's model learned.
+# Answers with some of the counts of CARD.
 CALIBRATION = Calibration(
     counts=[2, 3, 5],
     open_ended=False,
     temperature=1.7,
     rmse_decoding="rounded_mean",
     coverage=0.9,
-    mass=0.95,
-    sure=0.8,
-    confidence=0.6,
+    conformal_threshold=0.95,
+    target_precision=0.8,
+    confidence_threshold=0.6,
     record_error_rate=0.1,
-    kinship=0.0,
 )
 
 
 @cache
-def counter() -> CountingNetwork:
-    """CARD's network, which gives each image another distribution: the learned backbone, a head of large weights."""
+def counting_network() -> CountingNetwork:
+    """CARD's network with ImageNet weights and a head of large weights, which make the distributions differ."""
     backbone = Backbone(CARD.backbone, CARD.image_size, CARD.features)
-    load_weights(backbone, CARD.backbone, "DEFAULT")
+    load_weights(backbone, "DEFAULT")
     network = CountingNetwork(
         backbone, Head(backbone.width, CARD.hidden, len(CARD.counts), CARD.ordinal, seed=1)
     ).eval()
@@ -55,23 +54,23 @@ def counter() -> CountingNetwork:
 
 @cache
 def bins() -> list[Bin]:
-    """Demo bins, more than a batch."""
+    """Good demo bins, more than a batch."""
     warehouse = DemoWarehouse(seed=3)
     found = []
     for number in range(1, 13):
         image = warehouse.image(number)
-        if image is not None and warehouse.fault(number) is None:
+        if image is not None and warehouse.defect(number) is None:
             one = f"{number:05d}"
             found.append(Bin(one, warehouse.bin(number).count, one, image, warehouse.record(number)))
     return found
 
 
 def images() -> torch.Tensor:
-    """Three of noise, uint8 (3, 3, SIZE, SIZE)."""
+    """Three images of noise, uint8 (3, 3, SIZE, SIZE)."""
     return torch.randint(0, 256, (3, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
 def backbone(name: str = "resnet18", features: str = "last", seed: int = 1) -> Backbone:
-    """One without weights, for images of SIZE."""
+    """A backbone with random weights for images of SIZE."""
     torch.manual_seed(seed)
     return Backbone(name, SIZE, features).eval()

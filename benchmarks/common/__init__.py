@@ -1,4 +1,4 @@
-"""What the benchmarks share: bins made quickly, a clock, and one JSON report."""
+"""Shared by the benchmarks: bins made quickly, a clock, and one JSON report."""
 
 import io
 import json
@@ -21,42 +21,42 @@ from bintally.demo.warehouse import DemoWarehouse
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTS = [1, 2, 3, 4, 5]
-DRAWN = 32  # bins really drawn; the others are copies of them that differ in a few bytes
-DEMO_BYTES = 28_000  # as they are rendered
+RENDERED = 32  # bins that are rendered; the rest are copies that differ in a few bytes
+DEMO_BYTES = 28_000  # of a rendered image
 
 
 def make_bins(number: int, image_bytes: int, seed: int = 1) -> list[Bin]:
-    """Good bins in order of id, no two files equal; an image has about `image_bytes` bytes, a record its own."""
+    """Valid bins in order of id, no two files equal, with images of about `image_bytes` bytes."""
     warehouse = DemoWarehouse(seed)
-    good = (n for n in count(1) if warehouse.fault(n) is None and warehouse.bin(n).count in COUNTS)
-    drawn = [
+    valid = (n for n in count(1) if warehouse.defect(n) is None and warehouse.bin(n).count in COUNTS)
+    rendered = [
         (warehouse.bin(n).count, _sized(warehouse.image(n) or b"", image_bytes), warehouse.record(n))
-        for n in islice(good, min(number, DRAWN))
+        for n in islice(valid, min(number, RENDERED))
     ]
     made = []
     for n in range(number):
-        items, image, record = drawn[n % len(drawn)]
+        items, image, record = rendered[n % len(rendered)]
         id_ = f"{n + 1:05}"
-        # What follows the end of a JPEG, and a name that no reader knows in a record, change nothing.
+        # Readers ignore what follows the end of a JPEG, and unknown keys of a record.
         made.append(Bin(id_, items, id_, image + id_.encode(), b'{"copy": "' + id_.encode() + b'",' + record[1:]))
     return made
 
 
 def _sized(image: bytes, wanted: int) -> bytes:
-    """The same picture, encoded anew at the least quality that has `wanted` bytes, or at the best."""
+    """The image encoded again at the lowest JPEG quality that gives `wanted` bytes, or at quality 100."""
     picture = Image.open(io.BytesIO(image))
-    again = b""
+    encoded = b""
     for quality in range(40, 101, 2):
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=quality)
-        again = file.getvalue()
-        if len(again) >= wanted:
+        encoded = file.getvalue()
+        if len(encoded) >= wanted:
             break
-    return again
+    return encoded
 
 
 def photographs(source: Path | None, number: int) -> list[bytes]:
-    """At most so many JPEG files of a folder or a tar archive, in order of name; None: of demo bins."""
+    """Up to `number` JPEG files of a folder or a tar archive, in order of name; of demo bins if `source` is None."""
     if source is None:
         return [one.image for one in make_bins(number, DEMO_BYTES)]
     if source.is_dir():
@@ -68,7 +68,7 @@ def photographs(source: Path | None, number: int) -> list[bytes]:
 
 
 class Clock:
-    """Seconds since the start, running or at the end."""
+    """Seconds since the start, until `stop`."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -84,7 +84,7 @@ class Clock:
 
 @contextmanager
 def timed(what: str) -> Iterator[Clock]:
-    """A clock that stops when the block ends, and says so."""
+    """A clock that stops, and prints its time, when the block ends."""
     clock = Clock()
     yield clock
     clock.stop()
@@ -92,25 +92,25 @@ def timed(what: str) -> Iterator[Clock]:
 
 
 def say(text: str) -> None:
-    """A line for whoever is waiting."""
+    """Print a line of progress to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def environment(source: Path, bytecode: Path, **more: str) -> dict[str, str]:
-    """For commands in a scratch repository: this interpreter's tools, the package in `source`, nobody's settings.
+    """Environment of commands in a scratch repository: this interpreter's tools, the package in `source`.
 
-    Python keeps compiled modules unless it is told not to, and starts several seconds sooner with them; where it
-    is told so, commands keep them in the folder `bytecode` instead of beside the sources.
+    Settings of AWS, DVC and git are left out. Compiled modules save seconds at every start: if PYTHONDONTWRITEBYTECODE
+    is set, they are kept in the folder `bytecode` instead of beside the sources.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "DVC_", "GIT_"))}
-    people = {
-        f"GIT_{who}_{what}": "benchmark@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+    identity = {
+        f"GIT_{role}_{key}": "benchmark@localhost" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")
     }
     if inherited.pop("PYTHONDONTWRITEBYTECODE", ""):
         inherited["PYTHONPYCACHEPREFIX"] = str(bytecode)
     return {
         **inherited,
-        **people,
+        **identity,
         "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), inherited.get("PATH", os.defpath)]),
         "PYTHONPATH": str(source),
         "PYTHONUNBUFFERED": "1",
@@ -121,7 +121,7 @@ def environment(source: Path, bytecode: Path, **more: str) -> dict[str, str]:
 
 
 def rounded(value: float, digits: int = 3) -> float:
-    """`value` to so many significant digits."""
+    """`value` rounded to significant digits."""
     return float(f"{value:.{digits}g}")
 
 

@@ -1,8 +1,10 @@
-"""Clients of `POST /invocations`, each on a connection of its own that stays open, each asking again once answered.
+"""Clients of `POST /invocations`, each on one connection that stays open, each sending its next request once answered.
 
-Run by its path, so that it imports the standard library alone and leaves the cores to the server. The clock starts when
-every client has been answered and `--warm-up` is over; requests under way at its end are answered, but not counted, so
-that the next measurement finds an idle server. Prints {"latencies": [seconds], "cpu": seconds of this process}.
+Run by its path, so that it imports the standard library alone and leaves the cores to the server. The measurement
+starts when every client has been answered and `--warm-up` is over; requests in flight at its end are answered, but not
+counted, so that the next measurement finds an idle server.
+
+Prints {"latencies": [seconds], "cpu": seconds of this process}.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import re
 import time
 from pathlib import Path
 
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -21,9 +23,9 @@ def request(photograph: bytes) -> bytes:
     return f"POST /invocations HTTP/1.1\r\n{fields}\r\n\r\n".encode() + photograph
 
 
-async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: bytes) -> None:
-    """Send a request and read its answer. Raises SystemExit where that is not 200."""
-    writer.write(asked)
+async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request_bytes: bytes) -> None:
+    """Send a request and read the response. Raises SystemExit if its status is not 200."""
+    writer.write(request_bytes)
     await writer.drain()
     head = await reader.readuntil(b"\r\n\r\n")
     length = LENGTH.search(head)
@@ -33,7 +35,7 @@ async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, a
 
 
 class Clients:
-    """Those of one measurement."""
+    """The clients of one measurement."""
 
     def __init__(self, port: int, requests: list[bytes]) -> None:
         self._port = port
@@ -45,7 +47,7 @@ class Clients:
 
     async def measure(self, clients: int, seconds: float, warm_up: float) -> dict[str, object]:
         self._unanswered = clients
-        async with asyncio.timeout(PATIENCE_S + warm_up + seconds), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(TIMEOUT_S + warm_up + seconds), asyncio.TaskGroup() as group:
             for number in range(clients):
                 group.create_task(self._client(number))
             await asyncio.sleep(warm_up)

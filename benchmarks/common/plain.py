@@ -1,4 +1,4 @@
-"""The plain way to run a model, and a model to run: what serving and predicting are compared with."""
+"""A plain PyTorch predictor, with which serving and predicting are compared, and an untrained model to run."""
 
 import io
 from pathlib import Path
@@ -11,7 +11,7 @@ from torchvision import transforms
 
 from bintally.inference.runtime import calibrated_network
 from bintally.model.backbone import LITE, LITE_MEAN, LITE_STD, Backbone
-from bintally.model.card import Card, load_model, save_model
+from bintally.model.card import ModelCard, load_model, save_model
 from bintally.model.network import CountingNetwork, Head
 from bintally.model.pretrained import load_weights
 from bintally.scoring.calibration import Calibration, load_calibration, save_calibration
@@ -19,7 +19,7 @@ from common import COUNTS
 
 
 class Plain:
-    """PIL, torchvision's transforms and PyTorch; as a Predictor has them, `decode` and `distributions`."""
+    """PIL, torchvision's transforms and PyTorch behind the methods of a Predictor, `decode` and `distributions`."""
 
     def __init__(self, folder: Path) -> None:
         network, card = load_model(folder)
@@ -31,7 +31,7 @@ class Plain:
                 transforms.Normalize([mean / 255 for mean in card.mean], [std / 255 for std in card.std]),
             ]
         )
-        network.backbone.mean.zero_()  # as the transforms normalise
+        network.backbone.mean.zero_()  # the transforms normalise
         network.backbone.std.fill_(1)
         self._model = calibrated_network(network, card, load_calibration(folder))
 
@@ -47,14 +47,14 @@ class Plain:
 
 
 def make_model(folder: Path, size: int = 224) -> None:
-    """A model that has learned nothing of bins: its time is that of one that has."""
+    """Save a model with an untrained head, which takes as long as a trained one."""
     backbone = Backbone(LITE[0], size, "every_scale")
-    load_weights(backbone, LITE[0], "DEFAULT")
+    load_weights(backbone, "DEFAULT")
     network = CountingNetwork(backbone, Head(backbone.width, 512, len(COUNTS), ordinal=False, seed=1))
     save_model(
         folder,
         network,
-        Card(
+        ModelCard(
             backbone=LITE[0],
             features="every_scale",
             image_size=size,
@@ -76,10 +76,9 @@ def make_model(folder: Path, size: int = 224) -> None:
             temperature=1.5,
             rmse_decoding="rounded_mean",
             coverage=0.9,
-            mass=0.95,
-            sure=0.8,
-            confidence=0.6,
+            conformal_threshold=0.95,
+            target_precision=0.8,
+            confidence_threshold=0.6,
             record_error_rate=0.1,
-            kinship=0.0,
         ),
     )

@@ -1,9 +1,9 @@
-"""What `bintally serve` is compared with, each in a process of its own: `python -m common.servers NAME`.
+"""Servers to compare `bintally serve` with, each in a process of its own: `python -m common.servers NAME`.
 
 plain           FastAPI under uvicorn; Plain, one photograph at a time
 litserve        LitServe, batches of up to 8; Plain
 litserve_onnx   LitServe, batches of up to 8; decoding and ONNX session of `bintally serve`
-bintally_eager  `bintally serve` of a network that ONNX cannot express, so that PyTorch runs it
+bintally_eager  `bintally serve` with PyTorch instead of ONNX Runtime, as for a network that ONNX cannot express
 """
 
 import argparse
@@ -39,13 +39,13 @@ def _plain(folder: Path, port: int) -> None:
         pixels = model.decode(photograph)
         with lock:
             probabilities = model.distributions(pixels[None])[0]
-        return _answer(model.counts, probabilities)
+        return _response(model.counts, probabilities)
 
     uvicorn.run(app, port=port, log_level="warning")
 
 
 class Counter(litserve.LitAPI):  # type: ignore[misc]
-    """The model as LitServe wants it; what does not go to another process is made in `setup`."""
+    """The model behind LitServe's interface; `setup` runs in the process that predicts."""
 
     def __init__(self, folder: Path, onnx: bool) -> None:
         super().__init__(max_batch_size=BATCH, batch_timeout=BATCH_TIMEOUT_S, api_path="/invocations")
@@ -68,15 +68,15 @@ class Counter(litserve.LitAPI):  # type: ignore[misc]
         return self._model.distributions(x)
 
     def encode_response(self, output: NDArray[Any]) -> dict[str, Any]:
-        return _answer(self._counts, output)
+        return _response(self._counts, output)
 
 
-def _answer(counts: list[int], probabilities: NDArray[Any]) -> dict[str, Any]:
+def _response(counts: list[int], probabilities: NDArray[Any]) -> dict[str, Any]:
     return {"counts": counts, "probabilities": probabilities.tolist()}
 
 
 def _litserve(folder: Path, port: int, onnx: bool) -> None:
-    # It ends what it has started on Ctrl-C alone.
+    # LitServe ends its child processes on Ctrl-C only.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = litserve.LitServer(Counter(folder, onnx), accelerator="cpu", timeout=120, healthcheck_path="/ping")
     server.run(host="127.0.0.1", port=port, log_level="warning", generate_client_file=False)
@@ -88,10 +88,10 @@ def _bintally_eager(folder: Path, port: int) -> None:
     from bintally import cli
     from bintally.inference import runtime
 
-    def refuse(*_: Any) -> Any:
-        raise OnnxExporterError("as if it could not be exported")
+    def fail(*_: Any) -> Any:
+        raise OnnxExporterError("disabled for this benchmark")
 
-    runtime._kept = refuse  # type: ignore[assignment]
+    runtime._cached_onnx = fail  # type: ignore[assignment]
     sys.argv = ["bintally", "serve", "--model", str(folder), "--port", str(port), "--queue", "64", "--timeout", "120"]
     cli.main()
 

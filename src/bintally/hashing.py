@@ -14,7 +14,8 @@ def sha256_hex(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def source_code(*rooms: str) -> bytes:
-    """The source of every module in some rooms of the package, such as ``"model"``."""
+def source_code(*paths: str) -> bytes:
+    """The source of modules of the package (``"model/images.py"``), or of all modules in a folder (``"model"``)."""
     root = Path(bintally.__file__).parent
-    return b"".join(path.read_bytes() for room in rooms for path in sorted((root / room).glob("*.py")))
+    modules = (sorted((root / path).glob("*.py")) if (root / path).is_dir() else [root / path] for path in paths)
+    return b"".join(module.read_bytes() for chosen in modules for module in chosen)

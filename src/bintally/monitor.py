@@ -1,7 +1,6 @@
-"""What a person sees of a training while it goes on: its epochs as lines and as a page, dvclive's curves, TensorBoard.
+"""A view of a training while it runs: its epochs as lines of JSON and as an HTML page, and TensorBoard.
 
-None of it changes what is learned. The curves are an out of the stage; lines and page lie in a folder that is none, so
-that they outlive a stage that fails.
+It changes nothing in the result, and lies in a folder that is no out, so that it outlives a stage that fails.
 """
 
 import json
@@ -22,16 +21,16 @@ from bintally.files import write_text
 from bintally.interruption import Stopped
 from bintally.page import curves, document, table
 
-if TYPE_CHECKING:  # it brings torch
+if TYPE_CHECKING:  # it imports torch
     from bintally.training.loop import EpochMetrics
 
-FOLLOWED = "BINTALLY_EPOCHS"  # names a file that gets the lines, too, for who does not know where an experiment runs
-TENSORBOARD = "BINTALLY_TENSORBOARD"
+EPOCHS_VARIABLE = "BINTALLY_EPOCHS"  # path of a file that gets the lines, too
+TENSORBOARD_VARIABLE = "BINTALLY_TENSORBOARD"  # folder for TensorBoard's files
 DRAW_EVERY_S = 1.0
-LOAD_EVERY_S = 3
-SPLITS, METRICS = ("train", "validation"), ("loss", "accuracy")
-LISTED = 8  # epochs in the page's table
-GOING_ON = "going on"
+RELOAD_EVERY_S = 3
+SPLITS = ("train", "validation")
+TABLE_ROWS = 8
+RUNNING = "running"
 
 STYLE = """
 section{display:grid;grid-template-columns:repeat(auto-fit,minmax(26rem,1fr));gap:2rem;margin:1.5rem 0}
@@ -46,131 +45,124 @@ Row = Mapping[str, Any]
 log = logging.getLogger("bintally")
 
 
-class Live:
-    """Tells of one training from ``with`` on until its end, whatever that is.
+class TrainingMonitor:
+    """A context manager around one training, however it ends.
 
-    ``folder`` comes to hold ``epochs.jsonl`` (the run's key, then a line an epoch, then the fault it ended by, if it
-    did) and ``index.html``; ``plots`` what dvclive writes.
+    It writes to ``folder``: ``epochs.jsonl`` (the run's key, a line for each epoch, the error if it fails) and
+    ``index.html``.
     """
 
-    def __init__(self, plots: Path, folder: Path, key: str, epochs: int) -> None:
-        self._plots, self._folder, self._key, self._epochs = plots, folder, key, epochs
+    def __init__(self, folder: Path, key: str, epochs: int) -> None:
+        self._folder, self._key, self._epochs = folder, key, epochs
         self._rows: list[Row] = []
-        self._began: tuple[int, float] | None = None  # how many steps were done, and when
-        self._done, self._total = 0, 1  # steps
+        self._start: tuple[int, float] | None = None  # steps done and time at the first step
+        self._steps, self._total_steps = 0, 1
         self._drawn = -math.inf
+        self._tensorboard: Any = None
 
     def __enter__(self) -> Self:
-        """Raises UserError where TensorBoard is asked for and cannot be had."""
-        from dvclive.live import Live as Curves
-
-        self._curves = Curves(str(self._plots), dvcyaml=None, report=None, save_dvc_exp=False, monitor_system=False)
-        self._board: Any = None
-        if board := tensorboard_folder():
+        """Raises UserError if TensorBoard is wanted and not available."""
+        if folder := tensorboard_folder():
             from torch.utils.tensorboard import SummaryWriter
 
-            # A training that goes on after an interruption tells of its earlier epochs again.
-            self._board = SummaryWriter(str(board / self._name()), purge_step=0)
-        lines, followed = self._folder / "epochs.jsonl", os.environ.get(FOLLOWED)
+            # A resumed training reports its earlier epochs again.
+            self._tensorboard = SummaryWriter(str(folder / self._name()), purge_step=0)
+        lines, copy = self._folder / "epochs.jsonl", os.environ.get(EPOCHS_VARIABLE)
         write_text(lines, json.dumps({"key": self._key}) + "\n")
-        self._lines = [lines, Path(followed)] if followed else [lines]
-        self._draw(GOING_ON)
+        self._lines = [lines, Path(copy)] if copy else [lines]
+        self._draw(RUNNING)
         log.info("to watch the training, open %s", (self._folder / "index.html").resolve().as_uri())
         return self
 
-    def epoch(self, epoch: "EpochMetrics") -> None:
-        """Tell of an epoch: one from before an interruption, or one just finished."""
-        row = asdict(epoch)
+    def on_epoch(self, metrics: "EpochMetrics") -> None:
+        """Add an epoch: one just finished, or one from before an interruption."""
+        row = asdict(metrics)
         self._rows.append(row)
-        self._say(row)
-        self._curves.step = epoch.epoch
-        for split in SPLITS:
-            for metric in METRICS:
-                self._curves.log_metric(f"{split}/{metric}", row[f"{split}_{metric}"])
-        self._curves.log_metric("train/gradient_norm", row["gradient_norm"])
-        self._curves.make_summary()
-        if self._board:
+        self._write_line(row)
+        if self._tensorboard:
             for name in row.keys() - {"epoch"}:
-                self._board.add_scalar(name.replace("_", "/", 1), row[name], epoch.epoch)
-            self._board.flush()
-        self._draw(GOING_ON)
+                self._tensorboard.add_scalar(name.replace("_", "/", 1), row[name], metrics.epoch)
+            self._tensorboard.flush()
+        self._draw(RUNNING)
 
-    def step(self, done: int, total: int) -> None:
-        """Tell how many steps are done, and how many there will be."""
-        self._began = self._began or (done, time.monotonic())
-        self._done, self._total = done, total
-        self._draw(GOING_ON)
+    def on_step(self, done: int, total: int) -> None:
+        """Update the steps done and the time left."""
+        self._start = self._start or (done, time.monotonic())
+        self._steps, self._total_steps = done, total
+        self._draw(RUNNING)
 
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         if isinstance(error, UserError):
-            self._say({"fault": str(error)})
-        self._draw(*_ending(error))
-        if self._board:
-            self._board.close()
-        if error is None:
-            self._curves.end()
+            self._write_line({"fault": str(error)})
+        self._draw(*_outcome(error))
+        if self._tensorboard:
+            self._tensorboard.close()
 
-    def _say(self, content: Row) -> None:
+    def _write_line(self, content: Row) -> None:
         for path in self._lines:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(content) + "\n")
 
     def _name(self) -> str:
-        """That of the experiment, if it is one."""
+        """The name of the experiment, else the start of the key."""
         return os.environ.get("DVC_EXP_NAME") or self._key[:8]
 
     # --- the page ------------------------------------------------------------------------------------------
 
     def _draw(self, state: str, reason: str = "") -> None:
-        """Write the page, but while it goes on only once in a while."""
+        """Write the page; at most every DRAW_EVERY_S seconds while the training runs."""
         now = time.monotonic()
-        if state == GOING_ON and now - self._drawn < DRAW_EVERY_S:
+        if state == RUNNING and now - self._drawn < DRAW_EVERY_S:
             return
         self._drawn = now
         rows = self._rows
         best = min((row for row in rows if math.isfinite(row["validation_loss"])), key=_loss, default=None)
-        far = [f"{rows[-1]['epoch'] + 1 if rows else 0} of {self._epochs} epochs"]
-        far += [f"{self._done:,} of {self._total:,} steps"] if self._done else []
-        far += [self._left(now)] if state == GOING_ON else []
+        status = [f"{rows[-1]['epoch'] + 1 if rows else 0} of {self._epochs} epochs"]
+        status += [f"{self._steps:,} of {self._total_steps:,} steps"] if self._steps else []
+        status += [self._time_left(now)] if state == RUNNING else []
         why = f'<p class="reason">{escape(reason)}</p>' if reason else ""
-        kept = f"<p>EpochMetrics {best['epoch']} has the least validation loss.</p>" if best else ""
+        kept = f"<p>Epoch {best['epoch']} has the least validation loss.</p>" if best else ""
         body = (
-            f"<h1>Training: {state}</h1>{why}<p>{' · '.join(far)}</p>"
-            f'<progress value="{self._done}" max="{self._total}"></progress>'
+            f"<h1>Training: {state}</h1>{why}<p>{' · '.join(status)}</p>"
+            f'<progress value="{self._steps}" max="{self._total_steps}"></progress>'
             f"<section>{_chart(rows, best, 'loss', 'Loss, nats', 1)}"
-            f"{_chart(rows, best, 'accuracy', 'Accuracy, %', 100)}</section>{kept}{_table(rows[-LISTED:][::-1])}"
+            f"{_chart(rows, best, 'accuracy', 'Accuracy, %', 100)}</section>{kept}{_table(rows[-TABLE_ROWS:][::-1])}"
             f"<p><small>{escape(self._name())}, in {escape(str(Path.cwd()))}; {time.strftime('%H:%M:%S')}</small></p>"
         )
-        again = LOAD_EVERY_S if state == GOING_ON else None
-        write_text(self._folder / "index.html", document(f"Training: {state}", body, STYLE, again))
+        refresh_s = RELOAD_EVERY_S if state == RUNNING else None
+        write_text(self._folder / "index.html", document(f"Training: {state}", body, STYLE, refresh_s))
 
-    def _left(self, now: float) -> str:
-        if self._began is None or self._done == self._began[0]:
-            return "the time left is not known yet"
-        seconds = (self._total - self._done) * (now - self._began[1]) / (self._done - self._began[0])
+    def _time_left(self, now: float) -> str:
+        if self._start is None or self._steps == self._start[0]:
+            return "time left unknown"
+        seconds = (self._total_steps - self._steps) * (now - self._start[1]) / (self._steps - self._start[0])
         end = time.strftime("%H:%M", time.localtime(time.time() + seconds))
         return f"{_duration(seconds)} left, until {end}"
 
 
 def tensorboard_folder() -> Path | None:
-    """Where TensorBoard's files are wanted, if they are. Raises UserError if the place or the package will not do."""
-    told = os.environ.get(TENSORBOARD)
-    if not told:
+    """The folder for TensorBoard's files, None if not wanted. Raises UserError if folder or package cannot be used."""
+    value = os.environ.get(TENSORBOARD_VARIABLE)
+    if not value:
         return None
-    if not Path(told).is_absolute():
-        raise UserError(f"{TENSORBOARD}: '{told}' must be absolute, for an experiment may run in a folder of its own")
+    if not Path(value).is_absolute():
+        raise UserError(
+            f"{TENSORBOARD_VARIABLE}: '{value}' must be absolute, since an experiment may run in a folder of its own"
+        )
     if find_spec("tensorboard") is None:
-        raise UserError(f"{TENSORBOARD}={told} needs the package tensorboard: `pip install tensorboard`, or unset it")
-    return Path(told)
+        raise UserError(
+            f"{TENSORBOARD_VARIABLE}={value} needs the package tensorboard: `pip install tensorboard`, or unset it"
+        )
+    return Path(value)
 
 
-def _ending(error: BaseException | None) -> tuple[str, str]:
+def _outcome(error: BaseException | None) -> tuple[str, str]:
     """How a training ended, and why."""
     if error is None or isinstance(error, Stopped):
         return ("stopped" if error else "done"), ""
-    return "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: its log says more"
+    return "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: see the log"
 
 
 def _loss(row: Row) -> float:

@@ -398,7 +398,12 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 
     Raises UserError that names the key, the value and what is allowed.
     """
+    return validate_params(read_yaml(path), path)
+
+
+def validate_params(content: object, name: object) -> Params:
+    """Every parameter, checked; ``name`` says in a UserError where the content is from."""
     try:
-        return Params.model_validate(read_yaml(path))
+        return Params.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{path}: {_sentence(error)}") from error
+        raise UserError(f"{name}: {_sentence(error)}") from error

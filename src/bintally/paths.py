@@ -9,6 +9,7 @@ ENCODED = Path("data/encoded")
 LOG_PROBABILITIES = Path("data/log_probabilities.npy")
 PREDICTIONS = Path("data/predictions.csv")
 MODELS = Path("models")  # train writes the model, calibrate how to read what it says
+MODEL_FILES = ("model.safetensors", "card.json", "calibration.json")
 
 TRAIN_METRICS = Path("metrics/train.json")
 VALIDATION_METRICS = Path("metrics/validation.json")

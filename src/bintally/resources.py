@@ -12,6 +12,10 @@ OMP_NUM_THREADS is set, or each has one anyway.
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 WORKERS = (["dvc", "exp", "queue-worker"], ["bintally", "tune"])
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
@@ -51,6 +55,13 @@ def available_cpus(cgroup: Path = CGROUP) -> int:
         if time_us != "max":
             allowed = min(allowed, max(1, int(time_us) // int(period_us)))
     return allowed
+
+
+def default_device() -> "torch.device":
+    """CUDA where it is available, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def worker_index_and_count(pid: int) -> tuple[int, int]:

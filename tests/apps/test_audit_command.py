@@ -1,15 +1,14 @@
-"""`bintally audit`: every record is judged as `wrong` says, and the page to recount by works in a browser."""
+"""`bintally audit`: records are ranked by their error probability, and the page for recounting works in a browser."""
 
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from bintally import cli, paths
 from bintally.bins.groups import group_bins
@@ -18,45 +17,39 @@ from bintally.bins.shards import Bin, write_shards
 from bintally.bins.source import image_key, record_key
 from bintally.files import read_csv, write_csv
 from bintally.inference.predictor import Predictor
-from bintally.model.card import save_model
 from bintally.params import load_params
-from bintally.scoring.audit import budget, wrong
-from bintally.scoring.calibration import save_calibration
+from bintally.scoring.audit import error_probability, estimate_recounts
 from bintally.stages import split
-from ready import by_pytorch
-from small import CALIBRATION, CARD, bins, counter
+from small import CALIBRATION, CARD, bins, counting_network
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "</script><script>window.hurt = 1</script><img src=x onerror='window.hurt = 2'>"
 COUNTS = CALIBRATION.counts
 
 
-def miscounted() -> list[Bin]:
-    """Demo bins whose records say one of the counts in turn; the first item of the first has a hostile name."""
-    made = []
-    for at, one in enumerate(bins()):
+def bins_with_counts_in_turn() -> list[Bin]:
+    """Demo bins whose records have COUNTS in turn; the first item of the first bin has a hostile name."""
+    changed = []
+    for row, one in enumerate(bins()):
+        count = COUNTS[row % len(COUNTS)]
         record = json.loads(one.record)
         items = record["BIN_FCSKU_DATA"]
         for item in items.values():
             item["quantity"] = 0
-        next(iter(items.values())).update(quantity=COUNTS[at % 3], name=HOSTILE if at == 0 else "Desk lamp")
-        record["EXPECTED_QUANTITY"] = COUNTS[at % 3]
-        made.append(replace(one, count=COUNTS[at % 3], record=json.dumps(record).encode()))
-    return made
+        next(iter(items.values())).update(quantity=count, name=HOSTILE if row == 0 else "Desk lamp")
+        record["EXPECTED_QUANTITY"] = count
+        changed.append(replace(one, count=count, record=json.dumps(record).encode()))
+    return changed
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Bin]:
-    """The bins of a folder with a model that errs alike on twins."""
-    monkeypatch.chdir(tmp_path)
-    by_pytorch(monkeypatch)
-    made = miscounted()
-    write_shards(paths.BINS, made)
-    write_csv(paths.SPLITS, ["id", "count", "group", "split"], [(one.id, one.count, one.id, "test") for one in made])
-    save_model(paths.MODELS, counter(), CARD)
-    save_calibration(paths.MODELS, CALIBRATION.model_copy(update={"kinship": 1.0}))
+def project(model_workspace: Path) -> list[Bin]:
+    """The bins of the working directory, which has a model, and all of them in the test split."""
+    audited = bins_with_counts_in_turn()
+    write_shards(paths.BINS, audited)
+    write_csv(paths.SPLITS, ["id", "count", "group", "split"], [(one.id, one.count, one.id, "test") for one in audited])
     shutil.copy(ROOT / "params.yaml", "params.yaml")
-    return made
+    return audited
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -68,38 +61,31 @@ def table() -> list[dict[str, str]]:
     return read_csv(Path("exports/audit/audit.csv"))
 
 
-def test_each_record_is_as_likely_wrong_as_is_said_of_it(
+def test_records_are_ranked_by_their_error_probability(
     project: list[Bin], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(monkeypatch, "--budget", "3", "--wrong", "0.2")
-    probabilities = Predictor(counter(), CARD, CALIBRATION)([one.image for one in project])
-    records = np.array([one.count for one in project])
-    groups = group_bins({one.id: parse_record(one.record).asins for one in project})
-    of_bins = [groups[one.id] for one in project]
-    alone = wrong(probabilities, COUNTS, records, 0.2)
-    expected = wrong(probabilities, COUNTS, records, 0.2, of_bins, 1.0)
-    assert np.abs(alone - expected).max() > 0.01  # so that twins say something
+    run(monkeypatch, "--budget", "3", "--error-rate", "0.2")
+    probabilities = Predictor(counting_network(), CARD, CALIBRATION)([one.image for one in project])
+    expected = error_probability(probabilities, COUNTS, np.array([one.count for one in project]), 0.2)
     rows = table()
-    at = {one.id: place for place, one in enumerate(project)}
-    order = [at[row["id"]] for row in rows]
+    row_of_id = {one.id: row for row, one in enumerate(project)}
+    order = [row_of_id[row["id"]] for row in rows]
     assert order == np.argsort(-expected).tolist()
-    np.testing.assert_allclose([float(row["wrong"]) for row in rows], expected[order], rtol=1e-6)
-    np.testing.assert_allclose([float(row["wrong_alone"]) for row in rows], alone[order], rtol=1e-6)
+    np.testing.assert_allclose([float(row["error_probability"]) for row in rows], expected[order], rtol=1e-5)
     assert [row["recount"] for row in rows] == ["1"] * 3 + ["0"] * (len(rows) - 3)
-    for row in rows:
-        others = {one for one in groups if groups[one] == groups[row["id"]]} - {row["id"]}
-        assert set(row["twins"].split()) == others
-    worth = budget(expected, 3)
-    said = capsys.readouterr().out
-    assert f"{len(rows)} records judged; {expected.sum():,.1f} of them are expected to be wrong" in said
+    groups = group_bins({one.id: parse_record(one.record).asins for one in project})
+    assert {row["id"]: row["group"] for row in rows} == groups
+    estimate = estimate_recounts(expected, 3)
+    output = capsys.readouterr().out
+    assert f"{len(rows)} records ranked, {expected.sum():,.1f} expected to be wrong (20.0% before" in output
     assert (
-        f"find {worth.errors:,.1f} wrong records, {worth.share:.1%} of all; any 3 would find {3 / len(rows):.1%}"
-        in said
-    )
-    assert said.endswith("exports/audit/audit.csv\nexports/audit/rejected.csv\nexports/audit/index.html\n")
+        f"find {estimate.errors:,.1f} wrong records, {estimate.recall:.1%} of all; "
+        f"a random 3 would find {3 / len(rows):.1%}"
+    ) in output
+    assert output.endswith("exports/audit/audit.csv\nexports/audit/rejected.csv\nexports/audit/index.html\n")
 
 
-def test_what_was_learned_recounted_or_is_no_answer_is_counted_and_not_judged(
+def test_bins_that_are_not_ranked_are_counted_with_the_reason(
     project: list[Bin], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, two, three, four, *rest = project
@@ -114,33 +100,34 @@ def test_what_was_learned_recounted_or_is_no_answer_is_counted_and_not_judged(
     Path("layout", record_key(three.id)).write_text(json.dumps(seven))
     Path("layout", image_key(four.id)).write_bytes(b"garbage")
     run(monkeypatch, "layout", "--to", "all")
-    said = capsys.readouterr().out
-    assert "1 left out: recounted already" in said and "the model learned" not in said
-    assert "1 not judged: their record is no count the model answers with, but 7 (1)" in said
+    output = capsys.readouterr().out
+    assert "1 left out: recounted already" in output and "trained on them" not in output
+    assert "1 not ranked: the model does not predict the counts of their records, 7 (1)" in output
     rows = read_csv(Path("all/audit.csv"))
     assert {row["id"] for row in rows} == {made.id for made in (one, three, *rest)}
-    assert (rows[-1]["id"], rows[-1]["record"], rows[-1]["wrong"], rows[-1]["rank"]) == (three.id, "7", "", "")
+    last = rows[-1]
+    assert (last["id"], last["record"], last["error_probability"], last["rank"]) == (three.id, "7", "", "")
     assert [row["id"] for row in read_csv(Path("all/rejected.csv"))] == [four.id]
     for arguments, left_out in ((["data"], True), (["data", "--all"], False)):
         run(monkeypatch, *arguments)
-        assert ("1 left out: the model learned from them" in capsys.readouterr().out) == left_out
+        assert ("1 left out: the model was trained on them" in capsys.readouterr().out) == left_out
         assert (one.id in {row["id"] for row in table()}) == (not left_out)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["album"], "album has no records to audit"),
-        ([], "data/splits.csv, which says what the model learned from, is not there"),
-        (["--accept", "none.csv"], "'none.csv' is not there"),
+        ([], "data/splits.csv, which lists the training bins, does not exist"),
+        (["--accept", "none.csv"], "'none.csv' does not exist"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_an_impossible_audit_is_refused_in_one_line(
     project: list[Bin],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
-    said: str,
+    message: str,
 ) -> None:
     Path("album").mkdir()
     Path("album/one.jpg").write_bytes(project[0].image)
@@ -148,18 +135,10 @@ def test_what_cannot_be_is_one_line(
     with pytest.raises(SystemExit) as caught:
         run(monkeypatch, *arguments)
     err = capsys.readouterr().err
-    assert caught.value.code == 1 and err.count("\n") == 1 and said in err
+    assert caught.value.code == 1 and err.count("\n") == 1 and message in err
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-def shown(page: Page) -> list[str]:
+def visible_bins(page: Page) -> list[str]:
     return [str(one.get_attribute("aria-label")).removeprefix("bin ") for one in page.locator("article:visible").all()]
 
 
@@ -171,16 +150,15 @@ def test_recounting_by_the_page_changes_a_label(
     ranked = [row["id"] for row in rows]
     record = {row["id"]: int(row["record"]) for row in rows}
     page = browser.new_page(viewport={"width": 1366, "height": 768})
-    faults: list[str] = []
-    asked: list[str] = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("request", lambda request: asked.append(request.url))
+    errors: list[str] = []
+    requests: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("request", lambda request: requests.append(request.url))
     url = Path("exports/audit/index.html").resolve().as_uri()
     page.goto(url)
-    assert shown(page) == ranked
-    assert page.locator(".worth").count() == 2
-    assert page.locator(".twins").count() > 0
+    assert visible_bins(page) == ranked
+    assert page.locator(".recount").count() == 2
     for image in page.locator("img").all():
         image.scroll_into_view_if_needed()
         expect(image).to_have_js_property("complete", True)
@@ -188,20 +166,19 @@ def test_recounting_by_the_page_changes_a_label(
     assert page.evaluate("window.hurt") is None and HOSTILE in str(page.locator("main").text_content())
 
     page.select_option("#order", "id")
-    assert shown(page) == sorted(ranked)
+    assert visible_bins(page) == sorted(ranked)
     page.select_option("#order", "difference")
-    far = [
-        abs(int(row["most_probable"]) - int(row["record"])) for one in shown(page) for row in rows if row["id"] == one
-    ]
-    assert far == sorted(far, reverse=True)
-    page.select_option("#order", "wrong")
+    differences = {row["id"]: abs(int(row["most_probable"]) - int(row["record"])) for row in rows}
+    ordered = [differences[bin_id] for bin_id in visible_bins(page)]
+    assert ordered == sorted(ordered, reverse=True)
+    page.select_option("#order", "probability")
     page.select_option("#record", "3")
-    assert shown(page) == [one for one in ranked if record[one] == 3]
+    assert visible_bins(page) == [one for one in ranked if record[one] == 3]
     page.select_option("#record", "")
     page.keyboard.press("Escape")
     page.keyboard.press("/")
     page.keyboard.type("WINDOW.HURT")
-    assert shown(page) == [project[0].id]
+    assert visible_bins(page) == [project[0].id]
     page.fill("#text", "")
     page.keyboard.press("Escape")
 
@@ -226,7 +203,7 @@ def test_recounting_by_the_page_changes_a_label(
         "",
     ]
     page.select_option("#marked", "no")
-    assert shown(page) == ranked[3:]
+    assert visible_bins(page) == ranked[3:]
     with page.expect_download() as download:
         page.click("#export")
     download.value.save_as("marks.csv")
@@ -235,11 +212,11 @@ def test_recounting_by_the_page_changes_a_label(
     page.reload()
     assert not any(page.locator("output").all_text_contents())
     page.set_input_files("#import", "marks.csv")
-    expect(page.locator("#status")).to_contain_text("3 marks taken.")
+    expect(page.locator("#status")).to_contain_text("3 marks imported.")
     assert page.locator("output").all_text_contents()[1] == "recounted: wrong, 4 counted"
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert not faults and {one for one in asked if not one.startswith(("data:", "blob:"))} == {url}
+    assert not errors and {one for one in requests if not one.startswith(("data:", "blob:"))} == {url}
     page.close()
 
     capsys.readouterr()

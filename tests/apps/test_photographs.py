@@ -1,11 +1,11 @@
-"""Photographs to be scored: whatever names them, they come in order with the bytes of their files."""
+"""Every kind of source gives its photographs in order, with the bytes of their files."""
 
 from pathlib import Path
 
 import pytest
 
 from bintally.apps import photographs
-from bintally.apps.photographs import Photographs, Reads, open_photographs
+from bintally.apps.photographs import Photographs, ReadFiles, open_photographs
 from bintally.bins.shards import Bin, write_shards
 from bintally.bins.source import image_key, record_key
 from bintally.errors import UserError
@@ -22,10 +22,10 @@ def opened(source: str | Path, ids: Path | None = None) -> Photographs:
     return open_photographs(str(source), Path("data/bins"), fetch, ids=ids)
 
 
-def contents(reads: Reads | None, ids: list[str]) -> list[tuple[str, bytes | None]]:
-    assert reads
+def contents(read_files: ReadFiles | None, ids: list[str]) -> list[tuple[str, bytes | None]]:
+    assert read_files
     found: list[tuple[str, bytes | None]] = []
-    for one, read in reads(ids):
+    for one, read in read_files(ids):
         try:
             found.append((one, read()))
         except OSError:
@@ -35,7 +35,7 @@ def contents(reads: Reads | None, ids: list[str]) -> list[tuple[str, bytes | Non
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with three bins in shards, and one in which they are laid out, the image of the second missing."""
+    """A folder with three bins, in shards and laid out like the bucket; there the image of the second is missing."""
     monkeypatch.chdir(tmp_path)
     three = [Bin(f"0{number}", number, "g", b"image%d" % number, b"record%d" % number) for number in (1, 2, 3)]
     write_shards(Path("data/bins"), three)
@@ -48,7 +48,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_bins_of_the_data_and_those_laid_out_like_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bins_in_shards_and_laid_out_like_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photographs, "READ_AHEAD", 2)  # fewer than there are
     for source, second in (("data", b"image2"), ("layout", None)):
         found = opened(source)
@@ -57,7 +57,7 @@ def test_the_bins_of_the_data_and_those_laid_out_like_the_bucket(monkeypatch: py
         assert contents(found.records, ["03", "01"]) == [("03", b"record3"), ("01", b"record1")]
 
 
-def test_ids_are_kept_to_in_their_order_and_spare_the_listing(tmp_path: Path) -> None:
+def test_listed_ids_are_used_in_their_order(tmp_path: Path) -> None:
     Path("ids.txt").write_text("03\n9\n01\n03\n")
     for source in ("data", "layout"):
         found = opened(source, Path("ids.txt"))
@@ -65,7 +65,7 @@ def test_ids_are_kept_to_in_their_order_and_spare_the_listing(tmp_path: Path) ->
         assert contents(found.images, found.ids) == [("03", b"image3"), ("9", None), ("01", b"image1")]
 
 
-def test_a_folder_of_files_at_any_depth_and_a_list_of_them(tmp_path: Path) -> None:
+def test_a_folder_of_files_at_any_depth_and_a_list_of_files(tmp_path: Path) -> None:
     for name in ("b.JPG", "a/c.png", "a/ä.jpeg", "a/notes.txt"):
         path = tmp_path / "album" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def test_a_folder_of_files_at_any_depth_and_a_list_of_them(tmp_path: Path) -> No
     assert opened("album", Path("ids.txt")).ids == ["b.JPG"]
 
 
-def test_a_file_that_is_changed_is_another_version() -> None:
+def test_a_changed_file_changes_the_version() -> None:
     before = opened("layout").version
     assert opened("layout").version == before
     Path("layout", image_key("03")).write_bytes(b"other image")
@@ -91,7 +91,7 @@ def test_a_file_that_is_changed_is_another_version() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("nowhere", "'nowhere' is neither data, demo, s3://"),
         ("s3://", "'s3://' must be of the form s3://bucket"),
@@ -99,13 +99,13 @@ def test_a_file_that_is_changed_is_another_version() -> None:
         ("binary.txt", "'binary.txt' is not a text file"),
     ],
 )
-def test_what_is_no_source_is_a_fault(source: str, said: str) -> None:
+def test_an_unusable_source_is_a_user_error(source: str, message: str) -> None:
     Path("empty").mkdir()
     Path("binary.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         opened(source)
 
 
-def test_what_is_asked_of_a_bucket_is_checked() -> None:
+def test_how_a_bucket_is_accessed_is_checked() -> None:
     with pytest.raises(UserError, match=r"'localhost' must be of the form http://host:port"):
         open_photographs("s3://bucket", Path("data/bins"), fetch, {"endpoint": "localhost"})

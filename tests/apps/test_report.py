@@ -1,4 +1,4 @@
-"""`bintally report`: one page that asks nothing of the network, with the figures of this data."""
+"""`bintally report`: a single file without any request, with the figures of this data."""
 
 import re
 import sys
@@ -15,12 +15,12 @@ from bintally.files import write_csv, write_json
 from bintally.scoring.metrics import LabelledPredictions, evaluate
 from small import bins
 
-SPLITS = ["train", "train", "train", "validation", "test", "test", "test", "test"]  # the second group is in two
+SPLITS = ["train", "train", "train", "validation", "test", "test", "test", "test"]  # the second group is in two splits
 
 
 def write_outs(splits: list[str], comparable: bool = False) -> None:
-    """In the current folder, what the stages would write of eight bins, of which each two are one group."""
-    eight = [replace(one, count=at % 3 + 1, group=f"group{at // 2}") for at, one in enumerate(bins()[:8])]
+    """Write the outs of the stages for eight bins, two in each group, to the current folder."""
+    eight = [replace(one, count=n % 3 + 1, group=f"group{n // 2}") for n, one in enumerate(bins()[:8])]
     write_shards(paths.BINS, eight)
     rows = [(one.id, one.count, one.group, split) for one, split in zip(eight, splits, strict=True)]
     write_csv(paths.SPLITS, ["id", "count", "group", "split"], rows)
@@ -41,58 +41,78 @@ def write_outs(splits: list[str], comparable: bool = False) -> None:
     )
     rules = {"accuracy": "most_probable", "rmse": "rounded_mean"}
     write_json(paths.TEST_METRICS, {"decoding": rules, **evaluate(scored, resamples=10, seed=1)})
-    here = "4 test bins of this run"
+    data = "4 test bins of this run"
     table = [
-        {"name": "<script>model", "data": here, "accuracy": 0.75, "rmse": 0.5, "accuracy_interval": [0.5, 1.0]},
-        {"name": "always 1", "data": here, "accuracy": 0.25, "rmse": 1.118},
-        {"name": "of others", "data": "other bins", "accuracy": 0.99},
+        {"name": "<script>model", "data": data, "accuracy": 0.75, "rmse": 0.5, "accuracy_interval": [0.5, 1.0]},
+        {"name": "always 1", "data": data, "accuracy": 0.25, "rmse": 1.118},
+        {"name": "of another project", "data": "other bins", "accuracy": 0.99},
     ]
     write_json(paths.BENCHMARK, {"comparable": comparable, "rows": table})
 
 
-def report(monkeypatch: pytest.MonkeyPatch) -> str:
+def run_report(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(sys, "argv", ["bintally", "report", "--to", "page.html"])
     cli.main()
     return Path("page.html").read_text(encoding="utf-8")
 
 
-def test_the_page_has_every_figure_within_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_contains_every_figure_and_requests_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_outs(SPLITS)
-    page = report(monkeypatch)
-    pictures = re.findall(r'<figure><img src="data:image/png;base64,[\w+/=]+" alt="[^"]+"><figcaption>[^<]+<', page)
-    assert len(pictures) == page.count("<img") == page.count("<h2>") - 1 == 12
+    page = run_report(monkeypatch)
+    images = re.findall(r'<figure><img src="data:image/png;base64,[\w+/=]+" alt="[^"]+"><figcaption>[^<]+<', page)
+    assert len(images) == page.count("data:image/png") == page.count("<h2>") - 2 == 11
     assert "://" not in page and "<script" not in page and "nan" not in re.sub('base64,[^"]*', "", page)
-    assert "8 rendered demo bins: what is shown says nothing about real ones." in page
+    assert "8 rendered demo bins: these figures say nothing about real ones." in page
     assert "&lt;script&gt;model</td><td>4 test bins of this run</td><td>75.0 (50.0–100.0)</td>" in page
-    assert "of others" not in page
-    assert "Photographs of one bin are a group: there are 4, of which 1 are in two splits." in page
+    assert "of another project" not in page
+    assert "Photographs of the same bin are a group; of 4 groups, 1 are in two splits." in page
     assert "4 bins were photographed more than once" in page
+
+
+def test_doubted_records_are_cards_with_the_least_likely_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_outs(SPLITS)
+    cards = re.findall(r"<article>.*?</article>", run_report(monkeypatch), re.DOTALL)
+    ids = [one.id for one in bins()[4:8]]
+    shown = [
+        re.search(r"<b>(\w+)</b>: record (\d), model (\d), set 1–3, P\(record\) ([\d.]+)%", card) for card in cards
+    ]
+    assert [found and found.groups() for found in shown] == [
+        (ids[2], "1", "2", "10.0"),
+        (ids[3], "2", "2", "40.0"),
+        (ids[0], "2", "2", "70.0"),
+        (ids[1], "3", "3", "80.0"),
+    ]
+    assert all(
+        card.count('<img src="data:image/jpeg;base64,') == card.count('class="bars record"') == 1 for card in cards
+    )
+    assert all(" × " in card for card in cards)
 
 
 def test_real_bins_are_not_called_demo_bins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_outs(SPLITS, comparable=True)
-    assert load_collection().about() == "8 bins."
+    assert load_collection().description() == "8 bins."
 
 
 @pytest.mark.parametrize(
-    ("path", "says"),
+    ("path", "message"),
     [
-        (paths.BENCHMARK, "metrics/benchmark.json is not there: `dvc repro` makes it"),
-        (paths.PREDICTIONS, "data/predictions.csv is not there: `dvc repro` makes it"),
+        (paths.BENCHMARK, "metrics/benchmark.json does not exist; run `dvc repro`"),
+        (paths.PREDICTIONS, "data/predictions.csv does not exist; run `dvc repro`"),
     ],
 )
-def test_what_is_missing_is_named_with_what_makes_it(
-    path: Path, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_missing_out_is_named_with_the_command_that_makes_it(
+    path: Path, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_outs(SPLITS)
     path.unlink()
     with pytest.raises(SystemExit):
-        report(monkeypatch)
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and says in said and not Path("page.html").exists()
+        run_report(monkeypatch)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error and not Path("page.html").exists()
 
 
 def test_outs_of_other_bins_are_refused(
@@ -103,5 +123,5 @@ def test_outs_of_other_bins_are_refused(
     lines = paths.SPLITS.read_text(encoding="utf-8").splitlines(keepends=True)
     paths.SPLITS.write_text("".join(lines[:-1]), encoding="utf-8")
     with pytest.raises(SystemExit):
-        report(monkeypatch)
-    assert "has other bins than data/bins: `dvc repro` mends that" in capsys.readouterr().err
+        run_report(monkeypatch)
+    assert "has other bins than data/bins; run `dvc repro`" in capsys.readouterr().err

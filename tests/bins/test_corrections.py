@@ -1,4 +1,4 @@
-"""What was recounted: checked line by line, merged whole, and a label in place of the record's."""
+"""Corrections: checked line by line, merged all or none, and used as labels in place of the records."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "must begin with the line id,count"),
         ("1,2\n", "must begin with the line id,count"),
@@ -25,18 +25,18 @@ ROOT = Path(__file__).parents[2]
         ("id,count\n1,-2\n", "line 2: '1,-2' must have a count from 0 to 1000"),
         ("id,count\n1,2.5\n", "line 2: '1,2.5' must have a count from 0 to 1000"),
         ("id,count\n1,1001\n", "line 2: '1,1001' must have a count from 0 to 1000"),
-        ("id,count\n1,2\n2,3\n1,2\n", "line 4: '1,2': that bin stands further up already"),
+        ("id,count\n1,2\n2,3\n1,2\n", "line 4: '1,2' repeats an id"),
     ],
 )
-def test_a_malformed_line_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_a_malformed_line_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "corrections.csv"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
         read_corrections(path)
-    assert said in str(caught.value) and str(path) in str(caught.value)
+    assert message in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_later_counts_win_and_a_bad_file_changes_nothing(tmp_path: Path) -> None:
+def test_newer_counts_replace_older_ones_and_a_bad_file_changes_nothing(tmp_path: Path) -> None:
     path, marks = tmp_path / "corrections.csv", tmp_path / "marks.csv"
     assert read_corrections(path) == {}
     marks.write_text("id,count\n7,1\n00007,2\n")
@@ -47,32 +47,32 @@ def test_later_counts_win_and_a_bad_file_changes_nothing(tmp_path: Path) -> None
     marks.write_text("id,count\n7,x\n")
     with pytest.raises(UserError):
         merge_corrections(path, marks)
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         merge_corrections(path, tmp_path / "none.csv")
     assert path.read_text() == "id,count\n00007,2\n5,0\n7,3\n"
 
 
-def params(open_ended: bool) -> Params:
+def make_params(open_ended: bool) -> Params:
     loaded = load_params(ROOT / "params.yaml")
     fetch = loaded.fetch.model_copy(update={"counts": [1, 2, 3], "open_ended": open_ended})
     return loaded.model_copy(update={"fetch": fetch})
 
 
 @pytest.mark.parametrize(("open_ended", "of_seven"), [(False, ("7", "left_out")), (True, ("3", ""))])
-def test_the_split_takes_them_for_labels_and_moves_no_other_bin(
+def test_the_split_uses_them_as_labels_and_moves_no_other_bin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_ended: bool, of_seven: tuple[str, str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_shards(paths.BINS, [Bin(f"{n:02}", n % 3 + 1, f"{n - n % 2:02}", b"", b"") for n in range(60)])
-    split.main(params(open_ended))
+    split.main(make_params(open_ended))
     before = {row["id"]: row for row in read_csv(paths.SPLITS)}
     paths.CORRECTIONS.write_text("id,count\n00,3\n01,2\n02,7\n99,1\n")
-    split.main(params(open_ended))
+    split.main(make_params(open_ended))
     after = {row["id"]: row for row in read_csv(paths.SPLITS)}
     changed = {one: (row["count"], row["split"]) for one, row in after.items() if row != before[one]}
     assert before["00"]["count"] == "1" and before["01"]["count"] == "2"
     expected = {"00": ("3", before["00"]["split"]), "02": (of_seven[0], of_seven[1] or before["02"]["split"])}
     if open_ended:
-        expected.pop("02")  # it said 3 already
+        expected.pop("02")  # its label is 3 already
     assert changed == expected
     assert load_params(ROOT / "params.yaml") and (ROOT / paths.CORRECTIONS).read_text().startswith("id,count\n")

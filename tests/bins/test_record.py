@@ -1,4 +1,4 @@
-"""Which records and photographs are turned away, and the reason given."""
+"""Which records and photographs are rejected, and the reasons."""
 
 import io
 import json
@@ -64,38 +64,38 @@ def test_an_empty_bin_is_a_bin() -> None:
         (b" " * (record.MAX_RECORD_BYTES + 1), f"record larger than {record.MAX_RECORD_BYTES} bytes"),
     ],
 )
-def test_a_bad_record_is_turned_away_with_its_reason(body: bytes, reason: str) -> None:
+def test_a_bad_record_is_rejected_with_the_reason(body: bytes, reason: str) -> None:
     with pytest.raises(BadBin) as caught:
         parse_record(body)
     assert str(caught.value) == reason
 
 
-def test_a_whole_photograph_passes() -> None:
+def test_a_complete_photograph_passes() -> None:
     check_image(jpeg())
 
 
 @pytest.mark.parametrize("body", [b"", b"not an image", jpeg()[: len(jpeg()) * 3 // 5], jpeg()[:-2_000], jpeg()[:30]])
-def test_a_photograph_that_is_none_or_cut_short_is_turned_away(body: bytes) -> None:
+def test_a_truncated_photograph_is_rejected(body: bytes) -> None:
     with pytest.raises(BadBin, match="does not decode"):
         check_image(body)
 
 
-def test_a_photograph_of_another_format_is_turned_away() -> None:
+def test_a_photograph_in_another_format_is_rejected() -> None:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG")
     with pytest.raises(BadBin, match="does not decode"):
         check_image(file.getvalue())
 
 
-def test_a_photograph_with_too_many_pixels_is_turned_away_before_it_is_decoded(
+def test_a_photograph_with_too_many_pixels_is_rejected_before_it_is_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(record, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(BadBin, match="64x48 pixels is too large"):
-        check_image(jpeg()[:700])  # cut short: decoding it would fail for another reason
+        check_image(jpeg()[:700])  # truncated: decoding it would fail for another reason
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", "a.b", "a b", "a\n", "é", "x" * 65])
-def test_what_could_lead_out_of_a_folder_is_no_id(name: str) -> None:
+def test_an_id_cannot_lead_out_of_a_folder(name: str) -> None:
     assert not ID_PATTERN.fullmatch(name)
     assert all(ID_PATTERN.fullmatch(good) for good in ("1", "00001", "AB-c_9", "x" * 64))

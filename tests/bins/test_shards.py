@@ -1,4 +1,4 @@
-"""Bins in tar shards: exact bytes in, exact bytes out, and the same files every time."""
+"""Shards: every byte comes back, and equal bins give equal files."""
 
 import tarfile
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from bintally.errors import UserError
 
 
 def bins(number: int = 12) -> Iterator[Bin]:
-    """Bins of many sizes: some fill a tar block exactly, one photograph is empty."""
+    """Bins of many sizes: some fill a tar block exactly, some photographs are empty."""
     random = np.random.default_rng(3)
     for place in range(number):
         image, record = random.bytes(512 * (place % 3) + (place % 2) * 77), random.bytes(100 + place)
@@ -35,7 +35,7 @@ def test_every_bin_comes_back_byte_for_byte_from_several_shards(written: tuple[P
     assert read == list(bins())
 
 
-def test_every_shard_but_the_last_is_as_large_as_asked(written: tuple[Path, list[Entry]]) -> None:
+def test_every_shard_but_the_last_has_the_minimum_size(written: tuple[Path, list[Entry]]) -> None:
     sizes = [path.stat().st_size for path in sorted(written[0].glob("*.tar"))]
     assert all(size >= 6_000 for size in sizes[:-1])
 
@@ -65,7 +65,7 @@ def test_equal_bins_give_equal_files(written: tuple[Path, list[Entry]], tmp_path
 
 
 @pytest.mark.parametrize("name", ["bins-00000.tar", ".index.csv.tmp"])
-def test_a_full_disk_is_a_fault(tmp_path: Path, name: str) -> None:
+def test_a_full_disk_is_a_user_error(tmp_path: Path, name: str) -> None:
     (tmp_path / name).symlink_to("/dev/full")
     with pytest.raises(UserError, match=f"disk is full.*{tmp_path}"):
         write_shards(tmp_path, bins())

@@ -1,4 +1,4 @@
-"""Sources: a folder laid out like the bucket, and one that cannot be had. S3 itself is driven in tests/e2e."""
+"""Sources: a folder with the layout of the bucket, and sources that fail. A real S3 server is used in tests/e2e."""
 
 import socket
 import time
@@ -12,7 +12,7 @@ from bintally.errors import UserError
 from bintally.params import Fetch
 
 
-def fetch(where: str | Path, endpoint: str | None = None) -> Fetch:
+def fetch_params(where: str | Path, endpoint: str | None = None) -> Fetch:
     return Fetch(
         source=str(where),
         endpoint=endpoint,
@@ -30,7 +30,7 @@ def fetch(where: str | Path, endpoint: str | None = None) -> Fetch:
 
 @pytest.fixture
 def closed_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -42,31 +42,27 @@ def test_a_folder_lists_its_ids_and_gives_exact_bytes(tmp_path: Path) -> None:
         path = tmp_path / key
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(body)
-    folder = open_source(fetch(tmp_path))
+    folder = open_source(fetch_params(tmp_path))
     assert folder.ids() == ["00002", "1"]
     assert dict(folder.read([*files, image_key("1")])) == {**files, image_key("1"): None}
 
 
-def test_the_demo_needs_nothing() -> None:
-    assert open_source(fetch("demo")).ids() == ["00001", "00002", "00003", "00004"]
+def test_a_folder_that_does_not_exist_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"fetch\.source: '{tmp_path}/nowhere'.* nor an existing folder"):
+        open_source(fetch_params(tmp_path / "nowhere"))
 
 
-def test_a_folder_that_does_not_exist_is_a_fault(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"fetch\.source: '{tmp_path}/nowhere' .* exists"):
-        open_source(fetch(tmp_path / "nowhere"))
-
-
-def test_a_folder_without_records_is_a_fault(tmp_path: Path) -> None:
+def test_a_folder_without_records_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"{tmp_path} has no metadata/<id>\.json"):
-        open_source(fetch(tmp_path)).ids()
+        open_source(fetch_params(tmp_path)).ids()
 
 
-def test_a_server_that_is_down_is_one_line_that_names_it_and_soon(
+def test_a_server_that_is_down_is_a_short_error_that_names_it(
     closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "TRIES", 2)
+    monkeypatch.setattr(source, "MAX_ATTEMPTS", 2)
     endpoint = f"http://127.0.0.1:{closed_port}"
-    down = open_source(fetch("s3://bucket/prefix", endpoint))
+    down = open_source(fetch_params("s3://bucket/prefix", endpoint))
     start = time.monotonic()
     with pytest.raises(UserError) as listing:
         down.ids()

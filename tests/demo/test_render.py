@@ -1,4 +1,4 @@
-"""One demo photograph: same pixels every time, true to its size, items and blur visible."""
+"""The renderer: equal photographs have equal pixels, their size is right, items and blur are visible."""
 
 import io
 from dataclasses import replace
@@ -24,7 +24,7 @@ def pixels(photo: Photo) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("width", "height"), [(650, 400), (300, 480), (301, 333)])
-def test_a_photo_is_rgb_of_its_size_and_survives_jpeg(width: int, height: int) -> None:
+def test_a_photo_is_an_rgb_image_of_its_size_and_survives_jpeg(width: int, height: int) -> None:
     image = render(replace(photo_of("box"), width=width, height=height))
     assert (image.mode, image.size) == ("RGB", (width, height))
     decoded = Image.open(io.BytesIO(to_jpeg(image)))
@@ -33,7 +33,7 @@ def test_a_photo_is_rgb_of_its_size_and_survives_jpeg(width: int, height: int) -
     assert np.abs(np.asarray(decoded, np.float32) - np.asarray(image)).mean() < 6
 
 
-def test_the_same_photo_has_the_same_bytes_and_every_seed_counts() -> None:
+def test_equal_photos_have_equal_bytes_and_every_field_changes_them() -> None:
     photo = photo_of("box", "book", "bottle", "bag")
     first = to_jpeg(render(photo))
     assert to_jpeg(render(photo)) == first
@@ -42,7 +42,7 @@ def test_the_same_photo_has_the_same_bytes_and_every_seed_counts() -> None:
 
 
 @pytest.mark.parametrize("kind", ["box", "book", "bottle", "bag"])
-def test_an_item_is_seen_where_it_lies_and_nowhere_else(kind: Kind) -> None:
+def test_an_item_changes_the_pixels_where_it_lies_and_no_others(kind: Kind) -> None:
     photo = photo_of(kind)
     changed = np.abs(pixels(photo) - pixels(replace(photo, items=()))).max(axis=2) > 12
     left, top, right, bottom = photo.opening
@@ -51,7 +51,7 @@ def test_an_item_is_seen_where_it_lies_and_nowhere_else(kind: Kind) -> None:
     assert changed[:, (left + right) // 2 + 20 :].mean() < 0.01
 
 
-def test_a_lens_out_of_focus_takes_the_detail_away() -> None:
+def test_blur_removes_detail() -> None:
     photo = photo_of("box", "book", "bottle")
     sharp, soft = (
         np.asarray(render(replace(photo, blur=blur)).convert("L").reduce(4), np.float32) for blur in (0.0, 6.0)

@@ -78,8 +78,9 @@ class Site:
         }
 
     def start(self, *command: str, **variables: str) -> subprocess.Popen[str]:
+        # A shell that runs the tests in the background has SIGINT ignored, which bash passes on and cannot trap.
         return subprocess.Popen(
-            command,
+            ["env", "--default-signal=INT", *command],
             cwd=self.repository,
             env=self.environment(**variables),
             stdout=subprocess.PIPE,

@@ -1,5 +1,7 @@
-"""The recipes for serving start `bintally serve` as it wants to be started and ask for paths that it has; see
-deploy/README.md for what ran for real."""
+"""The recipes for serving use arguments of `bintally serve` and paths of the server that exist.
+
+deploy/README.md lists which recipes have been run for real.
+"""
 
 import json
 import re
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from argparse import Namespace
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,11 @@ import pytest
 import yaml
 from kubeflow_trainer_api import models  # type: ignore[import-untyped]
 
-from bintally.cli import _parser
+from bintally.apps import serve
+from bintally.cli import parser_for
 from bintally.serving.endpoint import Endpoint, Limits
 from bintally.serving.routes import create_app
-from bintally.serving.server import LEAVE_S
+from bintally.serving.server import DRAIN_S
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -37,11 +41,11 @@ def paths() -> set[str]:
     return {getattr(route, "path", "") for route in create_app(Endpoint(Limits(), None)).routes}
 
 
-def served(command: list[str]) -> Namespace:
-    """What `bintally serve` understands of a command; SystemExit if it understands nothing."""
+def serve_arguments(command: list[str]) -> Namespace:
+    """The parsed arguments of a `bintally serve`; SystemExit if they are invalid."""
     assert Path(command[0]).name == "bintally"
-    arguments = _parser().parse_args(command[1:])
-    assert arguments.command == "serve"
+    arguments = parser_for("serve").parse_args(command[1:])
+    assert arguments.func is serve.run
     return arguments
 
 
@@ -56,7 +60,7 @@ def setting(name: str) -> str:
 
 
 def entrypoint(*arguments: str, folder: Path) -> list[str]:
-    """The command that a container started with these arguments comes to."""
+    """The command that a container runs when it is started with these arguments."""
     stub = folder / "bintally"
     stub.write_text('#!/bin/sh\nprintf "%s\\n" bintally "$@"\n', encoding="utf-8")
     stub.chmod(0o755)
@@ -67,8 +71,8 @@ def entrypoint(*arguments: str, folder: Path) -> list[str]:
     return ran.stdout.splitlines()
 
 
-def test_a_container_serves_as_sagemaker_starts_it(tmp_path: Path, paths: set[str]) -> None:
-    arguments = served(entrypoint("serve", "--queue", "8", folder=tmp_path))
+def test_a_container_serves_when_sagemaker_starts_it(tmp_path: Path, paths: set[str]) -> None:
+    arguments = serve_arguments(entrypoint("serve", "--queue", "8", folder=tmp_path))
     assert (arguments.model, arguments.host, arguments.port) == (Path("/opt/ml/model"), "0.0.0.0", 8080)  # noqa: S104
     assert arguments.open
     assert arguments.queue == 8
@@ -78,15 +82,15 @@ def test_a_container_serves_as_sagemaker_starts_it(tmp_path: Path, paths: set[st
     assert health[1] in paths
 
 
-def test_what_the_image_copies_is_there_and_nothing_else_reaches_it() -> None:
+def test_the_image_copies_files_that_exist_and_docker_gets_no_others() -> None:
     copied = {name for line in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE) for name in line.split()}
-    assert all((ROOT / name).exists() for name in copied - {"models"})  # which a stage makes
+    assert all((ROOT / name).exists() for name in copied - {"models"})  # made by a stage
     everything, *let_in = (DEPLOY / "serve.Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     assert everything == "*"
     assert {line[1:] for line in let_in if line.startswith("!")} == copied
 
 
-def test_the_image_has_packages_of_the_lock_alone() -> None:
+def test_the_image_has_only_packages_of_the_lock() -> None:
     names = (ROOT / "requirements/serve.txt").read_text(encoding="utf-8").splitlines()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert set(names) <= {re.split("[=<>]", line)[0] for line in project["dependencies"]}
@@ -94,9 +98,23 @@ def test_the_image_has_packages_of_the_lock_alone() -> None:
     assert {name.partition("[")[0] for name in names} <= set(locked)
 
 
-def test_kubernetes_objects_have_no_field_that_their_types_do_not_know(kubernetes: dict[str, Any]) -> None:
+def test_the_server_imports_no_package_that_the_image_lacks() -> None:
+    code = (
+        "import sys, bintally.apps.serve, bintally.serving.server; print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    packages = packages_distributions()
+    imported = {re.sub("[._-]+", "-", name) for module in ran.stdout.split() for name in packages.get(module, [])}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    dependencies = {re.split(r"[\[=<>]", line)[0] for line in project["dependencies"]}
+    image = set((ROOT / "requirements/serve.txt").read_text(encoding="utf-8").splitlines())
+    assert {"fastapi", "torch"} <= imported & image
+    assert not imported & (dependencies - image)
+
+
+def test_kubernetes_objects_have_only_fields_of_their_types(kubernetes: dict[str, Any]) -> None:
     template = kubernetes["Deployment"]["spec"]["template"]
-    # These models have no Deployment, and leave out what they do not know.
+    # These models have no Deployment, and drop unknown fields.
     for kind, document in [
         (models.IoK8sApiCoreV1PodTemplateSpec, template),
         (models.IoK8sApiCoreV1Service, kubernetes["Service"]),
@@ -107,21 +125,21 @@ def test_kubernetes_objects_have_no_field_that_their_types_do_not_know(kubernete
     assert models.IoK8sApiCoreV1PodTemplateSpec.from_dict(template).to_dict() != template
 
 
-def test_kubernetes_asks_for_paths_that_there_are_and_waits_for_the_last_answers(
+def test_kubernetes_probes_existing_paths_and_waits_for_the_last_answers(
     kubernetes: dict[str, Any], paths: set[str]
 ) -> None:
     pod = kubernetes["Deployment"]["spec"]["template"]
     (container,) = pod["spec"]["containers"]
-    arguments = served(container["command"])
+    arguments = serve_arguments(container["command"])
     assert not arguments.open  # so that it does not start without a token
     assert [port["containerPort"] for port in container["ports"]] == [arguments.port]
     for probe in ("readinessProbe", "livenessProbe"):
-        asked = container[probe]["httpGet"]
-        assert asked["path"] in paths
-        assert asked["port"] == container["ports"][0]["name"]
+        get = container[probe]["httpGet"]
+        assert get["path"] in paths
+        assert get["port"] == container["ports"][0]["name"]
     assert pod["metadata"]["annotations"]["prometheus.io/path"] in paths
-    before = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert pod["spec"]["terminationGracePeriodSeconds"] > before + LEAVE_S + arguments.timeout
+    pre_stop_s = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["spec"]["terminationGracePeriodSeconds"] > pre_stop_s + DRAIN_S + arguments.timeout
 
 
 def test_kubernetes_objects_fit_each_other(kubernetes: dict[str, Any]) -> None:
@@ -140,17 +158,17 @@ def test_kubernetes_objects_fit_each_other(kubernetes: dict[str, Any]) -> None:
     assert f"secret generic {secret['name']} --from-literal={secret['key']}=" in text
 
 
-def test_systemd_starts_it_with_its_token_and_waits_for_the_last_answers() -> None:
-    arguments = served(shlex.split(setting("ExecStart")))
+def test_systemd_passes_the_token_and_waits_for_the_last_answers() -> None:
+    arguments = serve_arguments(shlex.split(setting("ExecStart")))
     credential = setting("LoadCredential").partition(":")[0]
     assert arguments.token_file == Path(f"%d/{credential}")
     assert arguments.host == "127.0.0.1"
-    assert int(setting("TimeoutStopSec")) > LEAVE_S + arguments.timeout
+    assert int(setting("TimeoutStopSec")) > DRAIN_S + arguments.timeout
     assert f"127.0.0.1:{arguments.port}/ready" in unit()
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd")
-def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     path = tmp_path / "bintally.service"
     path.write_text(unit().replace("/opt/bintally/.venv/bin/bintally", sys.executable), encoding="utf-8")
     ran = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True, check=False)

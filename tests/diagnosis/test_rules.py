@@ -1,5 +1,7 @@
-"""What rules say where there is no evidence, and which pictures count as copies. The rules themselves are held against
-real trainings in tests/training/test_profiling.py."""
+"""Rules without evidence, rules on curves that are not finite, and near-duplicates.
+
+The rules are checked on real trainings in test_profiling.py.
+"""
 
 import math
 from dataclasses import replace
@@ -8,45 +10,54 @@ import numpy as np
 import pytest
 
 from bintally.diagnosis.evidence import Evidence, near_duplicate_share
-from bintally.diagnosis.rules import RULES, Severity, diagnose, verdict
+from bintally.diagnosis.report import verdict
+from bintally.diagnosis.rules import RULES, Severity, diagnose, markdown_table
 
-NOTHING = Evidence({"fault": "out of memory on cpu: lower train.batch_size"}, [], "", None, {1: 30, 2: 2}, 0.0)
+FAILED_STEPS = Evidence({"failure": "out of memory on cpu: lower train.batch_size"}, [], "", None, {1: 30, 2: 2}, 0.0)
 
 
-def test_what_cannot_be_known_is_said_to_be_so() -> None:
-    findings = diagnose(NOTHING)
+def test_rules_without_evidence_are_not_checked_and_the_reason_is_given() -> None:
+    findings = diagnose(FAILED_STEPS)
     assert [finding.rule for finding in findings] == [rule.name for rule in RULES]
-    known = {finding.rule: finding.severity for finding in findings if finding.severity != Severity.NOT_CHECKED}
-    assert known == {
+    checked = {finding.rule: finding.severity for finding in findings if finding.severity != Severity.NOT_CHECKED}
+    assert checked == {
         "batch too large for memory": Severity.ERROR,
-        "counts out of balance": Severity.WARNING,
-        "labels inconsistent": Severity.FINE,
+        "class imbalance": Severity.WARNING,
+        "inconsistent labels": Severity.FINE,
     }
     reasons = {finding.rule: finding.evidence for finding in findings}
-    assert reasons["near chance"] == "no model of these parameters is here: `dvc repro`"
-    assert reasons["overfitting"] == "0 epochs of these parameters are here, 3 are needed: `dvc repro`"
+    assert reasons["near chance"] == "no model of these parameters; run `dvc repro`"
+    assert reasons["overfitting"] == "0 epochs of these parameters, 3 are needed; run `dvc repro`"
     assert "out of memory on cpu" in reasons["input wait"]
-    assert verdict(NOTHING) == "No run of these parameters is here, so whether it learns is not known."
+    assert verdict(FAILED_STEPS) == "There is no run of these parameters, so whether the model learns is unknown."
 
 
-def test_curves_that_are_not_finite_are_an_error_and_stop_no_other_rule() -> None:
+def test_curves_that_are_not_finite_are_an_error_and_do_not_stop_other_rules() -> None:
     epoch = {"train_loss": 1.0, "train_accuracy": 0.5, "gradient_norm": 2.0, "validation_accuracy": 0.5}
     epochs = [epoch | {"epoch": number, "validation_loss": 1.0 / (number + 1)} for number in range(8)]
     epochs[3] |= {"validation_loss": math.nan, "gradient_norm": math.inf}
-    found = {finding.rule: finding for finding in diagnose(replace(NOTHING, profile={}, epochs=epochs))}
-    errors = {rule for rule, finding in found.items() if finding.severity == Severity.ERROR}
+    findings = {finding.rule: finding for finding in diagnose(replace(FAILED_STEPS, profile={}, epochs=epochs))}
+    errors = {rule for rule, finding in findings.items() if finding.severity == Severity.ERROR}
     assert errors == {"diverging", "exploding gradients", "loss not falling"}
-    assert found["diverging"].evidence == "the validation loss is not finite in 1 of 8 epochs"
-    assert found["overfitting"].evidence == "validation loss: not finite in 1 epochs"
-    halted = replace(NOTHING, profile={"gradients": [0.1, None]})
-    assert {finding.rule: finding.severity for finding in diagnose(halted)}["exploding gradients"] == Severity.ERROR
+    assert findings["diverging"].evidence == "the validation loss is not finite in 1 of 8 epochs"
+    assert findings["overfitting"].evidence == "validation loss is not finite in 1 epochs"
+    profiled = replace(FAILED_STEPS, profile={"gradient_rms": [0.1, None]})
+    severities = {finding.rule: finding.severity for finding in diagnose(profiled)}
+    assert severities["exploding gradients"] == Severity.ERROR
 
 
-@pytest.mark.parametrize(("count_of_the_copy", "share"), [(3, 2 / 1000), (1, 0.0)])
-def test_a_copy_is_one_only_where_its_count_is_another(count_of_the_copy: int, share: float) -> None:
+def test_the_markdown_table_has_a_row_for_every_rule() -> None:
+    header, _, *rows = markdown_table().splitlines()
+    assert header == "| rule | condition | advice |"
+    assert [row.split(" | ")[0] for row in rows] == [f"| {rule.name}" for rule in RULES]
+    assert all(row.count("|") == 4 for row in rows)
+
+
+@pytest.mark.parametrize(("count_of_the_duplicate", "share"), [(3, 2 / 1000), (1, 0.0)])
+def test_a_near_duplicate_counts_only_with_another_count(count_of_the_duplicate: int, share: float) -> None:
     random = np.random.default_rng(0)
-    pictures = random.normal(size=(1000, 20))  # more than are compared at once
+    signatures = random.normal(size=(1000, 20))  # more than DISTANCE_ROWS
     counts = random.integers(1, 3, 1000)
-    pictures[900], counts[900] = pictures[7] + 1e-3, count_of_the_copy
+    signatures[900], counts[900] = signatures[7] + 1e-3, count_of_the_duplicate
     counts[7] = 1
-    assert near_duplicate_share(pictures, counts.tolist()) == pytest.approx(share)
+    assert near_duplicate_share(signatures, counts.tolist()) == pytest.approx(share)

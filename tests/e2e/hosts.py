@@ -1,4 +1,4 @@
-"""Two machines on this one: network namespaces with addresses of their own, joined by a cable that can be cut."""
+"""Two hosts on one machine: network namespaces with addresses of their own and a link that can be cut."""
 
 import subprocess
 import time
@@ -17,24 +17,24 @@ class TwoHosts:
     holders: tuple[int, int]
 
     def on(self, host: int, *command: str) -> list[str]:
-        """The command, to be run on one of the hosts."""
+        """The arguments that run a command on one of the hosts."""
         return [
             *("nsenter", "--target", str(self.holders[host]), "--user", "--net", "--preserve-credentials"),
             *command,
         ]
 
-    def must(self, host: int, command: str) -> None:
+    def run(self, host: int, command: str) -> None:
         subprocess.run(self.on(host, "sh", "-ec", command), check=True)
 
     def cut(self) -> None:
-        self.must(0, "ip link set east down")
+        self.run(0, "ip link set east down")
 
     def mend(self) -> None:
-        self.must(0, "ip link set east up")
+        self.run(0, "ip link set east up")
 
 
 def _hold(*command: str) -> subprocess.Popen[bytes]:
-    """A process in a network namespace of its own, once it is there."""
+    """Start a process in a network namespace of its own and wait until it has entered it."""
     ours = Path("/proc/self/ns/net").readlink()
     process = subprocess.Popen([*command, "sleep", "infinity"])
     deadline = time.monotonic() + 10
@@ -46,16 +46,16 @@ def _hold(*command: str) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def two_hosts() -> Iterator[TwoHosts]:
-    """Raises AssertionError where this system lets nobody but root make network namespaces."""
+    """Create the hosts for the block; AssertionError where only root may create network namespaces."""
     first = _hold("unshare", "--user", "--map-root-user", "--net")
     second = None
     try:
         second = _hold(*("nsenter", "--target", str(first.pid), "--user", "--preserve-credentials"), "unshare", "--net")
         hosts = TwoHosts((first.pid, second.pid))
-        hosts.must(0, f"ip link set lo up; ip link add east type veth peer name west netns {second.pid}")
-        hosts.must(1, "ip link set lo up")
+        hosts.run(0, f"ip link set lo up; ip link add east type veth peer name west netns {second.pid}")
+        hosts.run(1, "ip link set lo up")
         for host, end in enumerate(("east", "west")):
-            hosts.must(host, f"ip address add {ADDRESSES[host]}/24 dev {end}; ip link set {end} up")
+            hosts.run(host, f"ip address add {ADDRESSES[host]}/24 dev {end}; ip link set {end} up")
         yield hosts
     finally:
         for process in filter(None, (second, first)):

@@ -20,8 +20,8 @@ SMALL = {
 
 
 @dataclass(frozen=True)
-class Done:
-    """A finished command and all that it said."""
+class Result:
+    """The exit code of a finished command, and its stdout and stderr together."""
 
     code: int
     text: str
@@ -29,7 +29,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Project:
-    """A clone with a small demo."""
+    """A scratch repository with a small demo."""
 
     folder: Path
 
@@ -47,7 +47,7 @@ class Project:
             **{f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
         }
 
-    def run(self, *command: str, timeout: float = 300) -> Done:
+    def run(self, *command: str, timeout: float = 300) -> Result:
         done = subprocess.run(
             command,
             cwd=self.folder,
@@ -58,9 +58,10 @@ class Project:
             timeout=timeout,
             check=False,
         )
-        return Done(done.returncode, done.stdout)
+        return Result(done.returncode, done.stdout)
 
     def must(self, *command: str) -> str:
+        """The output of a command that has to succeed."""
         done = self.run(*command)
         assert done.code == 0, f"{' '.join(command)} ended with {done.code}:\n{done.text}"
         return done.text
@@ -77,7 +78,7 @@ class Project:
         )
 
     def set(self, **values: object) -> None:
-        """Change parameters, named with __ for the dot; the text of the file is kept otherwise."""
+        """Set parameters, named with __ for the dot; comments and order of the file stay."""
         for name, value in values.items():
             set_parameter(self.folder / "params.yaml", name.replace("__", "."), value)
 
@@ -102,7 +103,7 @@ def set_parameter(path: Path, name: str, value: object) -> None:
 
 
 def make_project(folder: Path) -> Project:
-    """Copy what git tracks or would track, as it is in the working tree, with small parameters, and commit it."""
+    """Copy the working tree's files that git does not ignore, make the parameters small, and commit."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -111,7 +112,7 @@ def make_project(folder: Path) -> Project:
         check=True,
     ).stdout
     for name in filter(None, listed.split("\0")):
-        # The demo's own outs stay behind: the copy makes its own.
+        # Without the outs that git tracks: the copy makes its own.
         if (ROOT / name).is_file() and not name.startswith(("metrics/", "plots/")) and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes((ROOT / name).read_bytes())

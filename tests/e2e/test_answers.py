@@ -1,4 +1,4 @@
-"""Evaluation, `bintally predict` and `bintally serve` say the same of the same photographs."""
+"""The evaluation, `bintally predict` and `bintally serve` give the same predictions for the same photographs."""
 
 import httpx
 import numpy as np
@@ -6,7 +6,7 @@ from project import Project
 
 from bintally.bins.shards import ShardReader, read_index
 from bintally.files import read_csv
-from served import JPEG, serving
+from server_process import JPEG, running_server
 
 COUNTS = [1, 2, 3, 4, 5]
 
@@ -20,7 +20,7 @@ def test_logits_are_the_same_wherever_a_photograph_goes(project: Project) -> Non
 
     bins = project.folder / "data/bins"
     reader, entries = ShardReader(bins), {entry.id: entry for entry in read_index(bins)}
-    with serving(project.folder) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+    with running_server(project.folder) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         served = {
             one: client.post("/invocations", content=reader.image(entries[one]), headers=JPEG).json()
             for one in evaluated

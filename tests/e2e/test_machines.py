@@ -18,6 +18,7 @@ def start(hosts: TwoHosts, host: int, project: Project) -> subprocess.Popen[str]
     return project.start(*hosts.on(host, "env", "OMP_NUM_THREADS=1", *TRAIN))
 
 
+@pytest.mark.slow
 def test_two_hosts_come_to_what_one_does_and_outlive_a_cut_cable(project: Project, tmp_path: Path) -> None:
     learn_slowly(project, train__epochs=100, launch__timeout_s=TIMEOUT_S)
     project.must("env", "OMP_NUM_THREADS=1", *TRAIN)
@@ -62,6 +63,7 @@ def test_two_hosts_come_to_what_one_does_and_outlive_a_cut_cable(project: Projec
         assert [outcome(clone) for clone in clones] == whole
 
 
+@pytest.mark.slow
 def test_hosts_that_differ_do_not_train_together(project: Project, tmp_path: Path) -> None:
     clones = [Project(tmp_path / name) for name in ("first", "second")]
     with two_hosts() as hosts:
@@ -77,6 +79,7 @@ def test_hosts_that_differ_do_not_train_together(project: Project, tmp_path: Pat
             assert "do not have the same parameters, data and code" in text
 
 
+@pytest.mark.slow
 def test_a_machine_that_never_comes_is_said_in_bounded_time(project: Project) -> None:
     endpoint = f"{ADDRESSES[0]}:29502"
     project.set(launch__nnodes=2, launch__rdzv_endpoint=endpoint, launch__timeout_s=5)

@@ -1,4 +1,4 @@
-"""The notebook runs top to bottom on the demo, and is committed without what it showed."""
+"""The notebook runs from top to bottom on the demo, and is committed without outputs."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ NOTEBOOK = ROOT / "notebooks/explore.ipynb"
 
 
 def run(project: Project, folder: Path, cells: int | None = None) -> list[nbformat.NotebookNode]:
-    """The code cells of the first so many cells, run in ``folder``; a cell that fails raises."""
+    """Run the first ``cells`` cells in ``folder`` and return the code cells; a cell that fails raises."""
     notebook = nbformat.read(project.folder / "notebooks/explore.ipynb", as_version=4)
     notebook.cells = notebook.cells[:cells]
     client = NotebookClient(notebook, timeout=180, kernel_name="python3")
@@ -20,17 +20,17 @@ def run(project: Project, folder: Path, cells: int | None = None) -> list[nbform
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_every_cell_after_the_first_draws(reproduced: Project) -> None:
-    first, *others = run(reproduced, reproduced.folder / "notebooks")
+def test_every_code_cell_after_the_first_shows_a_figure(reproduced: Project) -> None:
+    first, *rest = run(reproduced, reproduced.folder / "notebooks")
     bins = len(read_index(reproduced.folder / "data/bins"))
     assert f"{bins} rendered demo bins" in first.outputs[0].data["text/plain"]
-    assert len(others) == 12
-    for cell in others:
+    assert len(rest) == 12
+    for cell in rest:
         kinds = [output.output_type for output in cell.outputs]
         assert kinds == ["execute_result"] and "image/png" in cell.outputs[0].data, f"{cell.id}: {kinds}"
 
 
-def test_it_finds_the_data_from_the_root_too(reproduced: Project) -> None:
+def test_it_finds_the_data_from_the_root(reproduced: Project) -> None:
     (first,) = run(reproduced, reproduced.folder, cells=2)
     assert "demo bins" in first.outputs[0].data["text/plain"]
 

@@ -19,7 +19,12 @@ TRAIN = ("dvc", "repro", "--force", "--single-item", "train")
     ("trained", "lr", "others"),
     # Adam's first steps are as long as the learning rate whatever the gradient, so that it blows up the rounding of
     # gradients near zero; where batch statistics are learned through, only small steps show the arithmetic alone.
-    [("head", 0.01, (2, 3, 4)), (2, 0.00001, (2,)), ("all", 0.00001, (2,))],
+    [
+        ("head", 0.01, (2,)),
+        pytest.param("head", 0.01, (3, 4), marks=pytest.mark.slow),
+        pytest.param(2, 0.00001, (2,), marks=pytest.mark.slow),
+        pytest.param("all", 0.00001, (2,), marks=pytest.mark.slow),
+    ],
 )
 def test_the_number_of_ranks_does_not_change_the_curve(
     project: Project, trained: str | int, lr: float, others: tuple[int, ...]
@@ -78,7 +83,7 @@ def comes_to_the_same(project: Project, undisturbed: object, earlier_steps: bool
     return text
 
 
-@pytest.mark.parametrize("who", ["one rank", "every process"])
+@pytest.mark.parametrize("who", [pytest.param("one rank", marks=pytest.mark.slow), "every process"])
 def test_a_killed_training_goes_on_to_the_same_bytes(slow: Project, who: str) -> None:
     undisturbed = outcome(slow)
     run = slow.start(*TRAIN)
@@ -95,6 +100,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(slow: Project, who: str) ->
     comes_to_the_same(slow, undisturbed)
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_killed_rank_by_itself(slow: Project) -> None:
     undisturbed = outcome(slow)
     slow.set(launch__max_restarts=1)
@@ -127,6 +133,7 @@ def test_a_dvc_repro_that_is_asked_to_end_saves_and_leaves_no_process_behind(slo
     comes_to_the_same(slow, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_and_changed_parameters(slow: Project) -> None:
     undisturbed = outcome(slow)
     kill_after_checkpoints(slow)
@@ -142,6 +149,7 @@ def test_a_damaged_checkpoint_and_changed_parameters(slow: Project) -> None:
     assert text.count(f"checkpoint {newest.relative_to(slow.folder)} is damaged") == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_older_checkpoint(slow: Project) -> None:
     """The scratch folder lies on a file system with room for a few checkpoints, mounted for the command alone."""
     undisturbed = outcome(slow)
@@ -182,6 +190,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_images(project: Projec
     assert re.search(r"in epoch \d+, step \d+, on images \w+.*; lower train\.lr \(10\.0\) or set train\.clip", told[0])
 
 
+@pytest.mark.slow
 def test_too_little_memory_says_what_to_lower(project: Project) -> None:
     project.set(model__trainable="all", train__epochs=1, launch__ranks=1, train__batch_size=256, model__image_size=448)
     project.must("dvc", "repro", "encode", "split")
@@ -192,6 +201,7 @@ def test_too_little_memory_says_what_to_lower(project: Project) -> None:
     assert "train.batch_size (256)" in told and "train.accumulation_steps (1)" in told
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoint_is_named_by_its_steps(slow: Project, tmp_path: Path) -> None:
     run = slow.start(*TRAIN)
     until_checkpoints(slow, run)

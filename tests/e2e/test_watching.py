@@ -30,6 +30,7 @@ def queue(project: Project) -> Iterator[Project]:
         until_its_workers_end(project)
 
 
+@pytest.mark.slow
 def test_queued_experiments_share_the_cores(queue: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for name, rate in zip(NAMES, (0.02, 0.03), strict=True):

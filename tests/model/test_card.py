@@ -1,4 +1,4 @@
-"""A model on disk is the model that was saved, or it is refused."""
+"""A model is loaded as it was saved, or refused."""
 
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from bintally.errors import UserError
 from bintally.files import write_json
 from bintally.model.backbone import LITE, Backbone
-from bintally.model.card import Card, load_model, save_model
+from bintally.model.card import ModelCard, load_model, save_model
 from bintally.model.network import CountingNetwork, Head
 
-CARD = Card(
+CARD = ModelCard(
     backbone=LITE[0],
     features="last",
     image_size=64,
@@ -42,7 +42,7 @@ def folder(tmp_path: Path, network: CountingNetwork) -> Path:
 
 
 @torch.no_grad()
-def test_a_model_comes_back_as_it_was(folder: Path, network: CountingNetwork) -> None:
+def test_a_loaded_model_equals_the_saved_one(folder: Path, network: CountingNetwork) -> None:
     loaded, card = load_model(folder)
     assert card == CARD
     assert not loaded.training
@@ -53,35 +53,35 @@ def test_a_model_comes_back_as_it_was(folder: Path, network: CountingNetwork) ->
     assert torch.equal(loaded(images), network(images))
 
 
-def test_equal_models_are_equal_bytes(folder: Path, tmp_path: Path) -> None:
+def test_equal_models_give_equal_files(folder: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "again", *load_model(folder))
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["card.json", "model.safetensors"]
     assert all((folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
 
 
-def test_a_model_that_is_missing_cut_short_or_no_model_is_a_fault(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{tmp_path}/nowhere holds no whole model"):
+def test_a_missing_or_damaged_model_is_a_user_error(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path}/nowhere has no complete model"):
         load_model(tmp_path / "nowhere")
     weights = folder / "model.safetensors"
-    whole = weights.read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], whole[:-1], b"\x80\x04" + whole[2:]):
+    complete = weights.read_bytes()
+    for damaged in (b"", complete[: len(complete) // 2], complete[:-1], b"\x80\x04" + complete[2:]):
         weights.write_bytes(damaged)
-        with pytest.raises(UserError, match=f"{folder} holds no whole model"):
+        with pytest.raises(UserError, match=f"{folder} has no complete model"):
             load_model(folder)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"colour": "red"}, "holds no whole model.*colour"),
-        ({"counts": None}, "holds no whole model.*counts"),
+        ({"colour": "red"}, "has no complete model.*colour"),
+        ({"counts": None}, "has no complete model.*counts"),
         ({"hidden": 9}, "weights do not fit the card"),
         ({"counts": [1, 2]}, "weights do not fit the card"),
         ({"features": "every_scale"}, "weights do not fit the card"),
-        ({"backbone": "resnet1"}, "no torchvision classification network 'resnet1'"),
+        ({"backbone": "resnet1"}, "'resnet1' is not a torchvision classification network"),
         ({"ordinal": True}, "weights do not fit the card"),
-        ({"ordinal": 3}, "holds no whole model.*ordinal"),
+        ({"ordinal": 3}, "has no complete model.*ordinal"),
         (
             {"mean": [127.0, 127.0, 126.0]},
             r"card's mean is \[127.0, 127.0, 126.0\], the network's is \[127.0, 127.0, 127",
@@ -89,15 +89,15 @@ def test_a_model_that_is_missing_cut_short_or_no_model_is_a_fault(folder: Path, 
         ({"std": [128.0]}, "card's std is"),
     ],
 )
-def test_a_card_that_is_wrong_is_a_fault(folder: Path, changes: dict[str, Any], said: str) -> None:
+def test_a_wrong_card_is_a_user_error(folder: Path, changes: dict[str, Any], message: str) -> None:
     write_json(folder / "card.json", CARD.model_dump() | changes)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_a_fault(folder: Path, value: float) -> None:
+def test_weights_that_are_not_finite_are_a_user_error(folder: Path, value: float) -> None:
     state = load_file(folder / "model.safetensors")
     state["head.2.bias"][1] = value
     save_file(state, folder / "model.safetensors")
@@ -105,8 +105,8 @@ def test_weights_that_are_not_finite_are_a_fault(folder: Path, value: float) -> 
         load_model(folder)
 
 
-def test_a_card_that_is_cut_short_is_a_fault(folder: Path) -> None:
+def test_a_truncated_card_is_a_user_error(folder: Path) -> None:
     path = folder / "card.json"
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(UserError, match=f"{folder} holds no whole model"):
+    with pytest.raises(UserError, match=f"{folder} has no complete model"):
         load_model(folder)

@@ -1,4 +1,4 @@
-"""From bytes to pixels: every kind of photograph gives the same kind of tensor, or a fault."""
+"""Photographs of every kind are decoded to the same kind of tensor, or refused."""
 
 import io
 import struct
@@ -13,25 +13,25 @@ from bintally.errors import UserError
 from bintally.model.images import decode
 
 
-def picture(mode: str = "RGB") -> Image.Image:
-    """A smooth picture, wider than high, reddish on the left and bluish on the right."""
+def gradient_image(mode: str = "RGB") -> Image.Image:
+    """A smooth image, wider than high, reddish on the left and bluish on the right."""
     across, down = np.meshgrid(np.linspace(0, 1, 90), np.linspace(0, 1, 60))
     pixels = np.stack([200 - 150 * across, 60 + 100 * down, 40 + 180 * across], axis=2)
     return Image.fromarray(pixels.astype(np.uint8)).convert(mode)
 
 
-def coded(image: Image.Image, form: str) -> bytes:
+def encode_image(image: Image.Image, format: str) -> bytes:
     file = io.BytesIO()
-    image.save(file, form, **({"quality": 95} if form == "JPEG" else {}))
+    image.save(file, format, **({"quality": 95} if format == "JPEG" else {}))
     return file.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("mode", "form"),
+    ("mode", "format"),
     [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("L", "PNG"), ("RGBA", "PNG"), ("P", "PNG")],
 )
-def test_every_kind_of_photograph_becomes_a_square_as_pillow_sees_it(mode: str, form: str) -> None:
-    body = coded(picture(mode), form)
+def test_every_kind_of_photograph_is_squashed_to_the_square_that_pillow_gives(mode: str, format: str) -> None:
+    body = encode_image(gradient_image(mode), format)
     pixels = decode(body, 32)
     assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (3, 32, 32))
     with Image.open(io.BytesIO(body)) as image:
@@ -40,31 +40,31 @@ def test_every_kind_of_photograph_becomes_a_square_as_pillow_sees_it(mode: str, 
     assert difference.mean() < 2 and difference.max() < 12
 
 
-@pytest.mark.parametrize("body", [b"", b"garbage" * 100, coded(picture(), "JPEG")[:-10]])
-def test_bytes_that_are_no_image_or_not_all_of_one_are_a_fault(body: bytes) -> None:
+@pytest.mark.parametrize("body", [b"", b"garbage" * 100, encode_image(gradient_image(), "JPEG")[:-10]])
+def test_bytes_that_are_no_complete_image_are_a_user_error(body: bytes) -> None:
     with pytest.raises(UserError, match=f"image of {len(body)} bytes does not decode") as caught:
         decode(body, 32)
     assert "\n" not in str(caught.value)
 
 
-def test_a_photograph_is_turned_as_its_camera_says() -> None:
+def test_the_exif_orientation_is_applied() -> None:
     upright, turned = io.BytesIO(), io.BytesIO()
     exif = Image.Exif()
-    exif[0x0112] = 6  # of a camera held upright: a quarter to the right
-    picture().transpose(Image.Transpose.ROTATE_270).save(upright, "JPEG", quality=95)
-    picture().save(turned, "JPEG", quality=95, exif=exif)
+    exif[0x0112] = 6  # rotated a quarter to the right
+    gradient_image().transpose(Image.Transpose.ROTATE_270).save(upright, "JPEG", quality=95)
+    gradient_image().save(turned, "JPEG", quality=95, exif=exif)
     difference = decode(upright.getvalue(), 32).int() - decode(turned.getvalue(), 32).int()
     assert difference.abs().max() < 8
 
 
-def test_sixteen_bits_a_channel_are_read_as_eight() -> None:
+def test_sixteen_bits_per_channel_are_reduced_to_eight() -> None:
     grey = np.linspace(0, 65535, 64 * 48).astype(np.uint16).reshape(48, 64)
-    pixels = decode(coded(Image.fromarray(grey), "PNG"), 16)
+    pixels = decode(encode_image(Image.fromarray(grey), "PNG"), 16)
     assert pixels.dtype == torch.uint8 and pixels[0, 0, 0] < 10 and pixels[0, -1, -1] > 245
 
 
-def claimed(width: int, height: int) -> bytes:
-    """A PNG whose head says that it is so large."""
+def png_of_size(width: int, height: int) -> bytes:
+    """A small PNG file whose header states this size."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -73,15 +73,15 @@ def claimed(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
-        (claimed(30_000, 30_000), "an image of more than 50,000,000 pixels is too large"),
-        (claimed(10_000, 6_000), "an image of 10000 x 6000 pixels is too large"),
-        (coded(picture(), "JPEG") + b"\xff\xda" * 64, "more than 64 scans"),
-        (coded(picture("P"), "GIF"), "neither JPEG nor PNG"),
+        (png_of_size(30_000, 30_000), "an image of more than 50,000,000 pixels is too large"),
+        (png_of_size(10_000, 6_000), "an image of 10000 x 6000 pixels is too large; at most 50,000,000"),
+        (encode_image(gradient_image(), "JPEG") + b"\xff\xda" * 64, "more than 64 scans"),
+        (encode_image(gradient_image("P"), "GIF"), "neither JPEG nor PNG"),
     ],
     ids=["30000", "10000", "scans", "GIF"],
 )
-def test_what_would_take_too_long_is_refused_before_it_is_decoded(body: bytes, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_an_image_too_slow_to_decode_is_refused_first(body: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         decode(body, 32)

@@ -1,63 +1,54 @@
-"""From images to a distribution over counts, and from a distribution to one count."""
+"""The distribution over counts that a network gives."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from bintally.model.backbone import Backbone
-from bintally.model.network import CountDistribution, CountingNetwork, Head, log_distribution, mirror, views
-from bintally.scoring.decoding import DECODINGS, decode_counts
-
-SIZE = 64
+from bintally.model.network import CalibratedNetwork, CountingNetwork, Head, log_probabilities
+from bintally.model.views import horizontal_flip, stack_views
+from small import backbone, images
 
 
-def images(number: int = 3) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (number, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-
-
-def distribution(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    return log_distribution(network, inputs).exp()
+def probabilities(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    return log_probabilities(network, inputs).exp()
 
 
 @pytest.fixture(scope="module")
 def network() -> CountingNetwork:
-    torch.manual_seed(1)
-    backbone = Backbone("resnet18", SIZE, "every_scale")
-    return CountingNetwork(backbone, Head(backbone.width, 16, 4, ordinal=False, seed=1)).eval()
+    one = backbone("resnet18", "every_scale")
+    return CountingNetwork(one, Head(one.width, 16, 4, ordinal=False, seed=1)).eval()
 
 
 @torch.no_grad()
-def test_a_mirrored_photograph_has_the_same_distribution(network: CountingNetwork) -> None:
-    plain, mirrored = (distribution(network, views(one, True)) for one in (images(), mirror(images())))
+def test_an_image_and_its_mirror_image_have_the_same_distribution(network: CountingNetwork) -> None:
+    plain, mirrored = (probabilities(network, stack_views(one, True)) for one in (images(), horizontal_flip(images())))
     torch.testing.assert_close(plain, mirrored, atol=1e-5, rtol=0)
-    # Without the average it has not.
-    one, other = (distribution(network, views(some, False)) for some in (images(), mirror(images())))
+    # Without the average they differ.
+    one, other = (probabilities(network, stack_views(some, False)) for some in (images(), horizontal_flip(images())))
     assert (one - other).abs().max() > 1e-4
     torch.testing.assert_close(plain, (one + other) / 2, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_rows_of_a_distribution_sum_to_one_even_for_extreme_logits(network: CountingNetwork) -> None:
-    for inputs in (views(images(), True), views(images(), False)):
-        probability = distribution(network, inputs)
-        assert probability.shape == (3, 4) and probability.min() >= 0
-        torch.testing.assert_close(probability.sum(1), torch.ones(3))
+def test_probabilities_sum_to_one_even_for_extreme_logits(network: CountingNetwork) -> None:
+    for inputs in (stack_views(images(), True), stack_views(images(), False)):
+        found = probabilities(network, inputs)
+        assert found.shape == (3, 4) and found.min() >= 0
+        torch.testing.assert_close(found.sum(1), torch.ones(3))
     extreme = 1e4 * torch.randn(5, 2, network.backbone.width, generator=torch.Generator().manual_seed(0))
-    logs = log_distribution(network.head, extreme)
+    logs = log_probabilities(network.head, extreme)
     torch.testing.assert_close(logs.exp().sum(1), torch.ones(5))
     assert logs.isfinite().all() and logs.min() < -1000
 
 
 @torch.no_grad()
-def test_the_head_on_features_of_the_views_says_what_the_whole_network_says(network: CountingNetwork) -> None:
-    both = views(images(), True)
+def test_the_head_on_features_gives_what_the_network_gives_on_images(network: CountingNetwork) -> None:
+    both = stack_views(images(), True)
     features = network.backbone(both.flatten(0, 1)).unflatten(0, (3, 2))
-    torch.testing.assert_close(distribution(network.head, features), distribution(network, both), atol=1e-5, rtol=0)
+    torch.testing.assert_close(probabilities(network.head, features), probabilities(network, both), atol=1e-5, rtol=0)
 
 
-def test_a_head_is_made_from_its_seed_and_nothing_else() -> None:
+def test_a_head_depends_on_its_seed_alone() -> None:
     torch.manual_seed(0)
     untouched = torch.rand(1)
     torch.manual_seed(0)
@@ -69,58 +60,23 @@ def test_a_head_is_made_from_its_seed_and_nothing_else() -> None:
 
 
 @torch.no_grad()
-def test_an_ordinal_head_goes_on_from_class_to_class() -> None:
+def test_an_ordinal_head_gives_the_product_of_continuation_ratios() -> None:
     head = Head(8, 6, 4, ordinal=True, seed=1)
     features = 9 * torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     first, second, third = nn.Sequential(*head)(features).double().sigmoid().unbind(1)
     expected = [1 - first, first * (1 - second), first * second * (1 - third), first * second * third]
-    probabilities = head(features).double().exp()
-    assert probabilities.std(0).min() > 0.01  # so that agreement says something
-    torch.testing.assert_close(probabilities, torch.stack(expected, 1), atol=1e-6, rtol=0)
+    found = head(features).double().exp()
+    assert found.std(0).min() > 0.01  # otherwise any agreement would be by chance
+    torch.testing.assert_close(found, torch.stack(expected, 1), atol=1e-6, rtol=0)
     extreme = head(1e4 * features)
     assert extreme.isfinite().all() and extreme.min() < -1000
     torch.testing.assert_close(extreme.logsumexp(1), torch.zeros(5))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("ordinal", [False, True])
-def test_a_head_sees_of_each_feature_the_share_that_is_kept(ordinal: bool) -> None:
-    head = Head(4, 6, 3, ordinal, seed=1)
-    features = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
-    kept = torch.tensor([[0.0, 1, 2, 0.5], [1, 0, 0, 2]])
-    assert torch.equal(head(features, kept), head(features * kept))
-    assert not torch.equal(head(features, kept), head(features))
-
-
-@torch.no_grad()
-def test_what_predicts_answers_with_the_chosen_classes_at_its_temperature(network: CountingNetwork) -> None:
-    plain = distribution(network, views(images(), True))
-    torch.testing.assert_close(CountDistribution(network, mirrored=True)(images()), plain)
+def test_calibrated_probabilities_are_of_the_given_classes_at_the_temperature(network: CountingNetwork) -> None:
+    plain = probabilities(network, stack_views(images(), True))
+    torch.testing.assert_close(CalibratedNetwork(network, mirror=True)(images()), plain)
     root = plain[:, [1, 3]].sqrt()
-    chosen = CountDistribution(network, mirrored=True, chosen=[1, 3], temperature=2.0)(images())
+    chosen = CalibratedNetwork(network, mirror=True, classes=[1, 3], temperature=2.0)(images())
     torch.testing.assert_close(chosen, root / root.sum(1, keepdim=True))
-
-
-@pytest.mark.parametrize(
-    ("probabilities", "most_probable", "rounded_mean", "median"),
-    [
-        ([1.0, 0.0, 0.0, 0.0], 0, 0, 0),
-        ([0.0, 0.0, 0.0, 1.0], 5, 5, 5),
-        ([0.4, 0.0, 0.3, 0.3], 0, 2, 2),  # mean 2.1
-        ([0.0, 0.4, 0.35, 0.25], 1, 2, 2),  # mean 2.35
-        ([0.3, 0.1, 0.1, 0.5], 5, 2, 2),  # mean 2.8: between the classes, nearer to 2; half is at most 2
-        ([0.25, 0.25, 0.25, 0.25], 0, 2, 1),  # mean 2: the first of equals
-        ([0.7, 0.1, 0.1, 0.1], 0, 1, 0),  # mean 0.8
-    ],
-)
-def test_the_decoding_rules(probabilities: list[float], most_probable: int, rounded_mean: int, median: int) -> None:
-    row = np.array([probabilities])
-    for rule, expected in zip(DECODINGS, (most_probable, rounded_mean, median), strict=True):
-        decoded = decode_counts(row, [0, 1, 2, 5], rule)
-        assert decoded.dtype == np.int64
-        assert decoded.tolist() == [expected]
-
-
-def test_an_unknown_decoding_rule_is_refused() -> None:
-    with pytest.raises(ValueError, match="'mode'"):
-        decode_counts(np.array([[1.0]]), [0], "mode")

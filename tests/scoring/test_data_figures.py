@@ -1,4 +1,4 @@
-"""Figures of the data: drawn whole, with the numbers they are given."""
+"""Figures of the data: nothing is cut off, and they show the given numbers."""
 
 import io
 from collections.abc import Callable
@@ -33,32 +33,32 @@ def heights(figure: Figure, panel: int = 0) -> list[float]:
 
 
 def errors() -> Figure:
-    return data_figures.errors_picture({"most_probable": np.array([0, 0, 1, -2]), "always 2": np.array([0, 1, 1, 1])})
+    return data_figures.errors_figure({"most_probable": np.array([0, 0, 1, -2]), "always 2": np.array([0, 1, 1, 1])})
 
 
-def twins() -> Figure:
-    return data_figures.twins_picture([(jpeg((220, 30, 30)), jpeg((30, 30, 220), (40, 60)))], np.array([[2, 3]]))
+def same_bin() -> Figure:
+    return data_figures.same_bin_figure([(jpeg((220, 30, 30)), jpeg((30, 30, 220), (40, 60)))], np.array([[2, 3]]))
 
 
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: data_figures.counts_picture(COUNTS, SPLITS),
-        lambda: data_figures.split_picture(COUNTS, list("abbccd"), SPLITS),
-        lambda: data_figures.sizes_picture(np.array([[400, 300], [300, 500], [640, 480]])),
-        lambda: data_figures.products_picture(COUNTS, np.array([1, 1, 2, 1, 2, 30]), np.array([1, 1, 2, 200])),
-        lambda: data_figures.measures_picture(
+        lambda: data_figures.counts_figure(COUNTS, SPLITS),
+        lambda: data_figures.split_figure(COUNTS, list("abbccd"), SPLITS),
+        lambda: data_figures.sizes_figure(np.array([[400, 300], [300, 500], [640, 480]])),
+        lambda: data_figures.products_figure(COUNTS, np.array([1, 1, 2, 1, 2, 30]), np.array([1, 1, 2, 200])),
+        lambda: data_figures.measures_figure(
             np.array([0.5, np.nan, 2]), np.array([[1, 2, 3], [np.nan, 1, 1], [4, 5, 60]])
         ),
-        lambda: data_figures.photographs_picture(
-            [jpeg((9, 120, 60))] * 3, ["record 1", "record 2", "record 3"], across=2
+        lambda: data_figures.photographs_figure(
+            [jpeg((9, 120, 60))] * 3, ["record 1", "record 2", "record 3"], grid_columns=2
         ),
-        lambda: data_figures.photographs_picture([], [], across=2),
-        twins,
+        lambda: data_figures.photographs_figure([], [], grid_columns=2),
+        same_bin,
         errors,
     ],
 )
-def test_a_figure_is_drawn_whole(draw: Callable[[], Figure]) -> None:
+def test_nothing_of_a_figure_is_cut_off(draw: Callable[[], Figure]) -> None:
     drawn = pixels(draw())
     ink = np.any(drawn < 250, axis=2)
     assert ink.mean() > 0.003
@@ -67,7 +67,7 @@ def test_a_figure_is_drawn_whole(draw: Callable[[], Figure]) -> None:
 
 
 def test_bars_are_the_numbers_of_bins_by_split() -> None:
-    assert heights(data_figures.counts_picture(COUNTS, SPLITS)) == [
+    assert heights(data_figures.counts_figure(COUNTS, SPLITS)) == [
         1,
         1,
         1,
@@ -80,8 +80,8 @@ def test_bars_are_the_numbers_of_bins_by_split() -> None:
     ]  # train, validation, test
 
 
-def test_the_share_of_every_count_is_of_its_split_and_groups_are_counted_once() -> None:
-    figure = data_figures.split_picture(COUNTS, list("abbccd"), SPLITS)
+def test_shares_are_of_the_split_and_groups_are_counted_once() -> None:
+    figure = data_figures.split_figure(COUNTS, list("abbccd"), SPLITS)
     np.testing.assert_allclose(heights(figure), [1 / 3, 1 / 3, 1 / 3, 0, 0, 1, 0, 1 / 2, 1 / 2])
     assert sum(heights(figure, 1)) == 6  # b and c are in two splits here, which the stage would never do
 
@@ -89,14 +89,14 @@ def test_the_share_of_every_count_is_of_its_split_and_groups_are_counted_once() 
 def test_errors_are_shares_of_each_step() -> None:
     figure = errors()
     assert heights(figure) == [0.25, 0, 0.5, 0.25, 0, 0, 0, 0.25, 0.75, 0]
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["−2", "−1", "right", "+1", "+2"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["−2", "−1", "correct", "+1", "+2"]
 
 
-def test_twins_stand_side_by_side_under_both_counts() -> None:
-    figure = twins()
+def test_photographs_of_the_same_bin_are_side_by_side_under_both_counts() -> None:
+    figure = same_bin()
     assert figure.axes[0].get_title() == "record 2  |  record 3"
     drawn = pixels(figure).astype(int)
     for half, colour in zip(np.array_split(drawn[:, :500], 2, axis=1), (0, 2), strict=True):
         other = 2 - colour
-        assert (half[..., colour] > half[..., other] + 100).sum() > 1000, "its photograph is not there"
-        assert not (half[..., other] > half[..., colour] + 100).any(), "the other's photograph is there"
+        assert (half[..., colour] > half[..., other] + 100).sum() > 1000, "its photograph is missing"
+        assert not (half[..., other] > half[..., colour] + 100).any(), "it shows the other photograph"

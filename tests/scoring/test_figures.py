@@ -1,4 +1,4 @@
-"""Pictures: the same bytes for the same figures, so that DVC sees a change only where there is one."""
+"""Figures: equal data give equal bytes, so that DVC sees a change only where there is one."""
 
 import io
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from bintally.scoring import figures
-from bintally.scoring.references import REFERENCES, Row
+from bintally.scoring.references import REFERENCES, BenchmarkRow
 
 COUNTS = [1, 2, 3]
 
@@ -22,24 +22,32 @@ def jpeg(shade: int) -> bytes:
 
 
 def confusion() -> Figure:
-    return figures.confusion_picture(np.array([[5, 1, 0], [2, 9, 3], [0, 0, 0]]), COUNTS, "eleven bins")
+    return figures.confusion_figure(np.array([[5, 1, 0], [2, 9, 3], [0, 0, 0]]), COUNTS, "eleven bins")
 
 
 def benchmark() -> Figure:
-    model = Row("this model", "demo", 0.5, 0.8, accuracy_interval=(0.4, 0.6), rmse_interval=(0.7, 0.9))
-    return figures.benchmark_picture([model, Row("always 3", "20 bins of this run", 0.2, 1.3), *REFERENCES], "counting")
+    model = BenchmarkRow("this model", "demo", 0.5, 0.8, accuracy_interval=(0.4, 0.6), rmse_interval=(0.7, 0.9))
+    baseline = BenchmarkRow("always 3", "20 bins of this run", 0.2, 1.3)
+    return figures.benchmark_figure([model, baseline, *REFERENCES], "counting")
+
+
+def audit() -> Figure:
+    curve = np.linspace(0, 1, 11)
+    curves = {"photograph": curve**0.5, "disagreement": curve**0.8, "chance": curve}
+    return figures.audit_figure(curves, curve**0.6, "errors")
 
 
 def examples() -> Figure:
-    """Five photographs: more than one row."""
+    """Five photographs, on two rows."""
     probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0, 0, 1], [0.3, 0.3, 0.4], [0.5, 0.4, 0.1]])
-    return figures.examples_picture(
-        [jpeg(40 * k) for k in range(5)], [1, 2, 3, 1, 2], probabilities, COUNTS, "examples"
-    )
+    return figures.examples_figure([jpeg(40 * k) for k in range(5)], [1, 2, 3, 1, 2], probabilities, COUNTS, "examples")
 
 
-@pytest.mark.parametrize(("draw", "size"), [(confusion, (720, 648)), (benchmark, (1200, 571)), (examples, (1248, 720))])
-def test_a_picture_is_drawn_whole_and_with_the_same_bytes_each_time(
+@pytest.mark.parametrize(
+    ("draw", "size"),
+    [(confusion, (720, 648)), (benchmark, (1200, 571)), (audit, (1200, 552)), (examples, (1248, 720))],
+)
+def test_a_figure_is_complete_and_has_the_same_bytes_each_time(
     tmp_path: Path, draw: Callable[[], Figure], size: tuple[int, int]
 ) -> None:
     for name in ("first.png", "again.png"):
@@ -56,7 +64,7 @@ def test_a_picture_is_drawn_whole_and_with_the_same_bytes_each_time(
     assert margin.min() == 255, "something is cut off at the edge"
 
 
-def test_other_figures_give_another_picture(tmp_path: Path) -> None:
+def test_other_data_give_another_figure(tmp_path: Path) -> None:
     figures.save(confusion(), tmp_path / "one.png")
-    figures.save(figures.confusion_picture(np.full((3, 3), 2), COUNTS, "eleven bins"), tmp_path / "other.png")
+    figures.save(figures.confusion_figure(np.full((3, 3), 2), COUNTS, "eleven bins"), tmp_path / "other.png")
     assert (tmp_path / "one.png").read_bytes() != (tmp_path / "other.png").read_bytes()

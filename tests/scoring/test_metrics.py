@@ -1,4 +1,4 @@
-"""Figures of a test set, against values worked out by hand."""
+"""Metrics of a test set, against values worked out by hand."""
 
 import math
 from dataclasses import replace
@@ -24,8 +24,8 @@ BY_HAND = LabelledPredictions(
 )
 
 
-def many(number: int = 300) -> LabelledPredictions:
-    """Bins of five counts, each a group of its own, right about half of the time."""
+def half_right(number: int = 300) -> LabelledPredictions:
+    """Bins of five counts, each a group of its own, about half of them predicted correctly."""
     random = np.random.default_rng(0)
     truth = random.integers(1, 6, number)
     logits = random.normal(size=(number, 5)) + 1.3 * np.eye(5)[truth - 1]
@@ -37,20 +37,20 @@ def width(interval: list[float]) -> float:
     return interval[1] - interval[0]
 
 
-def test_figures_are_those_worked_out_by_hand() -> None:
-    figures = evaluate(BY_HAND, resamples=100, seed=1)
-    assert (figures["images"], figures["groups"]) == (4, 4)
-    assert figures["most_probable"] == pytest.approx(
+def test_metrics_are_those_worked_out_by_hand() -> None:
+    metrics = evaluate(BY_HAND, resamples=100, seed=1)
+    assert (metrics["images"], metrics["groups"]) == (4, 4)
+    assert metrics["most_probable"] == pytest.approx(
         {"accuracy": 2 / 4, "mae": 3 / 4, "within_one": 3 / 4, "rmse": math.sqrt(5 / 4)}
     )
-    assert figures["rounded_mean"] == pytest.approx(
+    assert metrics["rounded_mean"] == pytest.approx(
         {"accuracy": 2 / 4, "mae": 2 / 4, "within_one": 1.0, "rmse": math.sqrt(2 / 4)}
     )
-    assert figures["median"] == figures["most_probable"]
-    assert figures["loss"] == pytest.approx(-sum(map(math.log, (0.72, 0.12, 0.40, 0.92))) / 4)
-    # Two of the four are between 0.7 and 0.8 sure, one of them right.
+    assert metrics["median"] == metrics["most_probable"]
+    assert metrics["loss"] == pytest.approx(-sum(map(math.log, (0.72, 0.12, 0.40, 0.92))) / 4)
+    # Two of the four have a confidence between 0.7 and 0.8, one of these is right.
     gaps = (abs(0.72 + 0.78 - 1), 0.52, abs(0.92 - 1))
-    assert figures["calibration_error"] == pytest.approx(sum(gaps) / 4)
+    assert metrics["calibration_error"] == pytest.approx(sum(gaps) / 4)
 
 
 def test_tables_are_those_worked_out_by_hand() -> None:
@@ -66,47 +66,47 @@ def test_tables_are_those_worked_out_by_hand() -> None:
     ]
 
 
-def test_the_surest_answers_are_wrong_as_often_as_worked_out_by_hand() -> None:
-    # From the surest on: right, wrong, right, wrong.
+def test_risk_by_coverage_is_as_worked_out_by_hand() -> None:
+    # From the most confident on: right, wrong, right, wrong.
     assert risk_coverage(BY_HAND) == [
         {"answered": answered / 4, "risk": pytest.approx(wrong / answered)}
         for answered, wrong in ((1, 0), (2, 1), (3, 1), (4, 2))
     ]
-    rows = risk_coverage(many())
+    rows = risk_coverage(half_right())
     assert [row["answered"] for row in rows] == pytest.approx([share / 20 for share in range(1, 21)])
-    assert rows[-1]["risk"] == pytest.approx(1 - evaluate(many(), 100, 1)["most_probable"]["accuracy"])
+    assert rows[-1]["risk"] == pytest.approx(1 - evaluate(half_right(), 100, 1)["most_probable"]["accuracy"])
 
 
-def test_certainty_right_or_wrong_gives_finite_figures() -> None:
-    sure = replace(BY_HAND, probabilities=np.eye(3)[[0, 2, 2, 0]])
-    figures = evaluate(sure, resamples=100, seed=1)
-    assert figures["most_probable"]["accuracy"] == 3 / 4
-    assert figures["calibration_error"] == pytest.approx(1 / 4)
-    assert math.isfinite(figures["loss"]) and figures["loss"] > 5
+def test_certainty_right_or_wrong_gives_finite_metrics() -> None:
+    certain = replace(BY_HAND, probabilities=np.eye(3)[[0, 2, 2, 0]])
+    metrics = evaluate(certain, resamples=100, seed=1)
+    assert metrics["most_probable"]["accuracy"] == 3 / 4
+    assert metrics["calibration_error"] == pytest.approx(1 / 4)
+    assert math.isfinite(metrics["loss"]) and metrics["loss"] > 5
     # However a bin of one photograph and one of three are drawn, all are right.
-    right = replace(sure, probabilities=np.eye(3)[[0, 2, 2, 2]], groups=["a", "b", "b", "b"])
+    right = replace(certain, probabilities=np.eye(3)[[0, 2, 2, 2]], groups=["a", "b", "b", "b"])
     assert evaluate(right, resamples=100, seed=1)["interval_95"]["most_probable"]["accuracy"] == [1, 1]
-    assert reliability(sure) == [{"confidence": 1.0, "accuracy": 3 / 4, "images": 4}]
+    assert reliability(certain) == [{"confidence": 1.0, "accuracy": 3 / 4, "images": 4}]
 
 
-def test_intervals_hold_the_point_and_are_as_wide_as_theory_has_it() -> None:
-    scored = many()
-    figures = evaluate(scored, resamples=1000, seed=1)
-    inside = figures["interval_95"]
-    for place in (("loss",), *((rule, name) for rule in ("most_probable", "rounded_mean") for name in figures[rule])):
-        value: Any = figures
+def test_intervals_contain_the_value_and_have_the_width_of_theory() -> None:
+    scored = half_right()
+    metrics = evaluate(scored, resamples=1000, seed=1)
+    inside = metrics["interval_95"]
+    for place in (("loss",), *((rule, name) for rule in ("most_probable", "rounded_mean") for name in metrics[rule])):
+        value: Any = metrics
         interval: Any = inside
         for name in place:
             value, interval = value[name], interval[name]
         assert interval[0] < value < interval[1], place
-    accuracy = figures["most_probable"]["accuracy"]
+    accuracy = metrics["most_probable"]["accuracy"]
     assert width(inside["most_probable"]["accuracy"]) == pytest.approx(
         2 * 1.96 * math.sqrt(accuracy * (1 - accuracy) / 300), rel=0.15
     )
 
 
-def test_photographs_of_one_bin_do_not_make_an_interval_narrower() -> None:
-    scored = many()
+def test_photographs_of_the_same_bin_do_not_make_an_interval_narrower() -> None:
+    scored = half_right()
     copies = replace(
         scored,
         probabilities=scored.probabilities.repeat(4, axis=0),
@@ -124,8 +124,8 @@ def test_photographs_of_one_bin_do_not_make_an_interval_narrower() -> None:
         assert widths[2] == pytest.approx(widths[1] / 2, rel=0.2)
 
 
-def test_a_seed_gives_one_result_and_another_seed_other_intervals() -> None:
-    first, again, other = (evaluate(many(), resamples=200, seed=seed) for seed in (1, 1, 2))
+def test_a_seed_gives_one_result_and_another_seed_gives_other_intervals() -> None:
+    first, again, other = (evaluate(half_right(), resamples=200, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first["interval_95"] != other["interval_95"]
     assert {**first, "interval_95": None} == {**other, "interval_95": None}

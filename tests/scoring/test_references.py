@@ -1,4 +1,4 @@
-"""Answers that need no model, against values worked out by hand."""
+"""Baselines that need no model, against values worked out by hand."""
 
 import math
 
@@ -8,7 +8,7 @@ import pytest
 from bintally.scoring.references import baselines
 
 
-def test_trivial_answers_are_learned_from_training_and_scored_on_test() -> None:
+def test_baselines_are_fitted_to_training_and_scored_on_test() -> None:
     train, test = np.array([1, 1, 2, 5]), np.array([1, 2, 2, 3])
     majority, mean, uniform = baselines(train, test, [1, 2, 3])
     assert (majority.name, majority.accuracy) == ("always 1 (majority class)", 1 / 4)

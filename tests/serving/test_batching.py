@@ -1,4 +1,4 @@
-"""What waits is run together, while more is decoded; places bound it; one photograph never disturbs another."""
+"""The queue runs waiting images in batches, bounds them by slots, and keeps each image's outcome apart."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -9,42 +9,42 @@ import pytest
 import torch
 
 from bintally.errors import UserError
-from bintally.serving.batching import Batcher, Full
+from bintally.serving.batching import Batcher, QueueFull
 from bintally.serving.metrics import ServerMetrics
 
-LONG_S = 30.0
+TIMEOUT_S = 30.0
 
 
-def pixels(body: bytes) -> torch.Tensor:
+def decode(body: bytes) -> torch.Tensor:
     if body == b"bad":
         raise UserError("it is bad")
     return torch.tensor(list(body))
 
 
-def values(batch: Sequence[torch.Tensor]) -> list[int]:
+def sums(batch: Sequence[torch.Tensor]) -> list[int]:
     return [int(one.sum()) for one in batch]
 
 
 def batcher(
-    decode: Callable[[bytes], torch.Tensor] = pixels,
-    run: Callable[[Sequence[torch.Tensor]], list[int]] = values,
-    queue: int = 64,
-    wait_s: float = LONG_S,
+    decode: Callable[[bytes], torch.Tensor] = decode,
+    run: Callable[[Sequence[torch.Tensor]], list[int]] = sums,
+    slots: int = 64,
+    wait_s: float = TIMEOUT_S,
     rate: float = 1000.0,
 ) -> Batcher[int]:
-    return Batcher(decode, run, 4, queue, wait_s, 1.0, rate, ServerMetrics())
+    return Batcher(decode, run, 4, slots, wait_s, 1.0, rate, ServerMetrics())
 
 
-def ran(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(work(), LONG_S))
+def run_async(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(work(), TIMEOUT_S))
 
 
-def test_what_is_asked_for_together_runs_together_and_a_bad_photograph_disturbs_none() -> None:
+def test_waiting_images_run_in_one_batch_and_a_bad_one_does_not_affect_them() -> None:
     batches: list[int] = []
 
     def run(batch: Sequence[torch.Tensor]) -> list[int]:
         batches.append(len(batch))
-        return values(batch)
+        return sums(batch)
 
     async def work() -> None:
         queue = batcher(run=run)
@@ -54,10 +54,10 @@ def test_what_is_asked_for_together_runs_together_and_a_bad_photograph_disturbs_
         assert batches == [4, 4]
         queue.close()
 
-    ran(work)
+    run_async(work)
 
 
-def test_photographs_are_decoded_while_others_run() -> None:
+def test_images_are_decoded_while_a_batch_runs() -> None:
     later_is_decoded = Event()
 
     def decode(body: bytes) -> torch.Tensor:
@@ -66,8 +66,8 @@ def test_photographs_are_decoded_while_others_run() -> None:
         return torch.tensor(list(body))
 
     def run(batch: Sequence[torch.Tensor]) -> list[int]:
-        assert later_is_decoded.wait(LONG_S)
-        return values(batch)
+        assert later_is_decoded.wait(TIMEOUT_S)
+        return sums(batch)
 
     async def work() -> None:
         queue = batcher(decode, run, wait_s=0)
@@ -77,45 +77,45 @@ def test_photographs_are_decoded_while_others_run() -> None:
         await asyncio.gather(*first, *queue.submit([b"later"]))
         queue.close()
 
-    ran(work)
+    run_async(work)
 
 
-def test_an_image_alone_waits_for_none() -> None:
+def test_a_single_image_does_not_wait() -> None:
     async def work() -> None:
         queue = batcher()
         assert await queue.submit([b"\x07"])[0] == 7
         queue.close()
 
-    ran(work)
+    run_async(work)
 
 
-def test_a_batch_that_is_not_full_waits_only_so_long() -> None:
+def test_a_batch_that_is_not_full_waits_for_a_limited_time() -> None:
     has_run = Event()
 
     def decode(body: bytes) -> torch.Tensor:
-        assert body != b"slow" or has_run.wait(LONG_S)
+        assert body != b"slow" or has_run.wait(TIMEOUT_S)
         return torch.tensor(list(body))
 
     def run(batch: Sequence[torch.Tensor]) -> list[int]:
         has_run.set()
-        return values(batch)
+        return sums(batch)
 
     async def work() -> None:
         queue = batcher(decode, run, wait_s=0.01)
         await asyncio.gather(*queue.submit([b"slow", b"quick"]))
         queue.close()
 
-    ran(work)
+    run_async(work)
 
 
-def test_what_nobody_waits_for_is_dropped() -> None:
+def test_a_cancelled_image_is_not_run() -> None:
     seen: list[int] = []
     go_on = Event()
 
     def run(batch: Sequence[torch.Tensor]) -> list[int]:
-        assert go_on.wait(LONG_S)
-        seen.extend(values(batch))
-        return values(batch)
+        assert go_on.wait(TIMEOUT_S)
+        seen.extend(sums(batch))
+        return sums(batch)
 
     async def work() -> None:
         queue = batcher(run=run, wait_s=0)
@@ -128,14 +128,14 @@ def test_what_nobody_waits_for_is_dropped() -> None:
         assert await asyncio.gather(*first, kept) == [1, 3] and seen == [1, 3]
         queue.close()
 
-    ran(work)
+    run_async(work)
 
 
-def test_a_batch_that_fails_is_an_error_for_those_in_it_alone() -> None:
+def test_a_batch_that_fails_does_not_affect_the_next() -> None:
     def run(batch: Sequence[torch.Tensor]) -> list[int]:
-        if values(batch) == [13]:
+        if sums(batch) == [13]:
             raise MemoryError
-        return values(batch)
+        return sums(batch)
 
     async def work() -> None:
         queue = batcher(run=run)
@@ -144,24 +144,24 @@ def test_a_batch_that_fails_is_an_error_for_those_in_it_alone() -> None:
         assert await queue.submit([b"\x01"])[0] == 1
         queue.close()
 
-    ran(work)
+    run_async(work)
 
 
-def test_places_bound_what_is_admitted_and_how_long_it_waits() -> None:
-    queue = batcher(queue=4)
-    with queue.place() as place:
-        place.take(3)
-        with pytest.raises(Full) as caught, queue.place():
+def test_slots_bound_the_images_admitted_and_how_long_they_wait() -> None:
+    queue = batcher(slots=4)
+    with queue.slot() as slot:
+        slot.take(3)
+        with pytest.raises(QueueFull) as caught, queue.slot():
             pass
-        assert caught.value.after_s == 1
-    with queue.place() as place:
-        with pytest.raises(Full):
-            place.take(4)
+        assert caught.value.retry_after_s == 1
+    with queue.slot() as slot:
+        with pytest.raises(QueueFull):
+            slot.take(4)
         assert queue.taken == 1
     assert queue.taken == 0
     slow = batcher(rate=0.1)
-    with slow.place(), pytest.raises(Full) as caught, slow.place():
+    with slow.slot(), pytest.raises(QueueFull) as caught, slow.slot():
         pass
-    assert caught.value.after_s == 10
+    assert caught.value.retry_after_s == 10
     queue.close()
     slow.close()

@@ -1,4 +1,4 @@
-"""What a client of the endpoint may rely on, asked of the real server."""
+"""The HTTP interface, tested on a running server."""
 
 import base64
 import io
@@ -9,6 +9,8 @@ import sys
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, chdir
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +20,28 @@ import pytest
 from PIL import Image
 
 from bintally.inference.predictor import Predictor
-from bintally.scoring.audit import wrong
-from bintally.scoring.calibration import answer
+from bintally.scoring.audit import error_probability
+from bintally.scoring.calibration import Floats, predict_counts
 from bintally.serving.bodies import MAX_IMAGES
-from served import JPEG, Served, photographs, saved_model, serving
-from small import CALIBRATION, CARD, counter
+from server_process import JPEG, ServerProcess, bin_images, running_server
+from small import CALIBRATION, CARD, counting_network
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("endpoint")
-    saved_model(folder / "models")
-    with serving(folder) as running:
+def server(exported_model: Path) -> Iterator[ServerProcess]:
+    with running_server(exported_model) as running:
         yield running
 
 
+@pytest.fixture(scope="module")
+def probabilities(exported_model: Path) -> Floats:
+    """Of the images, one after the other, by a Predictor in this process."""
+    with chdir(exported_model):
+        return Predictor(counting_network(), CARD, CALIBRATION)(bin_images())
+
+
 @pytest.fixture
-def client(server: Served) -> Iterator[httpx.Client]:
+def client(server: ServerProcess) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
 
@@ -47,50 +54,52 @@ def form(*images: bytes) -> list[tuple[str, tuple[str, bytes, str]]]:
     return [("images", ("bin.jpg", image, "image/jpeg")) for image in images]
 
 
-def test_an_answer_is_the_predictors_whichever_body_it_came_in(client: httpx.Client) -> None:
-    expected = Predictor(counter(), CARD, CALIBRATION)(photographs())
-    answers = answer(expected, CALIBRATION)
+def test_every_kind_of_body_gets_the_predictors_probabilities(client: httpx.Client, probabilities: Floats) -> None:
+    expected = predict_counts(probabilities, CALIBRATION)
     with ThreadPoolExecutor(8) as pool:
-        raw = list(pool.map(lambda body: client.post("/invocations", content=body, headers=JPEG), photographs()))
+        raw = list(pool.map(lambda body: client.post("/invocations", content=body, headers=JPEG), bin_images()))
     several = [
-        client.post("/invocations", json=encoded(*photographs())),
-        client.post("/invocations", files=form(*photographs())),
+        client.post("/invocations", json=encoded(*bin_images())),
+        client.post("/invocations", files=form(*bin_images())),
     ]
     assert {one.headers["x-model"] for one in [*raw, *several]} == {client.get("/model").json()["model"]}
     assert CARD.model_dump(mode="json") == client.get("/model").json()["card"]
     for found in [[one.json() for one in raw], *(one.json()["predictions"] for one in several)]:
-        np.testing.assert_allclose([one["probabilities"] for one in found], expected, atol=1e-4)
+        np.testing.assert_allclose([one["probabilities"] for one in found], probabilities, atol=1e-4)
         for row, one in enumerate(found):
             assert set(one) == {
                 *("counts", "probabilities", "most_probable", "rounded_mean", "median", "set", "coverage", "unsure")
             }
             assert one["counts"] == CALIBRATION.counts and one["coverage"] == CALIBRATION.coverage
-            assert one["most_probable"] == answers.decoded["most_probable"][row]
-            assert one["rounded_mean"] == answers.decoded["rounded_mean"][row]
-            assert one["median"] == answers.decoded["median"][row]
-            assert one["set"] == [answers.low[row], answers.high[row]] and one["unsure"] == answers.unsure[row]
+            assert one["most_probable"] == expected.by_rule["most_probable"][row]
+            assert one["rounded_mean"] == expected.by_rule["rounded_mean"][row]
+            assert one["median"] == expected.by_rule["median"][row]
+            assert one["set"] == [expected.low[row], expected.high[row]] and one["unsure"] == expected.unsure[row]
 
 
-def test_a_record_gets_the_probability_that_it_is_wrong_or_why_there_is_none(client: httpx.Client) -> None:
-    image = photographs()[0]
+def test_a_record_gets_its_error_probability_or_the_reason_why_there_is_none(client: httpx.Client) -> None:
+    image = bin_images()[0]
     found = client.post("/invocations", params={"expected": 3}, content=image, headers=JPEG).json()
-    probabilities = np.array([found["probabilities"]])
-    share = wrong(probabilities, CALIBRATION.counts, np.array([3]), CALIBRATION.record_error_rate)[0]
-    assert found["record"] == {"expected": 3, "wrong": pytest.approx(share)}
+    row = np.array([found["probabilities"]])
+    probability = error_probability(row, CALIBRATION.counts, np.array([3]), CALIBRATION.record_error_rate)[0]
+    assert found["record"] == {"expected": 3, "error_probability": pytest.approx(probability)}
     for record in (0, 4, 6):
-        said = client.post("/invocations", params={"expected": record}, content=image, headers=JPEG).json()["record"]
-        assert said["wrong"] is None and said["why"] == f"the model knows the counts 2, 3, 5, not {record}"
+        check = client.post("/invocations", params={"expected": record}, content=image, headers=JPEG).json()["record"]
+        assert check["error_probability"] is None
+        assert check["reason"] == f"the model distinguishes the counts 2, 3, 5, not {record}"
     both = [
         client.post("/invocations", files=form(image, image), data={"expected": ["5", ""]}),
         client.post("/invocations", json={"images": encoded(image, expected=5)["images"] + encoded(image)["images"]}),
     ]
     for response in both:
         first, second = response.json()["predictions"]
-        assert first["record"]["expected"] == 5 and first["record"]["wrong"] > 0.5 and "record" not in second
+        assert (
+            first["record"]["expected"] == 5 and first["record"]["error_probability"] > 0.5 and "record" not in second
+        )
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says it is large."""
+    """A PNG of a few bytes with any size in its header."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -106,7 +115,7 @@ def gif() -> bytes:
     return content.getvalue()
 
 
-GOOD = photographs()[0]
+GOOD = bin_images()[0]
 AS_JSON = {"content-type": "application/json"}
 AS_FORM = {"content-type": "multipart/form-data; boundary=b"}
 PART = b'--b\r\ncontent-disposition: form-data; name="images"; filename="a"\r\n\r\n' + GOOD + b"\r\n"
@@ -133,26 +142,25 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "word in form": ({"files": form(GOOD), "data": {"expected": "x"}}, 400, "record 1: expected is 'x'"),
     "no boundary": ({"content": PART, "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
     "no form": ({"content": b"nothing", "headers": AS_FORM}, 400, "cannot be read"),
-    "form cut short": ({"content": PART + b"--b\r\n", "headers": AS_FORM}, 400, "cut short"),
+    "form cut short": ({"content": PART + b"--b\r\n", "headers": AS_FORM}, 400, "incomplete"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_sentence(client: httpx.Client, name: str) -> None:
-    request, status, said = BAD[name]
+    request, status, reason = BAD[name]
     response = client.post("/invocations", **request)
     assert response.status_code == status, response.text
     detail = response.json()["detail"]
-    assert said in detail and len(detail) < 300 and "\n" not in detail and set(response.json()) == {"detail"}
+    assert reason in detail and len(detail) < 300 and "\n" not in detail and set(response.json()) == {"detail"}
 
 
-def test_a_bad_image_disturbs_none_of_those_beside_it(client: httpx.Client) -> None:
-    alone = Predictor(counter(), CARD, CALIBRATION)(photographs())
-    bodies = [body for photograph in photographs() for body in (photograph, photograph[:999], b"")]
+def test_a_bad_image_does_not_affect_requests_beside_it(client: httpx.Client, probabilities: Floats) -> None:
+    bodies = [body for image in bin_images() for body in (image, image[:999], b"")]
     with ThreadPoolExecutor(len(bodies)) as pool:
         found = list(pool.map(lambda body: client.post("/invocations", content=body, headers=JPEG), bodies))
-    assert [one.status_code for one in found] == [200, 400, 400] * len(alone)
-    np.testing.assert_allclose([one.json()["probabilities"] for one in found[::3]], alone, atol=1e-4)
+    assert [one.status_code for one in found] == [200, 400, 400] * len(probabilities)
+    np.testing.assert_allclose([one.json()["probabilities"] for one in found[::3]], probabilities, atol=1e-4)
 
 
 def test_metrics_count_what_happened(client: httpx.Client) -> None:
@@ -161,7 +169,7 @@ def test_metrics_count_what_happened(client: httpx.Client) -> None:
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
 
     before = measured()
-    client.post("/invocations", json=encoded(*photographs()[:3]))
+    client.post("/invocations", json=encoded(*bin_images()[:3]))
     client.post("/invocations", content=b"bad", headers=JPEG)
     after = measured()
     grown = {name: after[name] - before.get(name, 0) for name in after}
@@ -171,11 +179,11 @@ def test_metrics_count_what_happened(client: httpx.Client) -> None:
     assert grown["bintally_inference_seconds_count"] >= 1 and after["bintally_queue_images"] == 0
 
 
-def test_who_leaves_leaves_no_place_taken(server: Served, client: httpx.Client) -> None:
+def test_a_client_that_disconnects_leaves_no_slot_taken(server: ServerProcess, client: httpx.Client) -> None:
     head = f"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: image/jpeg\r\ncontent-length: {len(GOOD)}\r\n\r\n"
-    for broadcast_bytes in (GOOD, GOOD[:100]):
-        with socket.create_connection(("127.0.0.1", server.port)) as left:
-            left.sendall(head.encode() + broadcast_bytes)
+    for body in (GOOD, GOOD[:100]):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head.encode() + body)
     for _ in range(100):
         if "bintally_queue_images 0.0" in client.get("/metrics").text:
             break
@@ -183,39 +191,38 @@ def test_who_leaves_leaves_no_place_taken(server: Served, client: httpx.Client) 
     assert "bintally_queue_images 0.0" in client.get("/metrics").text
 
 
-def test_slow_senders_are_let_go(server: Served) -> None:
-    half_a_body = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: image/jpeg\r\ncontent-length: 99\r\n\r\nhalf"
-    starts = [b"", b"GET /li", b"GET /live HTTP/1.1\r\nhost: x\r\nx: ", half_a_body]
-    senders = []
-    for start in starts:
-        sender = socket.create_connection(("127.0.0.1", server.port), timeout=30)
-        sender.sendall(start)
-        senders.append(sender)
-    ends = [b"".join(iter(lambda sender=sender: sender.recv(9999), b"")) for sender in senders]  # type: ignore[misc]
-    assert ends[:3] == [b""] * 3 and ends[3].startswith(b"HTTP/1.1 408 ") and b"4 bytes came within 10 s" in ends[3]
-    for sender in senders:
-        sender.close()
-
-
 @pytest.mark.parametrize(
-    ("sent", "status"),
+    ("request_bytes", "status"),
     [
         (b"GET /live HTTP/1.1\r\nx: " + b"a" * 200_000, 431),
         (b"hello\r\n\r\n", 400),
         (b"POST /invocations HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n", 400),
     ],
 )
-def test_what_is_no_http_is_refused(server: Served, broadcast_bytes: bytes, status: int) -> None:
+def test_malformed_http_is_refused(server: ServerProcess, request_bytes: bytes, status: int) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sender:
-        sender.sendall(broadcast_bytes)
+        sender.sendall(request_bytes)
         answer = b"".join(iter(lambda: sender.recv(9999), b""))
     assert answer.startswith(f"HTTP/1.1 {status} ".encode()) and b'{"detail":"' in answer
 
 
-def test_it_is_what_its_openapi_says(server: Served, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
-    # No schema says which bytes are a photograph.
-    command += ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]
-    command += ["--phases", "coverage,fuzzing", "--max-examples", "40", "--seed", "1", "--no-color"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stdout[-5000:]
+def test_responses_match_the_openapi_schema_and_slow_clients_are_disconnected(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    half_a_body = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: image/jpeg\r\ncontent-length: 99\r\n\r\nhalf"
+    with ExitStack() as stack:
+        slow = []
+        for start in (b"", b"GET /li", b"GET /live HTTP/1.1\r\nhost: x\r\nx: ", half_a_body):
+            slow.append(stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30)))
+            slow[-1].sendall(start)
+
+        command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
+        # No schema can tell which bytes are an image.
+        command += ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]
+        command += ["--phases", "coverage,fuzzing", "--max-examples", "40", "--seed", "1", "--no-color"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stdout[-5000:]
+
+        responses = [b"".join(iter(partial(connection.recv, 9999), b"")) for connection in slow]
+    assert responses[:3] == [b""] * 3
+    assert responses[3].startswith(b"HTTP/1.1 408 ") and b"4 bytes came within 10 s" in responses[3]

@@ -1,7 +1,7 @@
-"""The bins of the last `dvc repro` with all that is known of them, for the notebook and the report."""
+"""The bins and predictions of the last `dvc repro`, as arrays, for the report and the notebook."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -11,127 +11,132 @@ import numpy as np
 from PIL import Image
 
 from bintally import paths
-from bintally.bins.facts import SIDES, measure
 from bintally.bins.shards import Entry, ShardReader, read_index
 from bintally.errors import UserError
 from bintally.files import read_csv
 from bintally.progress import progress
 from bintally.scoring.decoding import DECODINGS
 from bintally.scoring.metrics import Counts, Floats, LabelledPredictions
-from bintally.scoring.references import Row
+from bintally.scoring.references import BenchmarkRow
 from bintally.scoring.selection import sharpness
+
+SIDES = ("height", "length", "width")
 
 
 @dataclass(frozen=True)
 class Products:
-    """What the records say of every product in every bin."""
+    """The products in all bins, from the records."""
 
-    bins: Counts
-    """(m,) the row of its bin."""
+    bin_rows: Counts
+    """(m,) the row of each product's bin."""
     quantities: Counts
     """(m,) items of it in that bin."""
     weights: Floats
-    """(m,) of one item in pounds, NaN where the record does not say."""
+    """(m,) of one item, pounds, NaN if unknown."""
     sides: Floats
-    """(m, 3) height, length and width in inches, NaN likewise."""
+    """(m, 3) height, length and width, inches, NaN if unknown."""
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Bins in order of id; ``tested`` are those the model answered for, in the order of ``scored``."""
+    """All bins in order of id, and the predictions for the test bins."""
 
     demo: bool
-    benchmark: list[Row]
+    benchmark: list[BenchmarkRow]
     metrics: dict[str, Any]
-    """Those of ``metrics/test.json``."""
+    """The content of ``metrics/test.json``."""
     entries: list[Entry]
     counts: Counts
     """(n,) of the records."""
     groups: list[str]
     splits: list[str]
     sizes: Counts
-    """(n, 2) width and height in pixels."""
+    """(n, 2) width and height of the photographs, pixels."""
     sharpness: Floats
-    """(n,) as :func:`bintally.scoring.selection.sharpness` has it."""
+    """(n,) see :func:`bintally.scoring.selection.sharpness`."""
     products: Products
-    tested: Counts
-    """Rows of the test bins."""
-    scored: LabelledPredictions
-    answers: dict[str, Counts]
-    """The counts each decoding rule answered with, in the order of ``scored``."""
+    test_rows: Counts
+    """(t,) the rows of the test bins."""
+    predictions: LabelledPredictions
+    """For the test bins."""
+    predicted_counts: dict[str, Counts]
+    """(t,) for each decoding rule."""
+    prediction_sets: Counts
+    """(t, 2) the lowest and the highest count."""
     reader: ShardReader
 
-    def about(self) -> str:
-        """What these bins are."""
-        kind = "rendered demo bins: what is shown says nothing about real ones" if self.demo else "bins"
+    def description(self) -> str:
+        kind = "rendered demo bins: these figures say nothing about real ones" if self.demo else "bins"
         return f"{len(self.entries):,} {kind}."
 
-    def about_tested(self) -> str:
-        """What the model answered for."""
-        return f"{len(self.tested):,} {'demo ' if self.demo else ''}test bins"
+    def test_description(self) -> str:
+        return f"{len(self.test_rows):,} {'demo ' if self.demo else ''}test bins"
 
     def images(self, rows: Sequence[int] | Counts) -> list[bytes]:
-        """The photographs of some bins."""
+        """Read the photographs of some bins."""
         return [self.reader.image(self.entries[row]) for row in rows]
 
-    def majority(self) -> int:
-        """The commonest count of the training bins, of those the model answers with."""
-        learned = self.counts[(np.array(self.splits) == "train") & np.isin(self.counts, self.scored.counts)]
-        return int(np.bincount(learned).argmax())
+    def record(self, row: int) -> dict[str, Any]:
+        """Read the record of a bin."""
+        content: dict[str, Any] = json.loads(self.reader.record(self.entries[row]))
+        return content
+
+    def majority_count(self) -> int:
+        """Return the most frequent count of the training bins, among those the model predicts."""
+        is_train = np.array(self.splits) == "train"
+        return int(np.bincount(self.counts[is_train & np.isin(self.counts, self.predictions.counts)]).argmax())
 
 
 def load_collection() -> Collection:
-    """Read what the stages wrote, under the current folder, and look at every photograph once.
+    """Read the outs of the stages in the current folder, and measure every photograph.
 
-    Raises UserError if something is missing, or if the outs are not of the same bins.
+    Raises UserError if an out is missing, or if the outs belong to different bins.
     """
-    for needed in (paths.BINS / "index.csv", paths.SPLITS, paths.PREDICTIONS, paths.TEST_METRICS, paths.BENCHMARK):
-        if not needed.is_file():
-            raise UserError(f"{needed} is not there: `dvc repro` makes it, `bintally pull` fetches it")
+    for path in (paths.BINS / "index.csv", paths.SPLITS, paths.PREDICTIONS, paths.TEST_METRICS, paths.BENCHMARK):
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; run `dvc repro` or `bintally pull`")
     entries, splits, predictions = read_index(paths.BINS), read_csv(paths.SPLITS), read_csv(paths.PREDICTIONS)
-    rows = {entry.id: row for row, entry in enumerate(entries)}
-    if [row["id"] for row in splits] != list(rows) or not rows.keys() >= {row["id"] for row in predictions}:
-        raise UserError(
-            f"{paths.SPLITS} or {paths.PREDICTIONS} has other bins than {paths.BINS}: `dvc repro` mends that"
-        )
+    row_of = {entry.id: row for row, entry in enumerate(entries)}
+    if [line["id"] for line in splits] != list(row_of) or not row_of.keys() >= {line["id"] for line in predictions}:
+        raise UserError(f"{paths.SPLITS} or {paths.PREDICTIONS} has other bins than {paths.BINS}; run `dvc repro`")
     benchmark = json.loads(paths.BENCHMARK.read_text(encoding="utf-8"))
     reader = ShardReader(paths.BINS)
-    with progress("look at", len(entries), "photographs") as advance, ThreadPoolExecutor() as pool:
-        looks = []
-        for look in pool.map(lambda entry: _look(reader.image(entry)), entries):
-            looks.append(look)
+    with progress("measure", len(entries), "photographs") as advance, ThreadPoolExecutor() as pool:
+        measured = []
+        for size_and_sharpness in pool.map(lambda entry: _size_and_sharpness(reader.image(entry)), entries):
+            measured.append(size_and_sharpness)
             advance(1)
-    answered = [int(name[1:]) for name in predictions[0] if name[0] == "p" and name[1:].isdecimal()]
+    classes = [int(name[1:]) for name in predictions[0] if name[0] == "p" and name[1:].isdecimal()]
     return Collection(
         demo=not benchmark["comparable"],
-        benchmark=[Row(**{"rmse": None, **row}) for row in benchmark["rows"]],
+        benchmark=[BenchmarkRow(**{"rmse": None, **row}) for row in benchmark["rows"]],
         metrics=json.loads(paths.TEST_METRICS.read_text(encoding="utf-8")),
         entries=entries,
         counts=np.array([entry.count for entry in entries]),
         groups=[entry.group for entry in entries],
-        splits=[row["split"] for row in splits],
-        sizes=np.array([size for size, _ in looks]),
-        sharpness=np.array([value for _, value in looks]),
+        splits=[line["split"] for line in splits],
+        sizes=np.array([size for size, _ in measured]),
+        sharpness=np.array([value for _, value in measured]),
         products=_products([reader.record(entry) for entry in entries]),
-        tested=np.array([rows[row["id"]] for row in predictions]),
-        scored=LabelledPredictions(
-            np.array([[float(row[f"p{count}"]) for count in answered] for row in predictions]),
-            np.array([int(row["count"]) for row in predictions]),
-            [row["group"] for row in predictions],
-            answered,
+        test_rows=np.array([row_of[line["id"]] for line in predictions]),
+        predictions=LabelledPredictions(
+            np.array([[float(line[f"p{count}"]) for count in classes] for line in predictions]),
+            np.array([int(line["count"]) for line in predictions]),
+            [line["group"] for line in predictions],
+            classes,
         ),
-        answers={rule: np.array([int(row[rule]) for row in predictions]) for rule in DECODINGS},
+        predicted_counts={rule: np.array([int(line[rule]) for line in predictions]) for rule in DECODINGS},
+        prediction_sets=np.array([[int(line["low"]), int(line["high"])] for line in predictions]),
         reader=reader,
     )
 
 
-def _look(image: bytes) -> tuple[tuple[int, int], float]:
+def _size_and_sharpness(image: bytes) -> tuple[tuple[int, int], float]:
     with Image.open(BytesIO(image)) as opened:
         return opened.size, sharpness(image)
 
 
 def _products(records: Sequence[bytes]) -> Products:
-    """Of good records; what has quantity 0 is left out."""
     items = [
         (row, item)
         for row, record in enumerate(records)
@@ -141,6 +146,13 @@ def _products(records: Sequence[bytes]) -> Products:
     return Products(
         np.array([row for row, _ in items], np.int64),
         np.array([item["quantity"] for _, item in items], np.int64),
-        np.array([measure(item, "weight") for _, item in items], np.float64),
-        np.array([[measure(item, side) for side in SIDES] for _, item in items], np.float64).reshape(-1, len(SIDES)),
+        np.array([_measurement(item, "weight") for _, item in items], np.float64),
+        np.array([[_measurement(item, side) for side in SIDES] for _, item in items], np.float64).reshape(-1, 3),
     )
+
+
+def _measurement(item: Mapping[str, Any], name: str) -> float:
+    """A measurement of an item in the record's unit; NaN if it is missing or not a positive number."""
+    measurement = item.get(name)
+    value = measurement.get("value") if isinstance(measurement, dict) else None
+    return float(value) if isinstance(value, int | float) and 0 < value < 1e9 else np.nan

@@ -1,4 +1,4 @@
-"""One DVC experiment as a child process: followed while it trains, ended early, its metrics read from its commit."""
+"""A DVC experiment as a child process: its epochs followed, stopped early, its metrics read from its commit."""
 
 import json
 import os
@@ -9,128 +9,129 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any
 
-from bintally import paths, stages
+from bintally import paths
 from bintally.errors import UserError
 from bintally.files import SCRATCH
 from bintally.interruption import terminate_with_parent
-from bintally.monitor import FOLLOWED
+from bintally.monitor import EPOCHS_VARIABLE
+from bintally.params import read_yaml
 
 LOGS = SCRATCH / "experiments"
-# Where `dvc exp run --temp` notes what it runs, and runs it.
-UNDER_WAY, FOLDERS = Path(".dvc/tmp/exps/run"), Path(".dvc/tmp/exps/standalone")
-LOOK_EVERY_S = 0.5
-END_WITHIN_S = 30.0
-REASON_CHARACTERS = 300
+# Where `dvc exp run --temp` lists running experiments, and their working folders.
+RUNNING, FOLDERS = Path(".dvc/tmp/exps/run"), Path(".dvc/tmp/exps/standalone")
+POLL_S = 0.5
+TERMINATE_S = 30.0
+MAX_REASON = 300  # characters
 
-Curve = Mapping[str, float]
-
-
-class Ended(Exception):
-    """The experiment was ended before it was done, as ``look`` asked for."""
+Epoch = Mapping[str, float]
 
 
-def run_experiment(name: str, changes: Mapping[str, object], look: Callable[[Sequence[Curve]], bool]) -> dict[str, Any]:
-    """Run `dvc exp run` with some parameters changed, away from the workspace; the metrics of validation.
+class ExperimentStopped(Exception):
+    """The experiment was stopped early because ``should_stop`` returned True."""
+
+
+def run_experiment(
+    name: str, changes: Mapping[str, object], should_stop: Callable[[Sequence[Epoch]], bool]
+) -> dict[str, Any]:
+    """Run `dvc exp run` with changed parameters outside the workspace and return its validation metrics.
 
     Args:
-        name: of the experiment; one of that name is replaced.
-        changes: values by ``section.key``.
-        look: is called twice a second with the epochs the train stage has reported since; True ends the experiment.
+        name: Name of the experiment; an existing one is replaced.
+        changes: Values by ``section.key``.
+        should_stop: Called twice a second with the epochs that training has finished since the last call.
 
-    Raises Ended after ``look`` said so, UserError with the stage's own reason if the experiment fails.
+    Raises ExperimentStopped after ``should_stop`` returned True, UserError with the stage's message if it fails.
     """
     LOGS.mkdir(parents=True, exist_ok=True)
-    told, log = LOGS / f"{name}.jsonl", LOGS / f"{name}.log"
-    told.write_bytes(b"")
+    epochs, log = LOGS / f"{name}.jsonl", LOGS / f"{name}.log"
+    epochs.write_bytes(b"")
     remove_experiment(name)
     command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name]
     for key, value in changes.items():
         command += ["-S", f"{key}={json.dumps(value)}"]
-    environment = os.environ | {FOLLOWED: str(told.resolve())}
     with log.open("wb") as output:
-        # A session of its own: DVC leaves its child alive when it is ended, so all of them are. A stage ends with DVC,
-        # and DVC with this process, however that ends.
+        # DVC does not stop its stage when it is stopped: in a session of their own both get the signal. If this process
+        # dies, DVC gets SIGTERM, and the stage when DVC is gone.
         child = subprocess.Popen(
             command,
-            env=environment,
+            env=os.environ | {EPOCHS_VARIABLE: str(epochs.resolve())},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=terminate_with_parent,
         )
         try:
-            with told.open(encoding="utf-8") as epochs:
+            with epochs.open(encoding="utf-8") as file:
                 while child.poll() is None:
-                    time.sleep(LOOK_EVERY_S)
-                    said = [json.loads(line) for line in epochs.readlines()]
-                    if look([line for line in said if "epoch" in line]):
-                        raise Ended
+                    time.sleep(POLL_S)
+                    lines = [json.loads(line) for line in file.readlines()]
+                    if should_stop([line for line in lines if "epoch" in line]):
+                        raise ExperimentStopped
         finally:
-            _end(child)
+            _terminate(child)
             if child.returncode:
                 remove_experiment(name)
     if child.returncode:
         raise UserError(_reason(log))
     metrics = read_metrics(name)
     if metrics is None:
-        raise UserError(f"DVC has kept no experiment '{name}' (all it said: {log})")
+        raise UserError(f"DVC kept no experiment '{name}'; its output is in {log}")
     return metrics
 
 
 def remove_experiment(name: str) -> None:
-    """Remove an experiment, or what one that was ended has left; nothing happens where there is none of that name."""
+    """Remove an experiment and what is left of it if it was killed; nothing happens if there is none."""
     if _commit(name):
         subprocess.run([sys.executable, "-m", "dvc", "exp", "remove", name], check=True, capture_output=True)
-    # DVC says "Running" for ever of one that was ended, and keeps its folder.
-    for told in UNDER_WAY.glob("*/*.run"):
+    # DVC lists a killed experiment as running for ever, and keeps its folder.
+    for info in RUNNING.glob("*/*.run"):
         try:
-            run = json.loads(told.read_text(encoding="utf-8"))
-        except (ValueError, FileNotFoundError):  # another's, just being written or removed
+            run = json.loads(info.read_text(encoding="utf-8"))
+        except (ValueError, FileNotFoundError):  # of another experiment that starts or ends right now
             continue
         if run["name"] == name:
             folder = Path(run["root_dir"]).resolve()
             if folder.parent == FOLDERS.resolve():
                 shutil.rmtree(folder, ignore_errors=True)
-            shutil.rmtree(told.parent)
+            shutil.rmtree(info.parent)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a child and all it has started, if they are still there."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
+def read_metrics(name: str) -> dict[str, Any] | None:
+    """The validation metrics in the commit of an experiment; None if there is no such experiment."""
+    commit = _commit(name)
+    if not commit:
+        return None
+    metrics: dict[str, Any] = json.loads(_git("show", f"{commit}:{paths.VALIDATION_METRICS}"))
+    return metrics
+
+
+def _terminate(child: subprocess.Popen[bytes]) -> None:
+    """Stop a child and every process it has started, if any of them still run."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(child.pid, sign)
+            os.killpg(child.pid, number)
         except ProcessLookupError:
             break
         try:
-            child.wait(END_WITHIN_S)
+            child.wait(TERMINATE_S)
         except subprocess.TimeoutExpired:
             continue
     child.wait()
 
 
 def _reason(log: Path) -> str:
-    """The last line a stage failed with, or the last line there is."""
-    names = tuple(f"{stage.name}: " for stage in iter_modules(stages.__path__))
+    """The last line that a stage has logged under its name, else the last line."""
+    prefixes = tuple(f"{stage}: " for stage in read_yaml(Path("dvc.yaml"))["stages"])
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith(names)] or lines or ["no reason was given"]
-    return f"{told[-1][:REASON_CHARACTERS]} (all of it: {log})"
-
-
-def read_metrics(name: str) -> dict[str, Any] | None:
-    """The metrics of validation in the commit of an experiment; None if there is none of that name."""
-    commit = _commit(name)
-    if not commit:
-        return None
-    content: dict[str, Any] = json.loads(_git("show", f"{commit}:{paths.VALIDATION_METRICS}"))
-    return content
+    messages = [line for line in lines if line.startswith(prefixes)] or lines or ["no reason was given"]
+    return f"{messages[-1][:MAX_REASON]} (full output: {log})"
 
 
 def _commit(name: str) -> str | None:
-    listed = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines()
-    return next((line.split()[0] for line in listed if line.endswith(f"/{name}")), None)
+    refs = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines()
+    return next((ref.split()[0] for ref in refs if ref.endswith(f"/{name}")), None)
 
 
 def _git(*arguments: str) -> str:

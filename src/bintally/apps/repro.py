@@ -1,54 +1,54 @@
-"""`make repro`: rebuild what changed, push it, and show what came out."""
+"""`bintally repro`: rebuild what changed, push it, and print the metrics."""
 
-import hashlib
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 from bintally import paths
-from bintally.apps.remote import Remote, default_remote, reachable
+from bintally.apps.remote import Remote, default_remote, remote_server
 from bintally.errors import UserError
 from bintally.files import SCRATCH, write_text
+from bintally.hashing import sha256_hex
 from bintally.params import load_params
 
 PUSHED = SCRATCH / "pushed"
 PAGE = Path("dvc_plots/index.html")
 
 
-def reproduce() -> None:
-    """Run `dvc repro`; where anything changed, push data and run-cache and write the plots page; print the metrics.
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(func=run)
+
+
+def run(_arguments: argparse.Namespace) -> None:
+    """Run `dvc repro`; if anything changed, push data and run-cache and write the plots page; print the metrics.
 
     Raises UserError if a step fails.
     """
     load_params()
-    _dvc("repro")
+    run_dvc("repro")
     remote = default_remote()
-    state = _state(remote)
-    if PUSHED.exists() and PUSHED.read_text() == state and PAGE.exists():
+    fingerprint = _fingerprint(remote)
+    if PUSHED.exists() and PUSHED.read_text() == fingerprint and PAGE.exists():
         print("\nNothing changed since the last push.")
     else:
-        with reachable(remote):
-            _dvc("push", "--run-cache")
-        _dvc("plots", "show")
-        write_text(PUSHED, state)
+        with remote_server(remote):
+            run_dvc("push", "--run-cache")
+        run_dvc("plots", "show")
+        write_text(PUSHED, fingerprint)
     print(_summary())
 
 
-def pull() -> None:
-    """Fetch the outs of dvc.lock and the run-cache from the default remote. Raises UserError if that fails."""
-    with reachable(default_remote()):
-        _dvc("pull", "--run-cache")
+def run_dvc(*arguments: str) -> None:
+    """Run a DVC command. Raises UserError if it fails."""
+    if subprocess.run([sys.executable, "-m", "dvc", *arguments], check=False).returncode:
+        raise UserError(f"`dvc {' '.join(arguments)}` failed; its message is above")
 
 
-def _dvc(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], check=False)
-    if done.returncode:
-        raise UserError(f"`dvc {' '.join(arguments)}` failed, its reason is above")
-
-
-def _state(remote: Remote) -> str:
-    return hashlib.sha256(Path("dvc.lock").read_bytes() + repr(remote).encode()).hexdigest()
+def _fingerprint(remote: Remote) -> str:
+    """Changes with dvc.lock and with the remote."""
+    return sha256_hex(Path("dvc.lock").read_bytes() + repr(remote).encode())
 
 
 def _summary() -> str:
@@ -64,7 +64,7 @@ def _summary() -> str:
     lines += [
         f"{test['images']} test bins, calibration error {test['calibration_error']:.3f}. {rows['notes'][0]}",
         "",
-        f"Plots:  {PAGE}   (pictures in plots/, the table in {paths.BENCHMARK_TABLE})",
+        f"Plots:  {PAGE}   (figures in plots/, table in {paths.BENCHMARK_TABLE})",
         "Next:   . .venv/bin/activate",
         "        dvc exp run -S train.lr=0.0037      another learning rate, seconds of work",
         "        dvc metrics diff                    what it changed",

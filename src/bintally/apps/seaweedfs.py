@@ -1,4 +1,4 @@
-"""An S3 server on loopback for a machine without an account anywhere: SeaweedFS, its data in one folder."""
+"""SeaweedFS as an S3 server on loopback, its data, keys and log in one folder."""
 
 import json
 import os
@@ -13,11 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import s3fs
+from typing import TYPE_CHECKING
 
 from bintally.errors import UserError
 from bintally.files import atomic_write
+
+if TYPE_CHECKING:
+    from s3fs import S3FileSystem
 
 HOST = "127.0.0.1"
 FOLDER = Path(".store")
@@ -33,13 +35,15 @@ class Store:
     access_key: str
     secret_key: str
 
-    def filesystem(self) -> s3fs.S3FileSystem:
-        return s3fs.S3FileSystem(
+    def filesystem(self) -> "S3FileSystem":
+        from s3fs import S3FileSystem
+
+        return S3FileSystem(
             key=self.access_key, secret=self.secret_key, endpoint_url=self.endpoint, skip_instance_cache=True
         )
 
 
-def is_up(port: int) -> bool:
+def is_listening(port: int) -> bool:
     """Whether something listens on a loopback port."""
     with socket.socket() as probe:
         probe.settimeout(1)
@@ -47,18 +51,18 @@ def is_up(port: int) -> bool:
 
 
 def free_ports(number: int) -> list[int]:
-    """Free loopback ports low enough for the gRPC ports that the server opens 10,000 above them."""
-    found: list[int] = []
+    """Distinct free loopback ports; the port 10,000 above each, where the server opens gRPC, is free too."""
+    ports: list[int] = []
     random = secrets.SystemRandom()
-    while len(found) < number:
+    while len(ports) < number:
         port = random.randrange(20_000, 30_000)
-        if port not in found and not is_up(port) and not is_up(port + 10_000):
-            found.append(port)
-    return found
+        if port not in ports and not is_listening(port) and not is_listening(port + 10_000):
+            ports.append(port)
+    return ports
 
 
-def keys(folder: Path) -> tuple[str, str]:
-    """The access and secret key of the store in ``folder``, made at random on first use."""
+def access_keys(folder: Path) -> tuple[str, str]:
+    """The access key and the secret key of the server with its data in ``folder``, created on first use."""
     path = folder / "keys.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,20 +74,20 @@ def keys(folder: Path) -> tuple[str, str]:
 
 
 @contextmanager
-def serving(folder: Path, port: int, buckets: Sequence[str] = (), public: Sequence[str] = ()) -> Iterator[Store]:
+def s3_server(folder: Path, port: int, buckets: Sequence[str] = (), public: Sequence[str] = ()) -> Iterator[Store]:
     """Run the server while the block runs.
 
     Args:
-        folder: holds the data, the keys and the log.
-        port: of the S3 API on loopback.
-        buckets: made if they are not there.
-        public: buckets that anyone may list and read; made too.
+        folder: Folder of the data, the keys and the log.
+        port: Port of the S3 API on loopback.
+        buckets: Buckets to create if they do not exist.
+        public: Buckets that anyone may list and read, created likewise.
 
-    Raises UserError if the port is taken or the server does not come up.
+    Raises UserError if the port is taken or the server does not start.
     """
-    if is_up(port):
-        raise UserError(f"port {port} on {HOST} is taken; stop what listens there or take another with --port")
-    access, secret = keys(folder)
+    if is_listening(port):
+        raise UserError(f"port {port} on {HOST} is taken; stop the program that listens there or choose another --port")
+    access, secret = access_keys(folder)
     identities: list[dict[str, object]] = [
         {
             "name": "bintally",
@@ -102,17 +106,17 @@ def serving(folder: Path, port: int, buckets: Sequence[str] = (), public: Sequen
     data.mkdir(exist_ok=True)
     master, volume, filer, admin = free_ports(4)
     command = [
-        _server(), "mini", f"-dir={data.resolve()}", f"-ip={HOST}", f"-ip.bind={HOST}",
+        _executable(), "mini", f"-dir={data.resolve()}", f"-ip={HOST}", f"-ip.bind={HOST}",
         f"-s3.port={port}", f"-s3.config={config.resolve()}", f"-master.port={master}", f"-volume.port={volume}",
         f"-filer.port={filer}", f"-admin.port={admin}", "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0",
         "-s3.port.lance=0", "-master.telemetry=false",
     ]  # fmt: skip
     store = Store(f"http://{HOST}:{port}", access, secret)
     with (folder / "server.log").open("wb") as log:
-        # A session of its own: Ctrl-C in the terminal must not reach it before its clients are done.
+        # In its own session, so that Ctrl-C in the terminal does not stop it before its clients.
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=folder)
     try:
-        _make_buckets(store, process, [*buckets, *public], folder)
+        _create_buckets(store, process, [*buckets, *public], folder)
         yield store
     finally:
         process.send_signal(signal.SIGTERM)
@@ -123,14 +127,14 @@ def serving(folder: Path, port: int, buckets: Sequence[str] = (), public: Sequen
             process.wait()
 
 
-def _server() -> str:
-    found = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if not found:
+def _executable() -> str:
+    path = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if not path:
         raise UserError("the SeaweedFS server `weed` is not installed; run `make setup`")
-    return found
+    return path
 
 
-def _make_buckets(store: Store, process: subprocess.Popen[bytes], buckets: Sequence[str], folder: Path) -> None:
+def _create_buckets(store: Store, process: subprocess.Popen[bytes], buckets: Sequence[str], folder: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
@@ -142,6 +146,6 @@ def _make_buckets(store: Store, process: subprocess.Popen[bytes], buckets: Seque
         except OSError as error:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise UserError(
-                    f"the S3 server did not come up ({error}); its log is {folder / 'server.log'}"
+                    f"the S3 server did not start ({error}); see its log, {folder / 'server.log'}"
                 ) from error
             time.sleep(0.2)

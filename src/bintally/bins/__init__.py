@@ -1,1 +1,1 @@
-"""What a bin is: record, source, demo bins, shards, groups, split. No torch."""
+"""What a bin is: its record, its source, and the shards it is stored in; groups of photographs and their split."""

@@ -1,4 +1,4 @@
-"""Bins that were recounted by a person: what is counted there, whatever the record says."""
+"""Corrections: the counts of bins that a person has recounted, which replace those of the records."""
 
 import csv
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from bintally.errors import UserError
 from bintally.files import write_csv
 
 HEADER = ["id", "count"]
-MOST = 1000  # items of a bin
+MAX_COUNT = 1000
 
 
 def read_corrections(path: Path) -> dict[str, int]:
-    """The count of each bin that was recounted, none where there is no file.
+    """Return the corrected count of each bin; empty if the file does not exist.
 
-    Raises UserError, with the line, where it is not ``id,count`` with each id once.
+    Raises UserError that names the line if the file is not a CSV of ``id,count`` with each id once.
     """
     if not path.exists():
         return {}
@@ -23,27 +23,32 @@ def read_corrections(path: Path) -> dict[str, int]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"'{path}' is not a CSV file that can be read: {error}") from error
+        raise UserError(f"'{path}' is not a readable CSV file: {error}") from error
     if not lines or lines[0] != HEADER:
         raise UserError(f"'{path}' must begin with the line id,count")
     counts: dict[str, int] = {}
     for number, line in enumerate(lines[1:], 2):
         if not line:
             continue
-        said = f"'{path}', line {number}: '{','.join(line)[:80]}'"
+        where = f"'{path}', line {number}: '{','.join(line)[:80]}'"
         if len(line) != 2 or not ID_PATTERN.fullmatch(line[0]):
-            raise UserError(f"{said} must be an id, a comma and a count")
-        if not (line[1].isascii() and line[1].isdecimal() and len(line[1]) <= len(str(MOST)) and int(line[1]) <= MOST):
-            raise UserError(f"{said} must have a count from 0 to {MOST}")
+            raise UserError(f"{where} must be an id, a comma and a count")
+        if not _is_count(line[1]):
+            raise UserError(f"{where} must have a count from 0 to {MAX_COUNT}")
         if line[0] in counts:
-            raise UserError(f"{said}: that bin stands further up already; take out one of the two")
+            raise UserError(f"{where} repeats an id; remove one of the two lines")
         counts[line[0]] = int(line[1])
     return counts
 
 
+def _is_count(text: str) -> bool:
+    # The length first: int() refuses numbers of thousands of digits.
+    return text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_COUNT)) and int(text) <= MAX_COUNT
+
+
 @dataclass(frozen=True)
 class Merged:
-    """How many bins were new, had another count before, or are as they were."""
+    """How many of the merged bins are new, changed their count, or stayed the same."""
 
     new: int
     changed: int
@@ -51,14 +56,14 @@ class Merged:
 
 
 def merge_corrections(path: Path, marks: Path) -> Merged:
-    """Take what ``marks`` says into the file ``path``, its counts over those there; sorted by id, whole or not at all.
+    """Merge the corrections of ``marks`` into the file ``path``, where they replace older ones; sort it by id.
 
-    Raises UserError if one of them is malformed, or ``marks`` is not there.
+    Raises UserError, and changes nothing, if one of the files is malformed or ``marks`` does not exist.
     """
     if not marks.is_file():
-        raise UserError(f"'{marks}' is not there: the audit's page exports it")
-    before, said = read_corrections(path), read_corrections(marks)
-    write_csv(path, HEADER, sorted((before | said).items()))
-    changed = sum(one in before and before[one] != count for one, count in said.items())
-    new = len(said.keys() - before.keys())
-    return Merged(new, changed, len(said) - new - changed)
+        raise UserError(f"'{marks}' does not exist; export it from the audit's page")
+    old, new = read_corrections(path), read_corrections(marks)
+    write_csv(path, HEADER, sorted((old | new).items()))
+    changed = sum(bin_id in old and old[bin_id] != count for bin_id, count in new.items())
+    added = len(new.keys() - old.keys())
+    return Merged(added, changed, len(new) - added - changed)

@@ -1,4 +1,4 @@
-"""The inventory record of a bin, and the checks a bin must pass to be learned from."""
+"""The inventory record of a bin, and the checks that records and photographs must pass."""
 
 import io
 import json
@@ -14,23 +14,23 @@ MAX_RECORD_BYTES = 4_000_000
 
 
 class BadBin(Exception):
-    """Why a bin cannot be used, in a few words."""
+    """A bin that cannot be used; the message is the reason, in a few words."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What the warehouse's book says of a bin."""
+    """The inventory record of a bin."""
 
     count: int
     """EXPECTED_QUANTITY: how many items the bin should hold."""
     asins: frozenset[str]
-    """The products in it, those of quantity 0 left out."""
+    """The products in it, without those of quantity 0."""
 
 
 def parse_record(body: bytes) -> Record:
-    """Read a record in ABID's JSON form.
+    """Parse a record in the JSON format of ABID.
 
-    Raises BadBin if it does not parse, lacks EXPECTED_QUANTITY, or its quantities do not add up to it.
+    Raises BadBin if it is not JSON, lacks EXPECTED_QUANTITY, or its quantities do not add up to it.
     """
     if len(body) > MAX_RECORD_BYTES:
         raise BadBin(f"record larger than {MAX_RECORD_BYTES} bytes")
@@ -47,18 +47,18 @@ def parse_record(body: bytes) -> Record:
     if not isinstance(items, dict):
         raise BadBin("record has no BIN_FCSKU_DATA")
     quantities = [item.get("quantity") if isinstance(item, dict) else None for item in items.values()]
-    whole = [quantity for quantity in quantities if type(quantity) is int and quantity >= 0]
-    if len(whole) < len(quantities):
+    valid = [quantity for quantity in quantities if type(quantity) is int and quantity >= 0]
+    if len(valid) < len(quantities):
         raise BadBin("an item of the record has no whole quantity")
-    if sum(whole) != count:
-        raise BadBin(f"quantities add up to {sum(whole)}, EXPECTED_QUANTITY is {count}")
+    if sum(valid) != count:
+        raise BadBin(f"quantities add up to {sum(valid)}, EXPECTED_QUANTITY is {count}")
     return Record(count, frozenset(asin for asin, item in items.items() if item["quantity"]))
 
 
 def check_image(body: bytes) -> None:
-    """Decode the photograph whole.
+    """Check that a photograph is a complete JPEG by decoding it.
 
-    Raises BadBin if it is no image, is cut short, or has more than MAX_PIXELS pixels.
+    Raises BadBin if it does not decode, is truncated, or has more than MAX_PIXELS pixels.
     """
     try:
         with Image.open(io.BytesIO(body), formats=["JPEG"]) as image:

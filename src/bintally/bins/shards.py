@@ -1,7 +1,7 @@
-"""Bins in a few tar files, with an index of where each member lies.
+"""Shards: bins in a few tar files, with an index of the members' offsets.
 
-A member holds the exact bytes of the source. Few large files are pushed and pulled several times faster than
-many small ones (benchmarks/transfer.py).
+A member holds the exact bytes of the source. DVC pushes and pulls a few large files several times faster than many
+small ones (benchmarks/transfer.py).
 """
 
 import io
@@ -20,7 +20,7 @@ SHARD_BYTES = 32 * 2**20
 
 @dataclass(frozen=True)
 class Entry:
-    """A bin in the shards; offsets and sizes in bytes."""
+    """The index entry of a bin; offsets and sizes in bytes."""
 
     id: str
     count: int
@@ -34,7 +34,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Bin:
-    """A bin on its way into a shard."""
+    """A bin with its bytes, to be written to a shard."""
 
     id: str
     count: int
@@ -44,34 +44,43 @@ class Bin:
 
 
 def write_shards(folder: Path, bins: Iterable[Bin]) -> list[Entry]:
-    """Write ``bins`` in their order to ``folder/bins-00000.tar``, … and ``folder/index.csv``.
+    """Write ``bins`` in order to ``folder/bins-00000.tar``, … and ``folder/index.csv``; return the index.
 
-    Every shard but the last holds at least SHARD_BYTES. Equal bins give equal bytes.
+    Every shard but the last has at least SHARD_BYTES. Equal bins give equal files.
     """
     entries: list[Entry] = []
-    waiting = iter(bins)
-    one = next(waiting, None)
+    remaining = iter(bins)
+    current = next(remaining, None)
     with disk_full_as_user_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for shard in itertools.count():
-            if one is None:
+            if current is None:
                 break
             name = f"bins-{shard:05d}.tar"
             with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
-                while one is not None and tar.offset < SHARD_BYTES:
-                    image = _add(tar, f"{one.id}.jpg", one.image)
-                    record = _add(tar, f"{one.id}.json", one.record)
+                while current is not None and tar.offset < SHARD_BYTES:
+                    image_offset = _add_member(tar, f"{current.id}.jpg", current.image)
+                    record_offset = _add_member(tar, f"{current.id}.json", current.record)
                     entries.append(
-                        Entry(one.id, one.count, one.group, name, image, len(one.image), record, len(one.record))
+                        Entry(
+                            id=current.id,
+                            count=current.count,
+                            group=current.group,
+                            shard=name,
+                            image_offset=image_offset,
+                            image_size=len(current.image),
+                            record_offset=record_offset,
+                            record_size=len(current.record),
+                        )
                     )
-                    one = next(waiting, None)
+                    current = next(remaining, None)
         write_csv(folder / "index.csv", [field.name for field in fields(Entry)], map(astuple, entries))
     return entries
 
 
-def _add(tar: tarfile.TarFile, name: str, body: bytes) -> int:
-    """Append a member; return where its bytes begin. A fresh TarInfo has no owner and no time."""
-    info = tarfile.TarInfo(name)
+def _add_member(tar: tarfile.TarFile, name: str, body: bytes) -> int:
+    """Append a member and return the offset of its bytes."""
+    info = tarfile.TarInfo(name)  # without an owner and a time, so that equal bins give equal files
     info.size = len(body)
     start = tar.offset + tarfile.BLOCKSIZE
     tar.addfile(info, io.BytesIO(body))
@@ -79,26 +88,26 @@ def _add(tar: tarfile.TarFile, name: str, body: bytes) -> int:
 
 
 def read_index(folder: Path) -> list[Entry]:
-    """The entries of ``folder/index.csv`` in order of id."""
-    places = ("image_offset", "image_size", "record_offset", "record_size")
+    """Read ``folder/index.csv``: the entries in order of id."""
+    integers = ("image_offset", "image_size", "record_offset", "record_size")
     return [
-        Entry(row["id"], int(row["count"]), row["group"], row["shard"], *(int(row[name]) for name in places))
+        Entry(row["id"], int(row["count"]), row["group"], row["shard"], *(int(row[name]) for name in integers))
         for row in read_csv(folder / "index.csv")
     ]
 
 
 class ShardReader:
-    """Reads members of shards by their place; may be shared between threads."""
+    """Reads members of the shards in a folder by offset; safe to share between threads."""
 
     def __init__(self, folder: Path) -> None:
         self._files = {path.name: os.open(path, os.O_RDONLY) for path in folder.glob("*.tar")}
 
     def image(self, entry: Entry) -> bytes:
-        """The photograph's bytes as they came from the source."""
+        """The bytes of the photograph, unchanged from the source."""
         return self._read(entry.shard, entry.image_offset, entry.image_size)
 
     def record(self, entry: Entry) -> bytes:
-        """The record's bytes as they came from the source."""
+        """The bytes of the record, unchanged from the source."""
         return self._read(entry.shard, entry.record_offset, entry.record_size)
 
     def _read(self, shard: str, offset: int, size: int) -> bytes:

@@ -1,6 +1,6 @@
-"""Where bins come from: objects by key, in an S3 bucket or a folder laid out like one.
+"""Sources of bins: an S3 bucket, or a folder with the same layout.
 
-A source holds ``metadata/<id>.json`` and ``bin-images/<id>.jpg``, as the public ABID bucket does.
+A source has the objects ``metadata/<id>.json`` and ``bin-images/<id>.jpg``, as the public ABID bucket does.
 """
 
 import itertools
@@ -18,23 +18,16 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
 from bintally.bins.record import ID_PATTERN
-from bintally.demo.warehouse import DemoSource
 from bintally.errors import UserError
 from bintally.params import Fetch
 
 log = logging.getLogger("bintally.source")
-TRIES = 4
-KEYS_A_TASK = 16
+MAX_ATTEMPTS = 4
+MAX_KEYS_PER_TASK = 16
 T = TypeVar("T")
-REFUSALS = (
-    "NoSuchBucket",
-    "AccessDenied",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "PermanentRedirect",
-    "301",
-    "403",
-)
+ACCESS_DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
+WRONG_REGION = ("PermanentRedirect", "301")
+NOT_RETRIED = ("NoSuchBucket", *ACCESS_DENIED, *WRONG_REGION)  # throttling and time-outs pass, these do not
 
 
 def record_key(bin_id: str) -> str:
@@ -49,14 +42,14 @@ class Source(Protocol):
     """A store of bins."""
 
     def ids(self) -> list[str]:
-        """Every id that has a record, sorted."""
+        """Return the id of every record, sorted."""
 
     def read(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
-        """Yield (key, bytes), or (key, None) where there is no such object, in any order."""
+        """Yield (key, bytes), or (key, None) if the object does not exist, in any order."""
 
 
 class ObjectSource:
-    """Bins in an object store, read many at once."""
+    """Bins in an object store, read with concurrent requests."""
 
     def __init__(self, store: ObjectStore, name: str, concurrency: int) -> None:
         self._store = store
@@ -64,8 +57,8 @@ class ObjectSource:
         self._concurrency = concurrency
 
     def ids(self) -> list[str]:
-        """Every id that has a record, sorted. Raises UserError if the store cannot be listed."""
-        listing = self._tried(
+        """Return the id of every record, sorted. Raises UserError if the store cannot be listed."""
+        listing = self._with_retries(
             "be listed",
             "metadata/",
             lambda: [entry["path"] for page in self._store.list("metadata/") for entry in page],
@@ -76,14 +69,14 @@ class ObjectSource:
         return sorted(stem for stem in stems if ID_PATTERN.fullmatch(stem))
 
     def read(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
-        """Yield (key, bytes or None). Raises UserError where an object cannot be read after a few tries."""
-        # Several keys a task: handing over each one by itself would cost about as much as reading it.
-        share = max(1, min(KEYS_A_TASK, len(keys) // (4 * self._concurrency)))
-        parts = [keys[start : start + share] for start in range(0, len(keys), share)]
+        """Yield (key, bytes or None). Raises UserError if an object cannot be read in MAX_ATTEMPTS attempts."""
+        # Several keys per task: a task of one key would cost about as much as reading it.
+        size = max(1, min(MAX_KEYS_PER_TASK, len(keys) // (4 * self._concurrency)))
+        chunks = [keys[start : start + size] for start in range(0, len(keys), size)]
         with ThreadPoolExecutor(self._concurrency) as pool:
             try:
-                for part, bodies in zip(parts, pool.map(self._get_all, parts), strict=True):
-                    yield from zip(part, bodies, strict=True)
+                for chunk, bodies in zip(chunks, pool.map(self._get_all, chunks), strict=True):
+                    yield from zip(chunk, bodies, strict=True)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
@@ -92,49 +85,51 @@ class ObjectSource:
 
     def _get(self, key: str) -> bytes | None:
         try:
-            return self._tried("be read", key, lambda: bytes(self._store.get(key).bytes()))
+            return self._with_retries("be read", key, lambda: bytes(self._store.get(key).bytes()))
         except FileNotFoundError:
             return None
 
-    def _tried(self, what: str, key: str, action: Callable[[], T]) -> T:
-        """The result of ``action``, tried a few times. Raises FileNotFoundError as it is, UserError for the rest."""
+    def _with_retries(self, purpose: str, key: str, request: Callable[[], T]) -> T:
+        """Return the result of a request, with retries and exponential backoff.
+
+        Raises FileNotFoundError if the object does not exist, UserError for any other failure.
+        """
         for attempt in itertools.count(1):
             try:
-                return action()
+                return request()
             except (BaseError, OSError) as error:
                 code = _code(error)
                 if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
                     raise
-                # A refusal stays one however often it is asked again; throttling and time-outs pass.
-                if attempt == TRIES or code in REFUSALS:
-                    raise self._fault(what, error) from error
-                log.info("%s/%s: try %d of %d failed, trying again", self._name, key, attempt, TRIES)
+                if attempt == MAX_ATTEMPTS or code in NOT_RETRIED:
+                    raise self._user_error(purpose, error) from error
+                log.info("%s/%s: attempt %d of %d failed, retrying", self._name, key, attempt, MAX_ATTEMPTS)
                 time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
 
-    def _fault(self, what: str, error: Exception) -> UserError:
+    def _user_error(self, purpose: str, error: Exception) -> UserError:
         code = _code(error)
         if code == "NoSuchBucket":
-            return UserError(f"{self._name}: there is no such bucket; check fetch.source")
-        if code in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"):
+            return UserError(f"{self._name}: the bucket does not exist; check fetch.source")
+        if code in ACCESS_DENIED:
             return UserError(
-                f"{self._name} may not {what}: access denied; check that fetch.source exists, name the ids in "
-                "fetch.ids if only listing is forbidden, or sign with AWS credentials by fetch.anonymous: false"
+                f"{self._name} cannot {purpose}: access denied; check that fetch.source exists, list the ids in "
+                "fetch.ids if only listing is forbidden, or set fetch.anonymous: false to sign with AWS credentials"
             )
-        if code in ("PermanentRedirect", "301"):
-            return UserError(f"{self._name} lies in another region; set fetch.region")
+        if code in WRONG_REGION:
+            return UserError(f"{self._name} is in another region; set fetch.region")
         cause = " ".join(str(error).partition("Debug source")[0].split())
-        return UserError(f"{self._name} cannot {what}: {cause[:200]}; check fetch.endpoint and the network")
+        return UserError(f"{self._name} cannot {purpose}: {cause[:200]}; check fetch.endpoint and the network")
 
 
 def _code(error: Exception) -> str | None:
-    """The S3 error code of a failed request, or its HTTP status where the server gave none."""
+    """The S3 error code of a failed request, or its HTTP status if the server gave no code."""
     found = re.search(r"<Code>(\w+)</Code>", str(error)) or re.search(r"status code: (\d+)", str(error))
     return found[1] if found else None
 
 
 def _credentials() -> Any:
-    """A callable that gives obstore the credentials AWS tools would use: environment, profile, role."""
+    """A credential provider for obstore: environment, profile or role, in the order of the AWS tools."""
     from botocore.session import Session
 
     found = Session().get_credentials()
@@ -154,13 +149,14 @@ def _credentials() -> Any:
 
 
 def open_source(fetch: Fetch) -> Source:
-    """The source that ``fetch`` names. Raises UserError if it cannot be one."""
-    if fetch.source == "demo":
-        return DemoSource(fetch.demo_bins, fetch.seed)
+    """Open the bucket or folder `fetch.source`. Raises UserError if the folder does not exist.
+
+    `demo` is none of the two; the caller opens it as a :class:`bintally.demo.warehouse.DemoSource`.
+    """
     if not fetch.source.startswith("s3://"):
         folder = Path(fetch.source)
         if not folder.is_dir():
-            raise UserError(f"fetch.source: '{fetch.source}' is neither demo, nor s3://…, nor a folder that exists")
+            raise UserError(f"fetch.source: '{fetch.source}' is neither demo, nor s3://…, nor an existing folder")
         return ObjectSource(LocalStore(folder.resolve()), fetch.source, fetch.concurrency)
     url = urlsplit(fetch.source)
     if fetch.anonymous:
@@ -172,7 +168,7 @@ def open_source(fetch: Fetch) -> Source:
         prefix=url.path.strip("/") or None,
         endpoint=fetch.endpoint or f"https://s3.{fetch.region}.amazonaws.com",
         region=fetch.region,
-        # Retries are ours, where they are logged.
+        # obstore does not log its retries, so ObjectSource retries.
         retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=0)},
         client_options={"allow_http": True, "connect_timeout": "5s", "timeout": "60s"},
         **access,

@@ -1,4 +1,4 @@
-"""What an interrupted fetch has already got, so that nothing is fetched twice."""
+"""Objects kept on disk while a fetch is under way, so that an interrupted one fetches nothing twice."""
 
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -10,34 +10,34 @@ from bintally.errors import UserError
 
 
 class Staging:
-    """Objects by key in one SQLite file: each is whole or absent, whatever kills the process."""
+    """Objects by key in one SQLite file; each is complete or absent, even after the process is killed."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._database = sqlite3.connect(path, isolation_level=None)
-        with self._clear_faults():
+        with self._database_errors_as_user_errors():
             self._database.executescript(
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
                 "CREATE TABLE IF NOT EXISTS object (key TEXT PRIMARY KEY, body BLOB)"
             )
 
     def fetch(self, source: Source, keys: Iterable[str]) -> Iterable[str]:
-        """Get the objects not here yet; yield each key as it arrives, those already here first.
+        """Read the objects that are not stored yet and store them; yield each key, the ones already stored first.
 
         Raises UserError if the disk is full or the source fails.
         """
-        wanted = list(keys)
-        have = [key for key in wanted if self._has(key)]
-        yield from have
-        missing = sorted(set(wanted).difference(have))
+        requested = list(keys)
+        stored = [key for key in requested if self._has(key)]
+        yield from stored
+        missing = sorted(set(requested).difference(stored))
         for key, body in source.read(missing):
-            with self._clear_faults():
+            with self._database_errors_as_user_errors():
                 self._database.execute("INSERT INTO object VALUES (?, ?)", (key, body))
             yield key
 
     def get(self, key: str) -> bytes | None:
-        """The bytes of an object that was fetched; None where the source has none."""
+        """Return the bytes of a fetched object; None if the source does not have it. Raises KeyError if not fetched."""
         row = self._database.execute("SELECT body FROM object WHERE key = ?", (key,)).fetchone()
         if row is None:
             raise KeyError(key)
@@ -48,7 +48,7 @@ class Staging:
             return found.fetchone() is not None
 
     @contextmanager
-    def _clear_faults(self) -> Iterator[None]:
+    def _database_errors_as_user_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.DatabaseError as error:
@@ -56,7 +56,7 @@ class Staging:
                 raise UserError(
                     f"the disk is full: could not write {self._path}; free some space and run it again"
                 ) from error
-            raise UserError(f"{self._path} cannot be used ({error}); remove it to fetch anew") from error
+            raise UserError(f"{self._path} cannot be used ({error}); delete it to fetch everything again") from error
 
     def close(self) -> None:
         self._database.close()

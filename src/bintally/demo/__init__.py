@@ -1,1 +1,1 @@
-"""The demo warehouse: bins that the project renders itself, so that a fresh machine needs no data. No torch."""
+"""The demo: an invented warehouse and the renderer of its photographs."""

@@ -1,8 +1,8 @@
-"""The demo warehouse: bins that this project invents and draws itself, in the layout of the real data.
+"""The demo warehouse: invented bins, rendered here, in the layout of the real data.
 
-Everything is a function of (seed, number): the same bytes on every run, in any order, however many bins
-there are.  Numbers come in blocks of six; those of a block that share a letter of its pattern are photographs
-of one bin, each with one item more or fewer than the one before.
+The files of a bin are a function of (seed, number): the same bytes on every run, in any order, for any number of bins.
+Numbers come in blocks of six; those of a block that share a letter of its pattern are photographs of the same bin, each
+with one item more or fewer than the one before.
 """
 
 import json
@@ -19,9 +19,9 @@ import numpy as np
 from bintally.demo.render import Item, Kind, Photo, Product, Rng, render, to_jpeg
 
 DefectKind = Literal[
-    "wrong record",  # its quantities agree with EXPECTED_QUANTITY, not with what is drawn
+    "wrong record",  # the quantities agree with EXPECTED_QUANTITY but not with the items in the photograph
     "blurred",
-    "broken image",  # a JPEG that ends too early
+    "broken image",  # a truncated JPEG
     "missing image",
     "broken record",  # not JSON
     "no expected quantity",
@@ -33,21 +33,21 @@ DEFECT_SHARES = (0.03, 0.03, 0.002, 0.002, 0.002, 0.002, 0.002)
 COUNT_SHARES = np.array([0.03, 0.075, 0.15, 0.19, 0.165, 0.125, 0.105, 0.09, 0.07])  # of 0, 1, … 8 items
 PATTERNS = ("ABACCD", "ABABCC", "AAABCC", "ABCCDC", "AABBCB")
 BLOCK = len(PATTERNS[0])
-TOPICS = ("pattern", "bin", "shot", "fault", "record")  # one stream of random numbers for each
-BATCH = 1024  # images handed to the pool at once, so that a slow reader does not fill the memory
-WORTH_A_PROCESS = 32  # images: fewer are drawn sooner than another process starts
+TOPICS = ("pattern", "bin", "shot", "defect", "record")  # each has its own stream of random numbers
+BATCH = 1024  # images submitted to the pool at once, so that a slow reader does not fill the memory
+MIN_IMAGES_PER_PROCESS = 32  # starting a process takes longer than rendering fewer
 
 SIZE = (0.56, 0.68)  # of an item that is alone in its bin, sides of a square as large as the opening
-FRUGAL = 0.12  # the size of an item falls with count ** FRUGAL
-SPREAD = 0.12  # of the logarithm of the size of one bin's products
-FILLED = (1.0, 1.2)  # at most, the widths of the columns together over that of the bin: above 1 they overlap
+SIZE_EXPONENT = 0.12  # the size of an item falls with count ** SIZE_EXPONENT
+SIZE_SPREAD = 0.12  # standard deviation of the logarithm of the size of one bin's products
+FILLED = (1.0, 1.2)  # maximum width of all columns together over that of the bin; above 1 they overlap
 COPIES = (0.5, 0.27, 0.14, 0.09)  # shares of products with 1, 2, 3 and 4 copies
-WAYS = {"row": 0.6, "pile": 0.32, "deep": 0.08}  # how copies lie; deep: one behind the other
-STACKED = 0.75  # the share of the heaps that could lie on another which do
+ARRANGEMENTS = {"row": 0.6, "pile": 0.32, "deep": 0.08}  # of copies; deep: one behind the other
+STACKED = 0.75  # share of the heaps that are stacked, of those that fit on another
 LEAN = {"box": 6.0, "book": 12.0, "bottle": 4.0, "bag": 14.0}  # degrees
 INCHES = 11.0  # the height of a bin
 
-# Of each kind: how common it is, the height of its face over its width, its goods.
+# Each kind: its share of the products, the range of height over width of its front, its products.
 KINDS: dict[Kind, tuple[float, tuple[float, float], str]] = {
     "box": (0.42, (0.6, 1.5), "Desk Lamp,Tea Sampler,Puzzle 500 Pieces,Night Light,Phone Stand"),
     "book": (0.22, (2.8, 6.0), "Lantern Road,History of Salt,Winter Orchard,Field Guide,Two Rivers"),
@@ -60,74 +60,74 @@ EXTRAS = ("", "", ", Pack of 2", ", Blue", " (Large)", ", 6 Count", ", Second Ed
 
 @dataclass(frozen=True)
 class Bin:
-    """One bin of the demo warehouse and the truth about it."""
+    """One bin of the demo warehouse: its true contents and its defect."""
 
-    photo: Photo  # what is drawn; its items are the true ones
-    fault: DefectKind | None
-    group: int  # the lowest number that shows the same bin: twins have the same
+    photo: Photo  # its items are the true ones
+    defect: DefectKind | None
+    group: int  # the lowest number of a photograph of the same bin
 
     @property
     def count(self) -> int:
-        """The number of items that are drawn."""
+        """The true number of items."""
         return len(self.photo.items)
 
 
 @dataclass(frozen=True)
 class DemoWarehouse:
-    """Every bin of one seed (not negative) and the two files of each.  Bins are numbered from 1."""
+    """All bins of one seed (not negative), numbered from 1, and the two files of each."""
 
     seed: int
 
     def bin(self, number: int) -> Bin:
-        """What is true of bin `number`."""
+        """Return the true contents of bin `number`."""
         block, place = divmod(number - 1, BLOCK)
         pattern = PATTERNS[self._rng("pattern", block).integers(len(PATTERNS))]
         group = block * BLOCK + pattern.index(pattern[place]) + 1
         rng, shot = self._rng("bin", group), self._rng("shot", number)
-        counts = _counts(rng, photos=pattern.count(pattern[place]))
-        photo = Photo(*_size(rng), bin=int(rng.integers(2**63)), shot=int(shot.integers(2**63)), items=())
+        counts = _draw_counts(rng, photos=pattern.count(pattern[place]))
+        photo = Photo(*_draw_size(rng), bin=int(rng.integers(2**63)), shot=int(shot.integers(2**63)), items=())
         left, top, right, bottom = replace(photo, shot=0).opening
         arrivals = _arrange(rng, max(counts), (right - left) / (bottom - top))
         count = counts[pattern[:place].count(pattern[place])]
         items = tuple(item for turn, item in arrivals if turn < count)
-        fault = self.fault(number)
-        blur = photo.width * float(shot.uniform(0.010, 0.018)) if fault == "blurred" else 0.0
-        return Bin(replace(photo, items=items, blur=blur), fault, group)
+        defect = self.defect(number)
+        blur = photo.width * float(shot.uniform(0.010, 0.018)) if defect == "blurred" else 0.0
+        return Bin(replace(photo, items=items, blur=blur), defect, group)
 
-    def fault(self, number: int) -> DefectKind | None:
-        """What is wrong with bin `number`: nothing, or one thing."""
-        draw = self._rng("fault", number).random()
+    def defect(self, number: int) -> DefectKind | None:
+        """Return the defect of bin `number`, if it has one."""
+        draw = self._rng("defect", number).random()
         kind = int(np.searchsorted(np.cumsum(DEFECT_SHARES), draw, side="right"))
         return DEFECTS[kind] if kind < len(DEFECTS) else None
 
     def image(self, number: int) -> bytes | None:
-        """The JPEG file of bin `number`, or None where the warehouse has lost it."""
+        """Return the JPEG file of bin `number`, or None if it is missing."""
         bin_ = self.bin(number)
-        if bin_.fault == "missing image":
+        if bin_.defect == "missing image":
             return None
         data = to_jpeg(render(bin_.photo))
-        return data[: len(data) * 3 // 5] if bin_.fault == "broken image" else data
+        return data[: len(data) * 3 // 5] if bin_.defect == "broken image" else data
 
     def record(self, number: int) -> bytes:
-        """The JSON file of bin `number` as the warehouse's book has it."""
+        """Return the JSON file of bin `number`."""
         bin_, rng = self.bin(number), self._rng("record", number)
-        book = Counter(item.product for item in bin_.photo.items)
-        if bin_.fault == "wrong record":
-            _miscount(rng, book)
-        entries = [_entry(product, quantity) for product, quantity in book.items() if quantity]
+        quantities = Counter(item.product for item in bin_.photo.items)
+        if bin_.defect == "wrong record":
+            _miscount(rng, quantities)
+        entries = [_entry(product, quantity) for product, quantity in quantities.items() if quantity]
         record: dict[str, Any] = {"BIN_FCSKU_DATA": {entry["asin"]: entry for entry in entries}}
-        if bin_.fault != "no expected quantity":
-            error = int(rng.integers(1, 3)) if bin_.fault == "quantities disagree" else 0
-            record["EXPECTED_QUANTITY"] = book.total() + error
+        if bin_.defect != "no expected quantity":
+            error = int(rng.integers(1, 3)) if bin_.defect == "quantities disagree" else 0
+            record["EXPECTED_QUANTITY"] = quantities.total() + error
         text = json.dumps(record, indent=4, sort_keys=True)
-        return (text[: len(text) // 2] if bin_.fault == "broken record" else text).encode()
+        return (text[: len(text) // 2] if bin_.defect == "broken record" else text).encode()
 
     def _rng(self, topic: str, number: int) -> Rng:
         return np.random.default_rng([self.seed, TOPICS.index(topic), number])
 
 
 class DemoSource:
-    """The first `bins` bins of the demo warehouse as a source of objects."""
+    """The first `bins` bins of the demo warehouse, as a source of objects."""
 
     def __init__(self, bins: int, seed: int) -> None:
         """Raises ValueError if `bins` is less than 1 or `seed` is negative."""
@@ -137,37 +137,37 @@ class DemoSource:
         self._warehouse = DemoWarehouse(seed)
 
     def ids(self) -> list[str]:
-        """Every id, sorted: "00001", "00002", …"""
+        """Return every id, sorted: "00001", "00002", …"""
         width = max(5, len(str(self._bins)))
         return [f"{number:0{width}}" for number in range(1, self._bins + 1)]
 
     def read(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
-        """Yield each of `keys` with its bytes, or with None where there is no such object.
+        """Yield (key, bytes), or (key, None) if the object does not exist; images are rendered on all cores.
 
-        Keys are "metadata/<id>.json" and "bin-images/<id>.jpg".  All cores this process may use draw.
+        Keys are "metadata/<id>.json" and "bin-images/<id>.jpg".
         """
         ids = self.ids()
         records = {f"metadata/{id_}.json": number for number, id_ in enumerate(ids, 1)}
         images = {f"bin-images/{id_}.jpg": number for number, id_ in enumerate(ids, 1)}
         yield from ((key, None) for key in keys if key not in records and key not in images)
         yield from ((key, self._warehouse.record(records[key])) for key in keys if key in records)
-        wanted = [key for key in keys if key in images]
-        processes = min(len(os.sched_getaffinity(0)), len(wanted) // WORTH_A_PROCESS)
+        image_keys = [key for key in keys if key in images]
+        processes = min(len(os.sched_getaffinity(0)), len(image_keys) // MIN_IMAGES_PER_PROCESS)
         if processes < 2:
-            yield from ((key, self._warehouse.image(images[key])) for key in wanted)
+            yield from ((key, self._warehouse.image(images[key])) for key in image_keys)
             return
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-            for start in range(0, len(wanted), BATCH):
-                batch = wanted[start : start + BATCH]
-                drawn = pool.map(self._warehouse.image, [images[key] for key in batch], chunksize=8)
-                yield from zip(batch, drawn, strict=True)
+            for start in range(0, len(image_keys), BATCH):
+                batch = image_keys[start : start + BATCH]
+                rendered = pool.map(self._warehouse.image, [images[key] for key in batch], chunksize=8)
+                yield from zip(batch, rendered, strict=True)
 
 
-def _counts(rng: Rng, photos: int) -> list[int]:
-    """The number of items in each of `photos` photographs of one bin, each one off the one before."""
+def _draw_counts(rng: Rng, photos: int) -> list[int]:
+    """Draw the count of each of `photos` photographs of the same bin; each differs from the one before by one."""
     shares = COUNT_SHARES.copy()
     if photos > 1:
-        shares[0] = 0.0  # twins share a product, so neither is empty
+        shares[0] = 0.0  # photographs of the same bin share a product, so none is empty
     counts = [int(rng.choice(len(shares), p=shares / shares.sum()))]
     while len(counts) < photos:
         step = int(rng.choice((-1, 1)))
@@ -175,36 +175,36 @@ def _counts(rng: Rng, photos: int) -> list[int]:
     return counts
 
 
-def _size(rng: Rng) -> tuple[int, int]:
-    """Width and height of a photograph in pixels; four of five are landscape."""
+def _draw_size(rng: Rng) -> tuple[int, int]:
+    """Draw the width and height of a photograph, pixels; four of five are landscape."""
     long = int(rng.triangular(340, 420, 650))
     if rng.random() < 0.8:
         return long, max(300, int(long / rng.uniform(1.1, 1.7)))
     return max(300, int(long * rng.uniform(0.62, 0.98))), long
 
 
-def _product(rng: Rng, size: float) -> Product:
-    """Invent a product about `size` bin heights wide and high."""
+def _draw_product(rng: Rng, size: float) -> Product:
+    """Draw a product about `size` bin heights wide and high."""
     kind = list(KINDS)[rng.choice(len(KINDS), p=[share for share, _, _ in KINDS.values()])]
-    _, ratios, goods = KINDS[kind]
-    title = f"{rng.choice(MAKERS)} {rng.choice(goods.split(','))}{rng.choice(EXTRAS)}"
-    size *= rng.lognormal(0, SPREAD) * (0.75 if kind == "book" else 1.0)
+    _, ratios, products = KINDS[kind]
+    title = f"{rng.choice(MAKERS)} {rng.choice(products.split(','))}{rng.choice(EXTRAS)}"
+    size *= rng.lognormal(0, SIZE_SPREAD) * (0.75 if kind == "book" else 1.0)
     slim, depth = rng.uniform(*ratios) ** 0.5, size * rng.uniform(0.4, 1.2)
     return Product(kind, title, width=size / slim, height=size * slim, depth=depth, look=int(rng.integers(2**63)))
 
 
 def _arrange(rng: Rng, count: int, width: float) -> list[tuple[int, Item]]:
-    """Lay `count` items into a bin `width` wide, farthest first; with each its turn of arrival.
+    """Place `count` items in a bin `width` wide; return them farthest first, each with its order of arrival.
 
-    The copies of a product make a heap, heaps lie on each other where there is room, columns side by side.
+    The copies of a product form a heap, heaps are stacked in columns where they fit, columns stand side by side.
     """
-    size = rng.uniform(*SIZE) * width**0.5 * max(count, 1) ** -FRUGAL
+    size = rng.uniform(*SIZE) * width**0.5 * max(count, 1) ** -SIZE_EXPONENT
     columns: list[list[Item]] = []
     while missing := count - sum(map(len, columns)):
-        heap = _heap(rng, _product(rng, size), min(missing, int(rng.choice((1, 2, 3, 4), p=COPIES))))
-        right, top = _reach(heap)
+        heap = _heap(rng, _draw_product(rng, size), min(missing, int(rng.choice((1, 2, 3, 4), p=COPIES))))
+        right, top = _right_and_top(heap)
         for column in columns:
-            wide, floor = _reach(column)
+            wide, floor = _right_and_top(column)
             if right < 1.5 * wide and top + floor < 1.1 and rng.random() < STACKED:
                 aside = (wide - right) * rng.uniform(0.2, 0.8)
                 column += [replace(item, x=item.x + aside, y=item.y + floor) for item in heap]
@@ -212,14 +212,14 @@ def _arrange(rng: Rng, count: int, width: float) -> list[tuple[int, Item]]:
         else:
             columns.append(heap)
     rng.shuffle(columns)
-    widths = [_reach(column)[0] for column in columns]
-    total, tall = sum(widths), max((_reach(column)[1] for column in columns), default=1.0)
+    widths = [_right_and_top(column)[0] for column in columns]
+    total, tall = sum(widths), max((_right_and_top(column)[1] for column in columns), default=1.0)
     scale = min(1.0, width * rng.uniform(*FILLED) / max(total, 0.1), rng.uniform(0.9, 1.05) / tall)
     gaps = rng.dirichlet(np.full(len(columns) + 1, 2.0)) * (width - scale * total)
     turns, left, placed = rng.permutation(count).tolist(), 0.0, list[tuple[int, Item]]()
     for column, gap, across in zip(columns, gaps, widths, strict=False):
         left, back = left + gap, rng.uniform(0, 0.4)
-        first = sorted(turns.pop() for _ in column)  # what lies below came before what lies on it
+        first = sorted(turns.pop() for _ in column)  # what lies below arrived before what lies on it
         for turn, item in zip(first, column, strict=True):
             p = item.product
             p = replace(p, width=p.width * scale, height=p.height * scale, depth=p.depth * scale)
@@ -230,12 +230,12 @@ def _arrange(rng: Rng, count: int, width: float) -> list[tuple[int, Item]]:
 
 
 def _heap(rng: Rng, product: Product, copies: int) -> list[Item]:
-    """Copies of one product in a row, in piles or behind each other, the first at the left wall."""
-    kind, way = product.kind, rng.choice(list(WAYS), p=list(WAYS.values()))
-    level = int(rng.integers(2, 4)) if way == "pile" and kind != "bottle" else 1
+    """Place copies of one product in a row, in piles or behind each other, from the left wall."""
+    kind, arrangement = product.kind, rng.choice(list(ARRANGEMENTS), p=list(ARRANGEMENTS.values()))
+    level = int(rng.integers(2, 4)) if arrangement == "pile" and kind != "bottle" else 1
     lying = product.height > product.width and (level > 1 or (kind == "book" and rng.random() < 0.25))
     w, h = Item(product, 0, 0, 0, 0, lying).extent
-    stride, deeper = (rng.uniform(0.3, 0.6), 0.2) if way == "deep" else (rng.uniform(0.85, 1.05), 0.0)
+    stride, deeper = (rng.uniform(0.3, 0.6), 0.2) if arrangement == "deep" else (rng.uniform(0.85, 1.05), 0.0)
     lean = 0.0 if lying or level > 1 else rng.normal(0, LEAN[kind])
     tilts = lean + rng.normal(0, 1 + LEAN[kind] / 4, copies)
     aside = w * rng.normal(0.5, 0.03, copies)
@@ -245,13 +245,13 @@ def _heap(rng: Rng, product: Product, copies: int) -> list[Item]:
     ]
 
 
-def _reach(items: list[Item]) -> tuple[float, float]:
-    """How far a heap or column comes to the right, and how high."""
+def _right_and_top(items: list[Item]) -> tuple[float, float]:
+    """The right end and the height of a heap or column."""
     return max(it.x + it.extent[0] / 2 for it in items), max(it.y + it.extent[1] for it in items)
 
 
 def _entry(product: Product, quantity: int) -> dict[str, Any]:
-    """The entry of one product in a record, one of its fields null now and then."""
+    """The entry of one product in a record; 4 % have a field that is null."""
     rng = np.random.default_rng(product.look)
     letters = list("0123456789" if product.kind == "book" else "0123456789ABCDEFGHJKLMNPQRSTUVWXYZ")
     sides = {"height": product.depth, "length": product.height, "width": product.width}
@@ -265,11 +265,11 @@ def _entry(product: Product, quantity: int) -> dict[str, Any]:
     return entry
 
 
-def _miscount(rng: Rng, book: Counter[Product]) -> None:
-    """Make `book` wrong by one or two items, as if some had been put in or taken out unseen."""
+def _miscount(rng: Rng, quantities: Counter[Product]) -> None:
+    """Add or remove one or two items."""
     change = int(rng.integers(1, 3))
-    if book.total() > change and rng.random() < 0.5:
-        there = list(book.elements())
-        book.subtract(there[k] for k in rng.permutation(len(there))[:change])
+    if quantities.total() > change and rng.random() < 0.5:
+        items = list(quantities.elements())
+        quantities.subtract(items[k] for k in rng.permutation(len(items))[:change])
     else:
-        book[_product(rng, SIZE[0])] += change
+        quantities[_draw_product(rng, SIZE[0])] += change

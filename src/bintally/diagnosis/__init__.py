@@ -1,1 +1,1 @@
-"""What is wrong with a training run: profile, rules, figures."""
+"""The diagnosis of a training run: profile, evidence, rules, report."""

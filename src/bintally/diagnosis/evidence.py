@@ -1,4 +1,4 @@
-"""What the rules of a diagnosis are held against."""
+"""The evidence that the rules of a diagnosis are checked against."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,98 +8,102 @@ import numpy as np
 
 from bintally.scoring.metrics import Floats, LabelledPredictions, evaluate
 
-COPY = 0.1
+NEAR_DUPLICATE = 0.1  # distance to another bin, as a fraction of the median distance to the nearest
 RESAMPLES = 500
+DISTANCE_ROWS = 512  # rows whose distances are in memory at once
 
 
 class NoEvidence(Exception):
-    """There is no evidence; why."""
+    """A rule cannot be checked; the message is the reason."""
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What a finished model says of the validation bins."""
+class ValidationOutputs:
+    """The outputs of a finished model for the validation bins."""
 
-    scored: LabelledPredictions
-    """The probabilities of all it has learned, not calibrated."""
+    predictions: LabelledPredictions
+    """Not calibrated."""
     dead_units: float
-    """Share of the head's hidden units that are zero for every one of them."""
+    """Share of the head's hidden units that are zero for every bin."""
 
-    def against_chance(self) -> tuple[float, float, float]:
-        """Accuracy, the lower end of its 95 % interval (by group), and the share of the most frequent count."""
-        figures = evaluate(self.scored, RESAMPLES, seed=0)
-        _, numbers = np.unique(self.scored.truth, return_counts=True)
-        low = figures["interval_95"]["most_probable"]["accuracy"][0]
-        return figures["most_probable"]["accuracy"], low, float(numbers.max() / numbers.sum())
+    def accuracy(self) -> tuple[float, float]:
+        """Return the accuracy and the lower end of its 95 % interval, bootstrapped by group."""
+        metrics = evaluate(self.predictions, RESAMPLES, seed=0)
+        return metrics["most_probable"]["accuracy"], metrics["interval_95"]["most_probable"]["accuracy"][0]
+
+    def majority_share(self) -> float:
+        """Return the share of the most frequent count: the accuracy of always predicting it."""
+        _, numbers = np.unique(self.predictions.truth, return_counts=True)
+        return float(numbers.max() / numbers.sum())
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Of one configuration. What is read of it raises NoEvidence where it is not there."""
+    """The evidence on one set of parameters. The methods raise NoEvidence if theirs is missing."""
 
     profile: Mapping[str, Any]
-    """As :func:`bintally.diagnosis.profiling.profile_steps` gives it."""
+    """See :func:`bintally.diagnosis.profiling.profile_steps`."""
     epochs: Sequence[Mapping[str, float]]
-    """The curves of a run, finished or not: see :class:`bintally.training.loop.EpochMetrics`."""
-    fault: str
-    """Why the run failed; empty: it did not."""
-    learned: Learned | None
-    """None: there is no model of these parameters."""
-    bins: Mapping[int, int]
+    """The metrics of each epoch of a run, finished or not: see :class:`bintally.training.loop.EpochMetrics`."""
+    failure: str
+    """The error that ended the run; empty if there was none."""
+    outputs: ValidationOutputs | None
+    """None if no model was trained with these parameters."""
+    train_counts: Mapping[int, int]
     """Number of training bins by count."""
-    copies: float
-    """Share of bins whose picture is all but that of another bin with another count: see :func:`near_duplicate_share`."""
+    near_duplicates: float
+    """See :func:`near_duplicate_share`."""
 
-    def profiled(self, key: str) -> Any:
-        """A figure of the profile."""
+    def profile_value(self, key: str) -> Any:
+        """Return an entry of the profile."""
         if key not in self.profile:
-            raise NoEvidence(f"the steps to be profiled failed: {self.profile.get('fault', 'no reason was given')}")
+            raise NoEvidence(f"the profiled steps failed: {self.profile.get('failure', 'unknown reason')}")
         return self.profile[key]
 
-    def alone_s(self) -> Sequence[float]:
-        """Seconds a step of each of several ranks alone."""
-        self.profiled("step_s")
-        if "alone_s" not in self.profile:
-            raise NoEvidence("one rank has nobody to wait for")
-        alone: Sequence[float] = self.profile["alone_s"]
-        return alone
+    def solo_step_s(self) -> Sequence[float]:
+        """Return the seconds per step of each rank without the others, if there are several."""
+        self.profile_value("step_s")
+        if "solo_step_s" not in self.profile:
+            raise NoEvidence("there is only one rank")
+        seconds: Sequence[float] = self.profile["solo_step_s"]
+        return seconds
 
-    def fault_with(self, words: str) -> str:
-        """The fault of the run, or of the profiled steps, that holds these words; empty: neither does."""
-        return next((fault for fault in (self.fault, self.profile.get("fault", "")) if words in fault), "")
+    def failure_containing(self, text: str) -> str:
+        """Return the failure of the run or of the profiled steps if it contains ``text``, else an empty string."""
+        return next((failure for failure in (self.failure, self.profile.get("failure", "")) if text in failure), "")
 
-    def curve(self, name: str, least: int) -> Floats:
-        """A figure by epoch, finite, of at least so many."""
-        if len(self.epochs) < least:
-            raise NoEvidence(f"{len(self.epochs)} epochs of these parameters are here, {least} are needed: `dvc repro`")
+    def curve(self, name: str, min_epochs: int) -> Floats:
+        """Return a metric of all epochs, if there are enough and all values are finite."""
+        if len(self.epochs) < min_epochs:
+            raise NoEvidence(f"{len(self.epochs)} epochs of these parameters, {min_epochs} are needed; run `dvc repro`")
         values = np.array([epoch[name] for epoch in self.epochs])
         if not np.isfinite(values).all():
-            raise NoEvidence(f"{name.replace('_', ' ')}: not finite in {int((~np.isfinite(values)).sum())} epochs")
+            raise NoEvidence(f"{name.replace('_', ' ')} is not finite in {int((~np.isfinite(values)).sum())} epochs")
         return values
 
-    def model(self) -> Learned:
-        """What the finished model says."""
-        if self.learned is None:
-            raise NoEvidence("no model of these parameters is here: `dvc repro`")
-        return self.learned
+    def validation_outputs(self) -> ValidationOutputs:
+        if self.outputs is None:
+            raise NoEvidence("no model of these parameters; run `dvc repro`")
+        return self.outputs
 
 
 def near_duplicate_share(signatures: Floats, counts: Sequence[int]) -> float:
-    """The share of bins whose picture is all but that of another bin with another count.
+    """Return the share of bins that have a near-duplicate with another count.
 
-    All but: nearer than COPY of the median distance to the nearest.
+    A near-duplicate is closer than NEAR_DUPLICATE of the median distance of a bin to its nearest neighbour.
 
     Args:
-        signatures: (bins, width), what pictures are compared by.
-        counts: (bins,) of their records.
+        signatures: (bins, width) vectors to measure Euclidean distances between.
+        counts: (bins,) of the records.
     """
-    values, of_bins = np.asarray(signatures, dtype=np.float64), np.asarray(counts)
+    values, labels = np.asarray(signatures, dtype=np.float64), np.asarray(counts)
     norms = (values**2).sum(1)
-    nearest, other = np.full(len(values), np.inf), np.full(len(values), np.inf)
-    for start in range(0, len(values), 512):  # so that not all distances are held at once
-        rows = slice(start, start + 512)
+    nearest, nearest_with_other_count = np.full(len(values), np.inf), np.full(len(values), np.inf)
+    for start in range(0, len(values), DISTANCE_ROWS):
+        rows = slice(start, start + DISTANCE_ROWS)
         squares = (norms[rows, None] + norms - 2 * values[rows] @ values.T).clip(0)
         squares[np.arange(len(squares)), np.arange(start, start + len(squares))] = np.inf
         nearest[rows] = squares.min(1)
-        other[rows] = np.where(of_bins[rows, None] != of_bins, squares, np.inf).min(1)
-    return float((np.sqrt(other) < COPY * np.median(np.sqrt(nearest))).mean())
+        nearest_with_other_count[rows] = np.where(labels[rows, None] != labels, squares, np.inf).min(1)
+    limit = NEAR_DUPLICATE * np.median(np.sqrt(nearest))
+    return float((np.sqrt(nearest_with_other_count) < limit).mean())

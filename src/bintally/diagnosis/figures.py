@@ -1,22 +1,23 @@
-"""Pictures of a diagnosis: where a step's time goes, what the curves do, what the model answers."""
+"""Figures of a diagnosis: the time of a step, the curves, the confusion matrix."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from bintally.diagnosis.evidence import Evidence
-from bintally.scoring.figures import BLUE, GREY, ORANGE, confusion_picture
+from bintally.diagnosis.evidence import Evidence, ValidationOutputs
+from bintally.scoring.figures import BLUE, GREEN, GREY, ORANGE, confusion_figure
 from bintally.scoring.metrics import confusion
 
-PARTS = (ORANGE, BLUE, "#b7791f", "#63b3ed", "#2f855a", GREY)
+PART_COLOURS = (ORANGE, BLUE, "#b7791f", "#63b3ed", GREEN, GREY)
+MAX_NAME = 30  # characters
 
 
-def step_picture(evidence: Evidence) -> Figure:
-    """A step by its parts, the operations that take longest, and the rate of the other ways it was tried in."""
+def step_figure(evidence: Evidence) -> Figure:
+    """The parts of a step, the slowest operations, and the images per second in other configurations."""
     profile = evidence.profile
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     parts, operations, rates = figure.subplots(1, 3, width_ratios=[1.2, 1.5, 1.2])
     bottom = 0.0
-    for (name, share), colour in zip(profile["shares"].items(), PARTS, strict=True):
+    for (name, share), colour in zip(profile["time_shares"].items(), PART_COLOURS, strict=True):
         parts.bar([0], [share], bottom=[bottom], color=colour, label=f"{name}, {share:.0%}", width=0.6)
         bottom += share
     parts.set_xticks([])
@@ -27,26 +28,28 @@ def step_picture(evidence: Evidence) -> Figure:
 
     names = [operation["name"] for operation in profile["operations"]][::-1]
     shares = [operation["share"] for operation in profile["operations"]][::-1]
-    operations.barh([name if len(name) < 30 else name[:29] + "…" for name in names], shares, color=BLUE)
+    operations.barh(
+        [name if len(name) < MAX_NAME else name[: MAX_NAME - 1] + "…" for name in names], shares, color=BLUE
+    )
     operations.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     operations.tick_params(axis="y", labelsize=8)
-    operations.set_title("operations that take longest")
+    operations.set_title("slowest operations")
 
-    ways = {f"as it is, batches of {profile['batch_size']}": profile["images_per_second"]}
+    rate_of = {f"these parameters, batches of {profile['batch_size']}": profile["images_per_second"]}
     if "double_images_per_second" in profile:
-        ways["twice the batch"] = profile["double_images_per_second"]
-    for rank, seconds in enumerate(profile.get("alone_s", [])):
-        ways[f"all ranks as quick as\nrank {rank} is alone"] = profile["batch_size"] / seconds
-    rates.barh(list(ways)[::-1], list(ways.values())[::-1], color=[GREY] * (len(ways) - 1) + [BLUE])
+        rate_of["batches twice as large"] = profile["double_images_per_second"]
+    for rank, seconds in enumerate(profile.get("solo_step_s", [])):
+        rate_of[f"all ranks as fast as\nrank {rank} without the others"] = profile["batch_size"] / seconds
+    rates.barh(list(rate_of)[::-1], list(rate_of.values())[::-1], color=[GREY] * (len(rate_of) - 1) + [BLUE])
     rates.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     rates.tick_params(axis="x", labelrotation=30)
     rates.tick_params(axis="y", labelsize=8)
-    rates.set_title("images a second")
+    rates.set_title("images per second")
     return figure
 
 
-def curves_picture(evidence: Evidence) -> Figure:
-    """Loss and accuracy of training and validation, and the norm of the gradient, by epoch."""
+def curves_figure(evidence: Evidence) -> Figure:
+    """Loss and accuracy in training and validation, and the norm of the gradient, by epoch."""
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     loss, accuracy, gradient = figure.subplots(1, 3)
     epochs = [epoch["epoch"] for epoch in evidence.epochs]
@@ -57,23 +60,21 @@ def curves_picture(evidence: Evidence) -> Figure:
             axes.plot(epochs, values, color=colour, label=split, marker=marker)
         axes.set(xlabel="epoch", title=name)
     best = min(evidence.epochs, key=lambda epoch: np.nan_to_num(epoch["validation_loss"], nan=np.inf))
-    loss.plot(best["epoch"], best["validation_loss"], "o", color=ORANGE, label="the epoch kept")
+    loss.plot(best["epoch"], best["validation_loss"], "o", color=ORANGE, label="best epoch")
     accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    if evidence.learned:
-        truth = evidence.learned.scored.truth.tolist()
-        share = max(truth.count(count) for count in set(truth)) / len(truth)
-        accuracy.axhline(share, color=ORANGE, linestyle="--", label="the most frequent count")
-    named = {
-        text: line for axes in (loss, accuracy) for line, text in zip(*axes.get_legend_handles_labels(), strict=True)
+    if evidence.outputs:
+        accuracy.axhline(evidence.outputs.majority_share(), color=ORANGE, linestyle="--", label="majority class")
+    line_of = {
+        label: line for axes in (loss, accuracy) for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False)
+    figure.legend(line_of.values(), line_of.keys(), loc="outside lower center", ncols=len(line_of), frameon=False)
     gradient.plot(epochs, [epoch["gradient_norm"] for epoch in evidence.epochs], color=BLUE, marker=marker)
     gradient.set(xlabel="epoch", title="norm of the gradient", yscale="log")
     return figure
 
 
-def answers_picture(evidence: Evidence) -> Figure:
-    """The confusion of validation bins by the most probable count."""
-    assert evidence.learned
-    scored = evidence.learned.scored
-    return confusion_picture(confusion(scored, "most_probable"), scored.counts, f"{len(scored.truth)} validation bins")
+def validation_confusion_figure(outputs: ValidationOutputs) -> Figure:
+    """The confusion matrix of the validation bins, by the most probable count."""
+    predictions = outputs.predictions
+    title = f"{len(predictions.truth)} validation bins"
+    return confusion_figure(confusion(predictions, "most_probable"), predictions.counts, title)

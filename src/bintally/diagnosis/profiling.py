@@ -1,8 +1,9 @@
-"""What a few steps of a training cost, and where."""
+"""The profile of a few training steps; run as a module, this is one rank of `bintally diagnose`."""
 
 import math
 import os
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,211 +18,225 @@ from torch import nn
 from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile
 
-from bintally.errors import UserError
+from bintally.errors import UserError, disk_full_as_user_error
+from bintally.files import SCRATCH, write_json
 from bintally.interruption import StopRequest
+from bintally.memory import configure_malloc
 from bintally.model.network import CountingNetwork
-from bintally.params import Params
+from bintally.params import Params, load_params
+from bintally.progress import log_to_stderr
 from bintally.resources import available_cpus
 from bintally.training.checkpoint import Checkpoints
-from bintally.training.distributed import Place, all_gather
+from bintally.training.distributed import RankContext, all_gather, exit_process, process_group
 from bintally.training.loop import MARKS, fit
-from bintally.training.optimizer import learned
+from bintally.training.optimizer import trainable_stages
 from bintally.training.samples import Samples
+from bintally.training.setup import TrainingSetup, prepare, run_key
 
-TURNS = 3
-WARM_UP = 4  # steps before those that are looked at, the first of all apart
-OPERATIONS = 12  # named, those that take longest
+PROFILE, TRACE = SCRATCH / "diagnose/profile.json", SCRATCH / "diagnose/trace.json.gz"
+STEPS_VARIABLE = "BINTALLY_PROFILED_STEPS"
+REPETITIONS = 3
+WARM_UP_STEPS = 4  # after the first step, before the timed ones
+OPERATIONS = 12  # listed, the slowest first
 NEVER = 10**9
 
-Start = Callable[[], tuple[CountingNetwork, Samples, Samples]]
-Evidence = dict[str, Any]
+Setup = Callable[[], tuple[CountingNetwork, Samples, Samples]]
+Profile = dict[str, Any]
 
 
-class _Enough(Exception):
-    """As many steps as were wanted are done."""
+class _EnoughSteps(Exception):
+    """Ends a training after the steps to time."""
 
 
 @dataclass
-class _Steps:
-    """What the steps of a training came to that is left after so many: the first, some to warm up, those looked at."""
+class _TimedSteps:
+    """The measurements of a training that was ended after some steps."""
 
     samples: int
-    """There are to learn from."""
+    """Number of training samples."""
     first_s: float
+    """Duration of the first step."""
     seconds: list[float]
-    """Of each step looked at."""
-    gradients: list[list[float]]
-    """Root mean square of the gradient, by step and stage, the head's last."""
-    processor_s: float
-    """Seconds of all cores together that the steps looked at took of this process."""
+    """Duration of each timed step."""
+    gradient_rms: list[list[float]]
+    """Root mean square of the gradient by timed step and stage, the head last."""
+    cpu_s: float
+    """CPU time of this process in the timed steps, summed over cores."""
 
 
-def profile_steps(params: Params, start: Start, place: Place, steps: int, trace: Path | None = None) -> Evidence:
-    """Train for some ``steps``, then under torch.profiler, then in turn as it is and in two other ways to compare with.
+def profile_steps(params: Params, setup: Setup, context: RankContext, steps: int, trace: Path | None = None) -> Profile:
+    """Time ``steps`` training steps, profile as many, and time two other configurations for comparison.
 
-    The other ways are each rank alone with its share of a batch, which no exchange slows, and batches twice as large.
-    Times are those without the profiler, of the quickest turn. Nothing is kept: no checkpoint is read or written.
+    The other configurations are each rank with its share of a batch but without the others, and batches twice as
+    large. Every duration is measured without the profiler, in the fastest repetition. No checkpoint is read or written.
 
     Args:
-        start: makes the network, as it is before it has learned, and the samples.
-        trace: where the rank that writes leaves the trace, ``.json.gz``, for a trace viewer.
+        setup: returns a new network and the samples of training and validation.
+        trace: a ``.json.gz`` file that the main process writes, for a trace viewer.
 
     Returns:
-        On every rank the same: seconds a step, shares of a step by its parts, images a second, share of the cores or
-        of the GPU that was busy, bytes of memory, seconds a step of each rank alone, size of the gradients by stage
-        (None: it is not finite).
-        Where the training ends by a UserError, ``fault`` says it and the figures that were not had are not there.
+        The same on every rank: seconds per step, shares of a step by part, images per second, utilisation of the cores
+        or of the GPU, bytes of memory, seconds per step of each rank without the others, size of the gradients by stage
+        (None: not finite). If the training fails with a UserError, ``failure`` is its message and the entries that it
+        prevented are missing.
     """
     train = params.train
-    evidence: Evidence = {
-        "device": torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else "CPU",
-        "ranks": place.ranks,
+    profiled: Profile = {
+        "device": torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else "CPU",
+        "ranks": context.world_size,
         "threads": torch.get_num_threads(),
         "batch_size": train.batch_size,
         "steps": steps,
-        "memory": _memory(place),
+        "memory_bytes": _memory_bytes(context),
     }
     profiler = profile(
-        activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (place.device.type == "cuda"),
+        activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (context.device.type == "cuda"),
         profile_memory=True,
     )
     try:
-        timed = _run(params, start, place, steps)
-        peak = _peak_memory(place)  # before the profiler takes some
-        profiled = _run(params, start, place, steps, profiler)
-    except UserError as fault:
-        return evidence | {"fault": str(fault)}
+        timed = _run_steps(params, setup, context, steps)
+        peak_memory = _peak_memory_bytes(context)  # before the profiler takes some
+        with_profiler = _run_steps(params, setup, context, steps, profiler)
+    except UserError as failure:
+        return profiled | {"failure": str(failure)}
     events = profiler.key_averages()
-    evidence |= {
+    profiled |= {
         "first_step_s": timed.first_s,
         "steps_s": timed.seconds,
-        "shares": _shares(events, sum(profiled.seconds)),
-        "busy": _busy(events, sum(profiled.seconds), timed, place),
-        "peak_memory": peak,
-        "gradients": [_finite(float(np.median(column))) for column in zip(*timed.gradients, strict=True)],
-        "operations": _operations(events),
+        "time_shares": _time_shares(events, sum(with_profiler.seconds)),
+        "utilisation": _utilisation(events, sum(with_profiler.seconds), timed, context),
+        "peak_memory_bytes": peak_memory,
+        "gradient_rms": [_finite(float(np.median(stage))) for stage in zip(*timed.gradient_rms, strict=True)],
+        "operations": _slowest_operations(events),
     }
-    if trace and place.is_main_process:
+    if trace and context.is_main:
         trace.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(trace))
-    ways = {"as it is": (params, place)}
-    if place.ranks > 1:
-        ways["alone"] = (
-            _in_batches_of(train.batch_size // place.ranks, params),
-            replace(place, rank=0, ranks=1, is_main_process=False),
-        )
-    if 2 * train.batch_size <= timed.samples:
-        ways["double"] = _in_batches_of(2 * train.batch_size, params), place
-    # In turn, and of each the quickest, for a machine's speed changes from one second to the next.
-    quickest = {"as it is": _mean(timed.seconds)}
-    for _ in range(TURNS):
-        for way, (its, at) in list(ways.items()):
+    return profiled | _compare(params, setup, context, timed)
+
+
+def _compare(params: Params, setup: Setup, context: RankContext, timed: _TimedSteps) -> Profile:
+    """Time these parameters and the other configurations."""
+    batch_size = params.train.batch_size
+    configurations = {"these": (params, context)}
+    if context.world_size > 1:
+        solo = replace(context, rank=0, world_size=1, is_main=False)
+        configurations["solo"] = _with_batch_size(batch_size // context.world_size, params), solo
+    if 2 * batch_size <= timed.samples:
+        configurations["double"] = _with_batch_size(2 * batch_size, params), context
+    # In turn, and the fastest of each, since the speed of a machine varies over time.
+    fastest = {"these": _mean(timed.seconds)}
+    result: Profile = {}
+    for _ in range(REPETITIONS):
+        for name, (its_params, its_context) in list(configurations.items()):
             try:
-                seconds = _mean(_run(its, start, at, steps).seconds)
-            except UserError as fault:
-                evidence[f"{way}_fault"] = str(fault)
-                del ways[way]
+                seconds = _mean(_run_steps(its_params, setup, its_context, len(timed.seconds)).seconds)
+            except UserError as failure:
+                result[f"{name}_failure"] = str(failure)
+                del configurations[name]
             else:
-                quickest[way] = min(seconds, quickest.get(way, math.inf))
-    evidence |= {"step_s": quickest["as it is"], "images_per_second": train.batch_size / quickest["as it is"]}
-    if "alone" in ways:
-        seconds_alone = torch.tensor([quickest["alone"]], device=place.device)
-        evidence["alone_s"] = all_gather(seconds_alone, place).flatten().tolist()
-    if "double" in ways:
-        evidence["double_images_per_second"] = 2 * train.batch_size / quickest["double"]
-    return evidence
+                fastest[name] = min(seconds, fastest.get(name, math.inf))
+    result |= {"step_s": fastest["these"], "images_per_second": batch_size / fastest["these"]}
+    if "solo" in configurations:
+        solo_step_s = torch.tensor([fastest["solo"]], device=context.device)
+        result["solo_step_s"] = all_gather(solo_step_s, context).flatten().tolist()
+    if "double" in configurations:
+        result["double_images_per_second"] = 2 * batch_size / fastest["double"]
+    return result
 
 
-def _in_batches_of(size: int, params: Params) -> Params:
+def _with_batch_size(size: int, params: Params) -> Params:
     return params.model_copy(update={"train": params.train.model_copy(update={"batch_size": size})})
 
 
-def _run(params: Params, start: Start, place: Place, steps: int, profiler: profile | None = None) -> _Steps:
-    """The first step, some to warm up, and ``steps`` that are looked at."""
-    network, train, validation = start()
-    # Images are as large as they become, and no epoch is validated.
-    update = {"initial_image_size": None, "head_epochs": 0, "epochs": NEVER, "validate_every": NEVER}
+def _run_steps(
+    params: Params, setup: Setup, context: RankContext, steps: int, profiler: profile | None = None
+) -> _TimedSteps:
+    """Train for one step, WARM_UP_STEPS, and ``steps`` that are timed."""
+    network, train, validation = setup()
+    # Images of the final size, and no validation.
+    update = {"initial_image_size": None, "epochs": NEVER, "validate_every": NEVER}
     params = params.model_copy(update={"train": params.train.model_copy(update=update)})
-    stages = learned(network, params.model.trainable)
+    stages = trainable_stages(network, params.model.trainable)
     times: list[float] = []
-    gradients: list[list[float]] = []
-    processor_s = 0.0
+    gradient_rms: list[list[float]] = []
+    cpu_s = 0.0
     last = time.perf_counter()
 
-    def stepped(_done: int, _total: int) -> None:
-        nonlocal last, processor_s
-        if place.device.type == "cuda":
-            torch.cuda.synchronize(place.device)
+    def on_step(_done: int, _total: int) -> None:
+        nonlocal last, cpu_s
+        if context.device.type == "cuda":
+            torch.cuda.synchronize(context.device)
         times.append(time.perf_counter() - last)
-        if len(times) > 1 + WARM_UP:
-            gradients.append([_root_mean_square(stage) for stage in stages])
-        if len(times) == 1 + WARM_UP:
+        if len(times) > 1 + WARM_UP_STEPS:
+            gradient_rms.append([_root_mean_square(stage) for stage in stages])
+        if len(times) == 1 + WARM_UP_STEPS:
             if profiler:
                 profiler.start()
-            processor_s = time.process_time()
-        elif len(times) == 1 + WARM_UP + steps:
-            processor_s = time.process_time() - processor_s
-            raise _Enough
+            cpu_s = time.process_time()
+        elif len(times) == 1 + WARM_UP_STEPS + steps:
+            cpu_s = time.process_time() - cpu_s
+            raise _EnoughSteps
         last = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder), "0" * 64, NEVER)
         try:
-            with suppress(_Enough):
-                fit(network, train, validation, params, place, checkpoints, StopRequest(), lambda _epoch: None, stepped)
+            with suppress(_EnoughSteps):
+                fit(network, train, validation, params, context, checkpoints, StopRequest(), lambda _: None, on_step)
         finally:
-            if profiler and len(times) > WARM_UP:
+            if profiler and len(times) > WARM_UP_STEPS:
                 profiler.stop()
-    return _Steps(len(train.rows), times[0], times[1 + WARM_UP :], gradients, processor_s)
+    return _TimedSteps(len(train.rows), times[0], times[1 + WARM_UP_STEPS :], gradient_rms, cpu_s)
 
 
-def _memory(place: Place) -> int:
-    """Bytes of the device's memory, of a CPU's what this process may have of it."""
-    if place.device.type == "cuda":
-        return int(torch.cuda.get_device_properties(place.device).total_memory)
+def _memory_bytes(context: RankContext) -> int:
+    """The memory of the GPU, or the memory that all ranks together may use on a CPU."""
+    if context.device.type == "cuda":
+        return int(torch.cuda.get_device_properties(context.device).total_memory)
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for group in ("memory.max", "memory/memory.limit_in_bytes"):
-        path = Path("/sys/fs/cgroup") / group
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        path = Path("/sys/fs/cgroup") / name
         if path.is_file() and (text := path.read_text().strip()).isdecimal():
             limits.append(int(text))
     for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
         if (soft := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
-            limits.append(soft * place.ranks)
+            limits.append(soft * context.world_size)
     return min(limits)
 
 
-def _peak_memory(place: Place) -> int:
-    """Bytes this process has held at most on its GPU; on a CPU, all ranks together."""
-    if place.device.type == "cuda":
-        return torch.cuda.max_memory_reserved(place.device)
+def _peak_memory_bytes(context: RankContext) -> int:
+    """The peak memory of this process on its GPU, or of all ranks together on a CPU."""
+    if context.device.type == "cuda":
+        return torch.cuda.max_memory_reserved(context.device)
     kibibytes = torch.tensor([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss], dtype=torch.float64)
-    return int(all_gather(kibibytes, place).sum()) * 1024
+    return int(all_gather(kibibytes, context).sum()) * 1024
 
 
-def _busy(events: EventList, profiled_s: float, timed: _Steps, place: Place) -> float:
-    """Share of the time in which the GPU computed, or of the time of all cores this machine's ranks have."""
-    if place.device.type == "cuda":
+def _utilisation(events: EventList, profiled_s: float, timed: _TimedSteps, context: RankContext) -> float:
+    """The share of the time in which the GPU computed, or all ranks' share of the time of this machine's cores."""
+    if context.device.type == "cuda":
         return float(sum(event.self_device_time_total for event in events) / 1e6 / profiled_s)
-    share = torch.tensor([timed.processor_s / sum(timed.seconds)], dtype=torch.float64)
-    return float(all_gather(share, place).sum()) / available_cpus()
+    share = torch.tensor([timed.cpu_s / sum(timed.seconds)], dtype=torch.float64)
+    return float(all_gather(share, context).sum()) / available_cpus()
 
 
-def _shares(events: EventList, seconds: float) -> dict[str, float]:
-    """Share of the steps' time by part."""
+def _time_shares(events: EventList, seconds: float) -> dict[str, float]:
+    """The share of the time by part of a step."""
     spent = {event.key: event.cpu_time_total / 1e6 / seconds for event in events if event.key in MARKS}
     shares = {mark: spent.get(mark, 0.0) for mark in MARKS}
-    return shares | {"the rest": max(0.0, 1 - sum(shares.values()))}
+    return shares | {"other": max(0.0, 1 - sum(shares.values()))}
 
 
-def _operations(events: EventList) -> list[dict[str, Any]]:
-    """The operations that take longest themselves, with their share of all."""
-    own = {
+def _slowest_operations(events: EventList) -> list[dict[str, Any]]:
+    """The operations with the most time of their own, with their share of it."""
+    self_time = {
         event.key: event.self_cpu_time_total + event.self_device_time_total
         for event in events
         if event.key not in MARKS
     }
-    longest = sorted(own, key=lambda key: (-own[key], key))[:OPERATIONS]
-    return [{"name": key, "share": own[key] / sum(own.values())} for key in longest]
+    slowest = sorted(self_time, key=lambda key: (-self_time[key], key))[:OPERATIONS]
+    return [{"name": key, "share": self_time[key] / sum(self_time.values())} for key in slowest]
 
 
 def _root_mean_square(stage: list[nn.Parameter]) -> float:
@@ -236,3 +251,31 @@ def _finite(value: float) -> float | None:
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
+
+
+def run_rank() -> int:
+    """Profile as one rank and return its exit code; the main process writes PROFILE and TRACE."""
+    configure_malloc()
+    log_to_stderr()
+    params = load_params()
+    training: TrainingSetup | None = None
+
+    def setup() -> tuple[CountingNetwork, Samples, Samples]:
+        nonlocal training
+        training = prepare(params)
+        return training.network, training.train, training.validation
+
+    try:
+        with process_group(params.launch.timeout_s) as context, disk_full_as_user_error(PROFILE.parent):
+            profiled = profile_steps(params, setup, context, int(os.environ[STEPS_VARIABLE]), TRACE)
+            assert training is not None
+            if context.is_main:
+                write_json(PROFILE, profiled | {"key": run_key(params, training.data_digest)})
+    except UserError as failure:
+        print(f"diagnose: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    exit_process(run_rank())

@@ -1,4 +1,4 @@
-"""What is wrong with a training and what to change: named rules, each with its threshold, evidence and advice."""
+"""The rules of a diagnosis: each has a name, a condition, a check of the evidence, and advice."""
 
 import math
 from collections.abc import Callable
@@ -7,33 +7,34 @@ from enum import IntEnum
 
 import numpy as np
 
-from bintally.diagnosis.evidence import COPY, Evidence, NoEvidence
+from bintally.diagnosis.evidence import NEAR_DUPLICATE, Evidence, NoEvidence
 from bintally.scoring.decoding import decode_counts
 from bintally.scoring.metrics import Floats, confusion
 
-INPUT_WAIT, INPUT_WAIT_SEVERE = 0.2, 0.5
-BUSY = 0.5
-BATCH_GAIN = 1.3
+INPUT_WAIT, INPUT_WAIT_ERROR = 0.2, 0.5
+LOW_UTILISATION = 0.5
+BATCH_SPEED_UP = 1.3
 MEMORY_FULL = 0.9
-SLOW_START_S, SLOW_START_TIMES = 5.0, 10.0
-UNEVEN = 1.25
+SLOW_START_S, SLOW_START_RATIO = 5.0, 10.0
+UNEVEN_RANKS = 1.25
 COMMUNICATION = 0.3
-FALL = 0.02
-FITTED = 0.9  # share of training bins that are right, above which there is little left to learn
+MIN_FALL = 0.02
+FITTED = 0.9  # training accuracy above which little is left to fit
 REVERSALS, SWING = 0.5, 0.1
 DIVERGED = 1.3
 OVERFITTED = 1.05
-FLAT = 0.01
+PLATEAU = 0.01
 VANISHED, VANISHED_STAGE = 1e-3, 1e-4
 EXPLODED = 10.0
-DEAD = 0.5
-SURE, SATURATED, SATURATED_WRONG = 0.99, 0.2, 0.1
-IMBALANCE, IMBALANCE_SEVERE = 3.0, 10.0
-COPIES = 0.01
+DEAD_UNITS = 0.5
+SATURATED_PROBABILITY, SATURATED, SATURATED_WRONG = 0.99, 0.2, 0.1
+IMBALANCE, IMBALANCE_WARNING = 3.0, 10.0
+NEAR_DUPLICATES = 0.01
+TINY = 1e-300  # instead of a division by zero
 
 
 class Severity(IntEnum):
-    """How bad it is; ``NOT_CHECKED`` where there is no evidence."""
+    """How bad a finding is; NOT_CHECKED if there is no evidence."""
 
     NOT_CHECKED = -1
     FINE = 0
@@ -41,67 +42,62 @@ class Severity(IntEnum):
     WARNING = 2
     ERROR = 3
 
+    @property
+    def label(self) -> str:
+        return self.name.lower().replace("_", " ")
+
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one rule."""
+    """The result of one rule."""
 
     rule: str
     severity: Severity
-    threshold: str
+    condition: str
     evidence: str
     advice: str
 
 
 Check = Callable[[Evidence], tuple[Severity, str]]
+"""Returns the severity and the evidence in words. Raises NoEvidence if it cannot be checked."""
 
 
 @dataclass(frozen=True)
-class _Rule:
+class Rule:
     name: str
-    threshold: str
+    condition: str
     advice: str
     check: Check
 
 
-RULES: list[_Rule] = []
+RULES: list[Rule] = []
 
 
-def _rule(name: str, threshold: str, advice: str) -> Callable[[Check], Check]:
+def _rule(name: str, condition: str, advice: str) -> Callable[[Check], Check]:
     def add(check: Check) -> Check:
-        RULES.append(_Rule(name, threshold, advice, check))
+        RULES.append(Rule(name, condition, advice, check))
         return check
 
     return add
 
 
 def diagnose(evidence: Evidence) -> list[Finding]:
-    """Every rule held against the evidence, in the order they stand here."""
+    """Check every rule, in the order of RULES."""
     findings = []
     for rule in RULES:
         try:
-            severity, found = rule.check(evidence)
-        except NoEvidence as unknown:
-            severity, found = Severity.NOT_CHECKED, str(unknown)
-        findings.append(Finding(rule.name, severity, rule.threshold, found, rule.advice))
+            severity, measured = rule.check(evidence)
+        except NoEvidence as reason:
+            severity, measured = Severity.NOT_CHECKED, str(reason)
+        findings.append(Finding(rule.name, severity, rule.condition, measured, rule.advice))
     return findings
 
 
-def verdict(evidence: Evidence) -> str:
-    """One sentence on whether it is learning."""
-    if evidence.fault:
-        return f"The run failed: {evidence.fault}."
-    if not evidence.epochs:
-        return "No run of these parameters is here, so whether it learns is not known."
-    first, last = evidence.epochs[0], evidence.epochs[-1]
-    said = f"training loss {first['train_loss']:.3f} → {last['train_loss']:.3f} in {len(evidence.epochs)} epochs"
-    if evidence.learned is None:
-        return f"Under way or stopped: {said}."
-    accuracy, low, majority = evidence.learned.against_chance()
-    return (
-        f"It {'is' if low > majority else 'is NOT'} learning: {said}, {accuracy:.1%} of the validation bins right "
-        f"(95 % at least {low:.1%}), {majority:.1%} by always answering the most frequent count."
-    )
+def markdown_table() -> str:
+    """Return the rules as a Markdown table: name, condition, advice."""
+    rows = [("rule", "condition", "advice"), ("---", "---", "---")]
+    rows += [(rule.name, rule.condition, rule.advice) for rule in RULES]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 # --- speed and memory ------------------------------------------------------------------------------------
@@ -109,276 +105,280 @@ def verdict(evidence: Evidence) -> str:
 
 @_rule(
     "input wait",
-    f"a step spends more than {INPUT_WAIT:.0%} of its time waiting for samples (error: {INPUT_WAIT_SEVERE:.0%})",
-    "put data/encoded on a local disk; let less learn (model.trainable), so that more is computed once",
+    f"waiting for samples takes more than {INPUT_WAIT:.0%} of a step (error: {INPUT_WAIT_ERROR:.0%})",
+    "put data/encoded on a local disk; or train fewer stages (model.trainable), so that more is computed only once",
 )
 def _input_wait(evidence: Evidence) -> tuple[Severity, str]:
-    share = evidence.profiled("shares")["input"]
-    return _graded(share, INPUT_WAIT, INPUT_WAIT_SEVERE), f"{share:.0%} of a step"
+    share = evidence.profile_value("time_shares")["input"]
+    return _graded(share, INPUT_WAIT, INPUT_WAIT_ERROR), f"{share:.0%} of a step"
 
 
 @_rule(
     "low utilisation",
-    f"less than {BUSY:.0%} of the cores, or of the GPU's time, compute",
+    f"the cores, or the GPU, compute for less than {LOW_UTILISATION:.0%} of the time",
     "raise train.batch_size; on a CPU set launch.ranks: 1, which uses all cores",
 )
 def _low_utilisation(evidence: Evidence) -> tuple[Severity, str]:
-    busy = evidence.profiled("busy")
-    return _when(busy < BUSY), f"{busy:.0%} busy"
+    utilisation = evidence.profile_value("utilisation")
+    return _when(utilisation < LOW_UTILISATION), f"{utilisation:.0%} utilisation"
 
 
 @_rule(
     "batch too small",
-    f"twice the batch takes at least {BATCH_GAIN} times as many images a second",
+    f"with batches twice as large, images per second rise by a factor of {BATCH_SPEED_UP} or more",
     "raise train.batch_size, and train.lr with it",
 )
 def _batch_too_small(evidence: Evidence) -> tuple[Severity, str]:
-    now = evidence.profiled("images_per_second")
+    rate = evidence.profile_value("images_per_second")
     if "double_images_per_second" not in evidence.profile:
-        raise NoEvidence(evidence.profile.get("double_fault", "twice the batch is more than there are training bins"))
-    gain = evidence.profile["double_images_per_second"] / now
-    return (
-        Severity.ADVICE if gain >= BATCH_GAIN else Severity.FINE,
-        f"{gain:.2f} times the {now:,.0f} images/s of batches of {evidence.profile['batch_size']}",
-    )
+        raise NoEvidence(evidence.profile.get("double_failure", "batches twice as large exceed the training bins"))
+    speed_up = evidence.profile["double_images_per_second"] / rate
+    measured = f"{speed_up:.2f} times the {rate:,.0f} images/s of batches of {evidence.profile['batch_size']}"
+    return _when(speed_up >= BATCH_SPEED_UP, Severity.ADVICE), measured
 
 
 @_rule(
     "batch too large for memory",
-    f"more than {MEMORY_FULL:.0%} of the memory is taken (error: all of it)",
+    f"the peak is above {MEMORY_FULL:.0%} of the memory (error: memory ran out)",
     "lower train.batch_size or model.image_size, or raise train.accumulation_steps",
 )
 def _batch_too_large(evidence: Evidence) -> tuple[Severity, str]:
-    if fault := evidence.fault_with("out of memory"):
-        return Severity.ERROR, fault
-    peak, memory = evidence.profiled("peak_memory"), evidence.profile["memory"]
+    if failure := evidence.failure_containing("out of memory"):
+        return Severity.ERROR, failure
+    peak, memory = evidence.profile_value("peak_memory_bytes"), evidence.profile["memory_bytes"]
     return _when(peak > MEMORY_FULL * memory), f"{peak / 2**20:,.0f} of {memory / 2**20:,.0f} MiB"
 
 
 @_rule(
     "slow first step",
-    f"the first step takes {SLOW_START_S:.0f} s and {SLOW_START_TIMES:.0f} times longer than the others",
-    "train.compile: true pays only in long runs; warm the cache of the disk that data/encoded is on",
+    f"the first step takes {SLOW_START_S:.0f} s longer than the others and {SLOW_START_RATIO:.0f} times as long",
+    "set train.compile: false in short runs; read data/encoded once before the run, so that it is in the file cache",
 )
 def _slow_first_step(evidence: Evidence) -> tuple[Severity, str]:
-    first, step = evidence.profiled("first_step_s"), evidence.profile["step_s"]
-    slow = first > SLOW_START_S + step and first > SLOW_START_TIMES * step
+    first, step = evidence.profile_value("first_step_s"), evidence.profile["step_s"]
+    slow = first > SLOW_START_S + step and first > SLOW_START_RATIO * step
     return _when(slow, Severity.ADVICE), f"{first:.2f} s, the others {step:.4f} s"
 
 
 @_rule(
     "uneven ranks",
-    f"the slowest rank, alone with its share, takes {UNEVEN} times as long as the fastest",
-    "give the ranks equal devices and cores, and end what else runs on them: every step waits for the slowest",
+    f"without the others, the slowest rank takes {UNEVEN_RANKS} times as long as the fastest for its share of a batch",
+    "give all ranks equal devices and cores, and stop other programs on them: every step waits for the slowest rank",
 )
 def _uneven_ranks(evidence: Evidence) -> tuple[Severity, str]:
-    alone = evidence.alone_s()
-    ratio = max(alone) / min(alone)
-    said = f"{min(alone) * 1000:.1f} to {max(alone) * 1000:.1f} ms a step over {len(alone)} ranks"
-    return _when(ratio >= UNEVEN), said
+    solo = evidence.solo_step_s()
+    measured = f"{min(solo) * 1000:.1f} to {max(solo) * 1000:.1f} ms per step over {len(solo)} ranks"
+    return _when(max(solo) / min(solo) >= UNEVEN_RANKS), measured
 
 
 @_rule(
     "communication bound",
-    f"exchange makes up more than {COMMUNICATION:.0%} of a step",
-    "fewer ranks, larger batches (train.batch_size), or a faster network; on one CPU launch.ranks: 1",
+    f"communication takes more than {COMMUNICATION:.0%} of a step",
+    "use fewer ranks, larger batches (train.batch_size) or a faster network; on one CPU set launch.ranks: 1",
 )
 def _communication_bound(evidence: Evidence) -> tuple[Severity, str]:
-    alone, step = max(evidence.alone_s()), evidence.profile["step_s"]
-    share = max(0.0, 1 - alone / step)
-    said = f"{share:.0%}: {step * 1000:.1f} ms together, {alone * 1000:.1f} ms alone with the same share"
-    return _when(share > COMMUNICATION), said
+    solo, step = max(evidence.solo_step_s()), evidence.profile["step_s"]
+    share = max(0.0, 1 - solo / step)
+    measured = f"{share:.0%}: {step * 1000:.1f} ms per step, {solo * 1000:.1f} ms without the other ranks"
+    return _when(share > COMMUNICATION), measured
 
 
-# --- learning --------------------------------------------------------------------------------------------
+# --- optimisation ----------------------------------------------------------------------------------------
 
 
 @_rule(
     "loss not falling",
-    f"the training loss falls by less than {FALL:.0%} from the first epoch to the last third",
-    "raise train.lr tenfold, or lower it where it swings; look at the labels",
+    f"the training loss falls by less than {MIN_FALL:.0%} from the first epoch to the last third, with a training "
+    f"accuracy below {FITTED:.0%}",
+    "raise train.lr tenfold, or lower it if the loss oscillates; check the labels",
 )
 def _loss_not_falling(evidence: Evidence) -> tuple[Severity, str]:
-    losses, right = evidence.curve("train_loss", 3), evidence.epochs[-1]["train_accuracy"]
-    said = f"{losses[0]:.4g} in the first epoch, {_last_third(losses):.4g} in the last third"
-    still = _fall(losses) < FALL and right < FITTED
-    return _when(still, Severity.ERROR), f"{said}, {right:.0%} of the training bins right"
+    losses, accuracy = evidence.curve("train_loss", 3), evidence.epochs[-1]["train_accuracy"]
+    measured = f"{losses[0]:.4g} in the first epoch, {_last_third(losses):.4g} in the last third"
+    holds = _fall(losses) < MIN_FALL and accuracy < FITTED
+    return _when(holds, Severity.ERROR), f"{measured}, training accuracy {accuracy:.0%}"
 
 
 @_rule(
     "oscillating",
-    f"the validation loss turns at {REVERSALS:.0%} of the epochs or more, and moves by {SWING:.0%} an epoch",
-    "lower train.lr, raise train.batch_size, or average the weights (train.ema_decay: 0.99); train.schedule: one_cycle",
+    f"after the first third, the validation loss changes direction at {REVERSALS:.0%} of the epochs or more, and by "
+    f"{SWING:.0%} per epoch",
+    "lower train.lr, raise train.batch_size, set train.ema_decay: 0.99 or train.schedule: one_cycle",
 )
 def _oscillating(evidence: Evidence) -> tuple[Severity, str]:
     losses = evidence.curve("validation_loss", 6)[len(evidence.epochs) // 3 :]
-    moves = np.diff(losses)
-    reversals, swing = float((moves[1:] * moves[:-1] < 0).mean()), float(np.abs(moves).mean() / losses.mean())
-    swings = reversals >= REVERSALS and swing >= SWING
-    said = f"it turns at {reversals:.0%} of the epochs and moves by {swing:.1%}, after the first third"
-    return _when(swings), said
+    changes = np.diff(losses)
+    reversals = float((changes[1:] * changes[:-1] < 0).mean())
+    swing = float(np.abs(changes).mean() / losses.mean())
+    measured = f"changes direction at {reversals:.0%} of the epochs, by {swing:.1%} per epoch"
+    return _when(reversals >= REVERSALS and swing >= SWING), measured
 
 
 @_rule(
     "diverging",
-    f"a loss is not finite, or the training loss ends {DIVERGED} times as high as it has been",
-    "lower train.lr, set train.clip_grad_norm: 1, or let the rate rise slowly (train.warmup)",
+    f"a loss is not finite, or the training loss ends at {DIVERGED} times its minimum",
+    "lower train.lr, set train.clip_grad_norm: 1, or add a warm-up (train.warmup)",
 )
 def _diverging(evidence: Evidence) -> tuple[Severity, str]:
-    if fault := evidence.fault_with("loss is not finite"):
-        return Severity.ERROR, fault
-    if wrong := sum(not math.isfinite(epoch["validation_loss"]) for epoch in evidence.epochs):
-        return Severity.ERROR, f"the validation loss is not finite in {wrong} of {len(evidence.epochs)} epochs"
+    if failure := evidence.failure_containing("loss is not finite"):
+        return Severity.ERROR, failure
+    if number := sum(not math.isfinite(epoch["validation_loss"]) for epoch in evidence.epochs):
+        return Severity.ERROR, f"the validation loss is not finite in {number} of {len(evidence.epochs)} epochs"
     losses = evidence.curve("train_loss", 2)
-    ratio = losses[-1] / losses.min()
-    said = f"{losses[-1]:.3f} at the end, {losses.min():.3f} at the least"
-    return _when(ratio > DIVERGED, Severity.ERROR), said
+    measured = f"{losses[-1]:.3f} at the end, minimum {losses.min():.3f}"
+    return _when(losses[-1] > DIVERGED * losses.min(), Severity.ERROR), measured
 
 
 @_rule(
     "overfitting",
-    f"the validation loss ends {OVERFITTED - 1:.0%} above its least while the training loss falls on",
-    "fewer train.epochs, a lower train.lr, train.dropout, train.weight_decay, train.label_smoothing, stronger augment, "
-    "or more bins; the epoch with the least loss is the one kept",
+    f"the validation loss ends {OVERFITTED - 1:.0%} above its minimum while the training loss still falls",
+    "fewer train.epochs, a lower train.lr, train.weight_decay, train.label_smoothing, stronger augmentation (augment), "
+    "or more bins; the epoch with the lowest validation loss is kept in any case",
 )
 def _overfitting(evidence: Evidence) -> tuple[Severity, str]:
-    held, train = evidence.curve("validation_loss", 3), evidence.curve("train_loss", 3)
-    best = int(held.argmin())
-    over = held[-1] > OVERFITTED * held[best] and train[-1] < train[best]
-    epoch = evidence.epochs[best]["epoch"]
-    said = f"validation {held[best]:.3f} in epoch {epoch:.0f}, {held[-1]:.3f} in the last; "
-    return _when(over), said + f"training {train[best]:.3f} and {train[-1]:.3f}"
+    validation, train = evidence.curve("validation_loss", 3), evidence.curve("train_loss", 3)
+    best = int(validation.argmin())
+    holds = validation[-1] > OVERFITTED * validation[best] and train[-1] < train[best]
+    measured = (
+        f"validation {validation[best]:.3f} in epoch {evidence.epochs[best]['epoch']:.0f}, {validation[-1]:.3f} in the "
+        f"last; training {train[best]:.3f} and {train[-1]:.3f}"
+    )
+    return _when(holds), measured
 
 
 @_rule(
-    "plateau reached early",
-    f"the validation loss comes within {FLAT:.0%} of its least in the first third, and ends near it",
-    "fewer train.epochs; or a falling rate (train.schedule: cosine), more that learns (model.trainable)",
+    "early plateau",
+    f"the validation loss is within {PLATEAU:.0%} of its minimum in the first third of the epochs, and ends near it",
+    "fewer train.epochs; or a falling learning rate (train.schedule: cosine), more trainable stages (model.trainable)",
 )
-def _plateau(evidence: Evidence) -> tuple[Severity, str]:
+def _early_plateau(evidence: Evidence) -> tuple[Severity, str]:
     losses = evidence.curve("validation_loss", 6)
-    near = np.flatnonzero(losses <= (1 + FLAT) * losses.min())[0]
-    learns = _fall(evidence.curve("train_loss", 6)) >= FALL
-    early = near < len(losses) / 3 and losses[-1] <= OVERFITTED * losses.min() and learns
-    said = f"within {FLAT:.0%} after {near + 1} of {len(losses)} epochs, {losses[-1]:.3f} at the end"
-    return _when(early, Severity.ADVICE), said
+    first = np.flatnonzero(losses <= (1 + PLATEAU) * losses.min())[0]
+    falls = _fall(evidence.curve("train_loss", 6)) >= MIN_FALL
+    holds = first < len(losses) / 3 and losses[-1] <= OVERFITTED * losses.min() and falls
+    measured = f"within {PLATEAU:.0%} after {first + 1} of {len(losses)} epochs, {losses[-1]:.3f} at the end"
+    return _when(holds, Severity.ADVICE), measured
 
 
 @_rule(
     "vanishing gradients",
-    f"a stage's gradient is below {VANISHED_STAGE:g} of the largest, or that of all falls to {VANISHED:g} of the first "
-    f"epoch's with less than {FITTED:.0%} of the training bins right",
-    "lower train.lr (units die of too large steps), or let fewer stages learn (model.trainable)",
+    f"the gradient of a stage is below {VANISHED_STAGE:g} of the largest, or the norm of the whole gradient falls to "
+    f"{VANISHED:g} of the first epoch's with a training accuracy below {FITTED:.0%}",
+    "lower train.lr (large steps can leave units dead), or train fewer stages (model.trainable)",
 )
 def _vanishing(evidence: Evidence) -> tuple[Severity, str]:
-    stages = [value for value in evidence.profiled("gradients") if value is not None]
-    ratio = min(stages, default=0.0) / max(max(stages, default=0.0), 1e-300)
-    said = f"the smallest of {len(stages)} stages has {ratio:.1e} of the largest"
-    vanished = ratio < VANISHED_STAGE
+    stages = [value for value in evidence.profile_value("gradient_rms") if value is not None]
+    ratio = min(stages, default=0.0) / max(max(stages, default=0.0), TINY)
+    measured = f"the smallest of {len(stages)} stages has {ratio:.1e} of the largest"
+    holds = ratio < VANISHED_STAGE
     if evidence.epochs:
         first, last = evidence.epochs[0], evidence.epochs[-1]
-        fall = last["gradient_norm"] / max(first["gradient_norm"], 1e-300)
-        said += f"; all {first['gradient_norm']:.2e} in the first epoch, {last['gradient_norm']:.2e} in the last"
-        vanished |= fall < VANISHED and last["train_accuracy"] < FITTED
-    return _when(vanished), said
+        measured += f"; norm {first['gradient_norm']:.2e} in the first epoch, {last['gradient_norm']:.2e} in the last"
+        fall = last["gradient_norm"] / max(first["gradient_norm"], TINY)
+        holds |= fall < VANISHED and last["train_accuracy"] < FITTED
+    return _when(holds), measured
 
 
 @_rule(
     "exploding gradients",
     f"the norm of the gradient grows to {EXPLODED:.0f} times the first epoch's (error: it is not finite)",
-    "set train.clip_grad_norm: 1, lower train.lr, or let the rate rise slowly (train.warmup)",
+    "set train.clip_grad_norm: 1, lower train.lr, or add a warm-up (train.warmup)",
 )
 def _exploding(evidence: Evidence) -> tuple[Severity, str]:
-    if fault := evidence.fault_with("gradient is not finite"):
-        return Severity.ERROR, fault
-    if None in evidence.profile.get("gradients", []):
-        return Severity.ERROR, "it is not finite in the profiled steps"
-    if wrong := sum(not math.isfinite(epoch["gradient_norm"]) for epoch in evidence.epochs):
-        return Severity.ERROR, f"it is not finite in {wrong} of {len(evidence.epochs)} epochs"
+    if failure := evidence.failure_containing("gradient is not finite"):
+        return Severity.ERROR, failure
+    if None in evidence.profile.get("gradient_rms", []):
+        return Severity.ERROR, "not finite in the profiled steps"
+    if number := sum(not math.isfinite(epoch["gradient_norm"]) for epoch in evidence.epochs):
+        return Severity.ERROR, f"not finite in {number} of {len(evidence.epochs)} epochs"
     norms = evidence.curve("gradient_norm", 2)
-    growth = norms.max() / max(norms[0], 1e-300)
+    growth = norms.max() / max(norms[0], TINY)
     return _when(growth >= EXPLODED), f"{growth:.1f} times {norms[0]:.2e}"
+
+
+# --- outputs ---------------------------------------------------------------------------------------------
 
 
 @_rule(
     "dead units",
-    f"more than {DEAD:.0%} of the hidden units are zero for every validation bin (error: all)",
-    "lower train.lr, or train.hidden where so many are of no use",
+    f"more than {DEAD_UNITS:.0%} of the hidden units are zero for every validation bin (error: all)",
+    "lower train.lr, or train.hidden if that many units are not needed",
 )
 def _dead_units(evidence: Evidence) -> tuple[Severity, str]:
-    dead = evidence.model().dead_units
-    return _graded(dead, DEAD, 1 - 1e-9), f"{dead:.0%} of them"
+    share = evidence.validation_outputs().dead_units
+    return _graded(share, DEAD_UNITS, 1 - 1e-9), f"{share:.0%} of the hidden units"
 
 
 @_rule(
     "saturated outputs",
-    f"{SATURATED:.0%} of the answers have a probability above {SURE:.0%}, {SATURATED_WRONG:.0%} of them wrong",
+    f"more than {SATURATED:.0%} of the predictions have a probability above {SATURATED_PROBABILITY:.0%}, and more than "
+    f"{SATURATED_WRONG:.0%} of these are wrong",
     "lower train.lr, fewer train.epochs, train.label_smoothing: 0.1, train.weight_decay",
 )
 def _saturated(evidence: Evidence) -> tuple[Severity, str]:
-    scored = evidence.model().scored
-    sure = scored.probabilities.max(1) > SURE
-    answers = decode_counts(scored.probabilities, scored.counts, "most_probable")
-    wrong = (answers != scored.truth)[sure].sum() / max(sure.sum(), 1)
-    bad = sure.mean() > SATURATED and wrong > SATURATED_WRONG
-    return _when(bad), f"{sure.mean():.0%} of the answers, {wrong:.0%} of them wrong"
+    predictions = evidence.validation_outputs().predictions
+    saturated = predictions.probabilities.max(1) > SATURATED_PROBABILITY
+    counts = decode_counts(predictions.probabilities, predictions.counts, "most_probable")
+    wrong = (counts != predictions.truth)[saturated].sum() / max(saturated.sum(), 1)
+    holds = saturated.mean() > SATURATED and wrong > SATURATED_WRONG
+    return _when(holds), f"{saturated.mean():.0%} of the predictions, {wrong:.0%} of these wrong"
 
 
 @_rule(
-    "a count never answered",
-    "a count that is learned is never the most probable one on validation (error: only one ever is)",
-    "more bins of that count, a lower train.lr, or counts that are taken together (fetch.open_ended)",
+    "count never predicted",
+    "a count is never the most probable one on validation (error: all predictions are the same count)",
+    "more bins with that count, a lower train.lr, or merge the highest counts (fetch.open_ended)",
 )
-def _never_answered(evidence: Evidence) -> tuple[Severity, str]:
-    scored = evidence.model().scored
-    answered = confusion(scored, "most_probable").sum(0)
-    never = [str(count) for count, number in zip(scored.counts, answered, strict=True) if not number]
+def _never_predicted(evidence: Evidence) -> tuple[Severity, str]:
+    predictions = evidence.validation_outputs().predictions
+    numbers = confusion(predictions, "most_probable").sum(0)
+    never = [str(count) for count, number in zip(predictions.counts, numbers, strict=True) if not number]
     if not never:
-        return Severity.FINE, f"the rarest answer is given {answered.min()} times"
-    severity = Severity.ERROR if len(never) == len(scored.counts) - 1 else Severity.WARNING
-    return severity, f"{', '.join(never)} of {len(scored.truth)} bins"
+        return Severity.FINE, f"the rarest prediction occurs {numbers.min()} times"
+    severity = Severity.ERROR if len(never) == len(predictions.counts) - 1 else Severity.WARNING
+    return severity, f"{', '.join(never)} for {len(predictions.truth)} bins"
 
 
 @_rule(
     "near chance",
-    "the accuracy on validation is not above that of always answering the most frequent count, its 95 % interval "
-    "(bootstrapped by group) included",
-    "read the rules on the loss first; then more that learns (model.trainable), more train.epochs, more bins",
+    "the 95 % interval of the validation accuracy, bootstrapped by group, is not above the accuracy of always "
+    "predicting the majority class",
+    "see the findings on the loss first; then more trainable stages (model.trainable), more train.epochs, more bins",
 )
 def _near_chance(evidence: Evidence) -> tuple[Severity, str]:
-    accuracy, low, majority = evidence.model().against_chance()
-    said = f"{accuracy:.1%}, at least {low:.1%}; the most frequent count has {majority:.1%}"
-    return _when(low <= majority, Severity.ERROR), said
+    outputs = evidence.validation_outputs()
+    (accuracy, low), majority = outputs.accuracy(), outputs.majority_share()
+    measured = f"accuracy {accuracy:.1%}, interval from {low:.1%}; majority class {majority:.1%}"
+    return _when(low <= majority, Severity.ERROR), measured
 
 
 # --- data ------------------------------------------------------------------------------------------------
 
 
 @_rule(
-    "counts out of balance",
-    f"one count has {IMBALANCE:.0f} times as many training bins as another (warning: {IMBALANCE_SEVERE:.0f} times)",
-    "fetch.per_count evens them out; fetch.counts leaves rare ones out",
+    "class imbalance",
+    f"one count has {IMBALANCE:.0f} times as many training bins as another (warning: {IMBALANCE_WARNING:.0f} times)",
+    "limit the bins of each count (fetch.per_count), or leave rare counts out (fetch.counts)",
 )
-def _imbalance(evidence: Evidence) -> tuple[Severity, str]:
-    most, least = max(evidence.bins, key=evidence.bins.__getitem__), min(evidence.bins, key=evidence.bins.__getitem__)
-    ratio = evidence.bins[most] / max(evidence.bins[least], 1)
-    said = f"{evidence.bins[most]} of {most}, {evidence.bins[least]} of {least}"
-    if ratio < IMBALANCE:
-        return Severity.FINE, said
-    return Severity.WARNING if ratio >= IMBALANCE_SEVERE else Severity.ADVICE, said
+def _class_imbalance(evidence: Evidence) -> tuple[Severity, str]:
+    numbers = evidence.train_counts
+    most, fewest = max(numbers, key=numbers.__getitem__), min(numbers, key=numbers.__getitem__)
+    ratio = numbers[most] / max(numbers[fewest], 1)
+    severity = Severity.WARNING if ratio >= IMBALANCE_WARNING else Severity.ADVICE
+    return _when(ratio >= IMBALANCE, severity), f"{numbers[most]} of {most}, {numbers[fewest]} of {fewest}"
 
 
 @_rule(
-    "labels inconsistent",
-    f"more than {COPIES:.0%} of the bins look all but like another one with another count (nearer than "
-    f"{COPY:.0%} of the median distance to the nearest)",
-    "recount them: their records cannot both be right",
+    "inconsistent labels",
+    f"more than {NEAR_DUPLICATES:.0%} of the bins have a near-duplicate with another count (closer than "
+    f"{NEAR_DUPLICATE:.0%} of the median distance to the nearest neighbour)",
+    "recount these bins (bintally audit): one of the two records is wrong",
 )
-def _inconsistent(evidence: Evidence) -> tuple[Severity, str]:
-    return _when(evidence.copies > COPIES), f"{evidence.copies:.1%} of the bins"
+def _inconsistent_labels(evidence: Evidence) -> tuple[Severity, str]:
+    return _when(evidence.near_duplicates > NEAR_DUPLICATES), f"{evidence.near_duplicates:.1%} of the bins"
 
 
-# --- what several of them need ----------------------------------------------------------------------------
+# --- helpers ---------------------------------------------------------------------------------------------
 
 
 def _when(holds: bool, severity: Severity = Severity.WARNING) -> Severity:
@@ -394,5 +394,5 @@ def _last_third(losses: Floats) -> float:
 
 
 def _fall(losses: Floats) -> float:
-    """Share by which a loss falls from the first epoch to the last third."""
+    """The share by which a loss falls from the first epoch to the last third."""
     return 1 - _last_third(losses) / float(losses[0])

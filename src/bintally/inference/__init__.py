@@ -1,1 +1,1 @@
-"""A saved model at work: runtime, predictor, export."""
+"""Inference with a saved model: runtime, predictor, export."""

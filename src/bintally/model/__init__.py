@@ -1,1 +1,1 @@
-"""Backbone, head, the way from a photograph to a distribution over counts, and its file."""
+"""The network that counts, from a photograph to log-probabilities of counts, and its files."""

@@ -1,4 +1,4 @@
-"""A model on disk: ``model.safetensors`` and a card that says how to use it."""
+"""A model on disk: its weights, ``model.safetensors``, and its card, ``card.json``."""
 
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from bintally.model.backbone import Backbone
 from bintally.model.network import CountingNetwork, Head
 
 
-class Card(BaseModel):
-    """What is needed to build the network again and to know where it came from."""
+class ModelCard(BaseModel):
+    """The structure, input and origin of a model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,20 +27,21 @@ class Card(BaseModel):
     std: list[float]
     """Normalisation of the pixels, scale 0–255, RGB."""
     mirror: bool
-    """Whether both mirror images are averaged."""
+    """Whether predictions are averaged over an image and its mirror image."""
     counts: list[int]
-    """The count each output stands for."""
+    """The count of each class."""
     hidden: int = Field(ge=1)
     ordinal: bool = False
     parameters: dict[str, Any]
-    """The parameters it was trained with."""
+    """The parameters of the training."""
     data: str
-    """SHA-256 over the encoded images and the split it was trained on."""
+    """SHA-256 of the encoded images and the split."""
     validation: dict[str, float]
+    """Loss and accuracy of the best epoch."""
 
 
-def save_model(folder: Path, network: CountingNetwork, card: Card) -> None:
-    """Write weights and card; equal weights give equal bytes."""
+def save_model(folder: Path, network: CountingNetwork, card: ModelCard) -> None:
+    """Write a model; equal weights give equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     with atomic_write(folder / "model.safetensors") as temporary:
@@ -48,16 +49,16 @@ def save_model(folder: Path, network: CountingNetwork, card: Card) -> None:
     write_text(folder / "card.json", card.model_dump_json(indent=2) + "\n")
 
 
-def load_model(folder: Path) -> tuple[CountingNetwork, Card]:
-    """Read a model without running any code of its file.
+def load_model(folder: Path) -> tuple[CountingNetwork, ModelCard]:
+    """Read a model in evaluation mode; no code in its files is run.
 
-    Raises UserError if it is missing or damaged, if a weight is not finite, or if the card normalises otherwise.
+    Raises UserError if it is missing or damaged, if a weight is not finite, or if the card's normalisation is another.
     """
     try:
-        card = Card.model_validate_json((folder / "card.json").read_text(encoding="utf-8"))
+        card = ModelCard.model_validate_json((folder / "card.json").read_text(encoding="utf-8"))
         state = load_file(folder / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} holds no whole model: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{folder} has no complete model: {' '.join(str(error).split())[:200]}") from error
     backbone = Backbone(card.backbone, card.image_size, card.features)
     network = CountingNetwork(backbone, Head(backbone.width, card.hidden, len(card.counts), card.ordinal, seed=0))
     try:
@@ -67,12 +68,7 @@ def load_model(folder: Path) -> tuple[CountingNetwork, Card]:
     for name, values in state.items():
         if not values.isfinite().all():
             raise UserError(f"{folder}: the weights of {name} are not all finite; train it again")
-    for name, wanted, found in (("mean", card.mean, backbone.mean), ("std", card.std, backbone.std)):
-        if not torch.equal(torch.tensor(wanted), found.flatten()):
-            raise UserError(f"{folder}: the card's {name} is {wanted}, the network's is {found.flatten().tolist()}")
+    for name, ours, theirs in (("mean", card.mean, backbone.mean), ("std", card.std, backbone.std)):
+        if not torch.equal(torch.tensor(ours), theirs.flatten()):
+            raise UserError(f"{folder}: the card's {name} is {ours}, the network's is {theirs.flatten().tolist()}")
     return network.eval(), card
-
-
-def default_device() -> torch.device:
-    """The accelerator if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

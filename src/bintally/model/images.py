@@ -1,4 +1,4 @@
-"""From the bytes of a photograph to the pixels a network sees: the one path for training and for serving."""
+"""Decode photographs to the pixels that the network takes, the same way for training and serving."""
 
 import io
 
@@ -11,47 +11,49 @@ from bintally.bins.record import MAX_PIXELS
 from bintally.errors import UserError
 
 FORMATS = ["JPEG", "PNG"]
-MAX_SCANS = 64  # of a progressive JPEG; each costs as much as the whole picture, and cameras write about ten
+MAX_SCANS = 64  # of a progressive JPEG, each as slow to decode as the whole image; cameras write about ten
 START_OF_SCAN = b"\xff\xda"
 
 
 def decode(body: bytes, size: int) -> torch.Tensor:
-    """Decode a JPEG or PNG, turned as its camera says, and squash it to a square, bilinear with antialiasing.
+    """Decode a JPEG or PNG, apply its EXIF orientation, and squash it to a square, bilinear with antialiasing.
 
     Args:
-        body: the file's bytes.
+        body: the file.
         size: side of the square in pixels.
 
     Returns:
         uint8 tensor of shape (3, size, size), RGB.
 
-    Raises UserError if the bytes are no image that can be decoded, or one too large to be: that is told before decoding.
+    Raises UserError if the file cannot be decoded or, before decoding, if the image is too large.
     """
-    _check(body)
+    _check_size(body)
     try:
         encoded = torch.frombuffer(bytearray(body), dtype=torch.uint8)
         pixels = decode_image(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
     except (RuntimeError, ValueError) as error:
-        raise _fault(body, error) from error
+        raise _error(body, error) from error
     if pixels.dtype == torch.uint16:
         pixels = (pixels.int() >> 8).to(torch.uint8)
     squashed: torch.Tensor = resize(pixels, [size, size], antialias=True)
     return squashed
 
 
-def _check(body: bytes) -> None:
+def _check_size(body: bytes) -> None:
     try:
         with Image.open(io.BytesIO(body), formats=FORMATS) as image:
             width, height = image.size
     except Image.DecompressionBombError as error:
         raise UserError(f"an image of more than {MAX_PIXELS:,} pixels is too large; make it smaller") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise _fault(body, "it is neither JPEG nor PNG") from error
+        raise _error(body, "it is neither JPEG nor PNG") from error
     if width * height > MAX_PIXELS:
-        raise UserError(f"an image of {width} x {height} pixels is too large; {MAX_PIXELS:,} pixels are allowed")
+        raise UserError(
+            f"an image of {width} x {height} pixels is too large; at most {MAX_PIXELS:,} pixels are allowed"
+        )
     if body.count(START_OF_SCAN) > MAX_SCANS:
-        raise UserError(f"an image of more than {MAX_SCANS} scans is not decoded; save it as a plain JPEG")
+        raise UserError(f"a JPEG of more than {MAX_SCANS} scans is not decoded; save it as a baseline JPEG")
 
 
-def _fault(body: bytes, reason: object) -> UserError:
+def _error(body: bytes, reason: object) -> UserError:
     return UserError(f"an image of {len(body)} bytes does not decode: {str(reason).splitlines()[0]}")

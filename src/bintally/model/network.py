@@ -1,4 +1,4 @@
-"""The counting network: a backbone, a head of two linear layers, and a distribution over counts."""
+"""The counting network: a backbone, a head of two linear layers, and the distribution over counts they give."""
 
 import math
 from collections.abc import Sequence
@@ -7,49 +7,41 @@ import torch
 from torch import nn
 
 from bintally.model.backbone import Backbone
+from bintally.model.views import stack_views
 
 
 class Head(nn.Sequential):
-    """Two linear layers with a ReLU between, as the reference study has them, initialised from ``seed``.
+    """Two linear layers with a ReLU between them, as in the reference study, initialised from ``seed``.
 
-    With ``ordinal`` each output but the last class's answers whether the count is of a higher class, given that it is
-    of its own or a higher one. ``facts`` further outputs tell what else is learned of a bin, until they are dropped.
+    With ``ordinal`` it has one output fewer than classes: the logit that the count is of a higher class than k, given
+    that it is at least of class k. :meth:`forward` turns these into log-probabilities of the classes.
     """
 
-    def __init__(self, width: int, hidden: int, classes: int, ordinal: bool, seed: int, facts: int = 0) -> None:
-        outputs = classes - ordinal
+    def __init__(self, width: int, hidden: int, classes: int, ordinal: bool, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            super().__init__(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, outputs + facts))
+            super().__init__(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, classes - ordinal))
         self.ordinal = ordinal
         self.classes = classes
-        self._outputs = outputs
 
-    def forward(self, features: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
-        """(n, width), each times its share in ``kept``, to logits and facts (n, classes + facts)."""
-        outputs: torch.Tensor = super().forward(features if kept is None else features * kept)
-        if not self.ordinal:
-            return outputs
-        return torch.cat([continued(outputs[:, : self._outputs]), outputs[:, self._outputs :]], 1)
-
-    @torch.no_grad()
-    def drop_facts(self) -> None:
-        """Become the head that tells counts alone."""
-        last = self[2]
-        assert isinstance(last, nn.Linear)
-        last.weight = nn.Parameter(last.weight[: self._outputs].clone())
-        last.bias = nn.Parameter(last.bias[: self._outputs].clone())
-        last.out_features = self._outputs
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, width) to logits (n, classes)."""
+        outputs: torch.Tensor = super().forward(features)
+        return continuation_ratio_log_probs(outputs) if self.ordinal else outputs
 
 
-def continued(answers: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of classes from the logits of going on beyond each: (n, classes - 1) to (n, classes).
+def continuation_ratio_log_probs(logits: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of ordered classes from continuation ratios (Agresti, Categorical Data Analysis, 8.3.6).
 
-    The continuation ratios of ordinal regression (Agresti, Categorical Data Analysis, 8.3.6).
+    Args:
+        logits: (n, classes - 1), of a class above k, given class k or above.
+
+    Returns:
+        (n, classes).
     """
-    beyond = _log_sigmoid(answers).cumsum(1)
-    stop = _log_sigmoid(-answers)
-    return torch.cat([stop[:, :1], beyond[:, :-1] + stop[:, 1:], beyond[:, -1:]], 1)
+    above = _log_sigmoid(logits).cumsum(1)
+    not_above = _log_sigmoid(-logits)
+    return torch.cat([not_above[:, :1], above[:, :-1] + not_above[:, 1:], above[:, -1:]], 1)
 
 
 def _log_sigmoid(values: torch.Tensor) -> torch.Tensor:
@@ -59,64 +51,61 @@ def _log_sigmoid(values: torch.Tensor) -> torch.Tensor:
 
 
 class CountingNetwork(nn.Module):
-    """Backbone and head together."""
+    """Backbone and head."""
 
     def __init__(self, backbone: Backbone, head: Head) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
 
-    def forward(self, images: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
-        """(n, 3, size, size) of 0–255 to what the head gives; ``kept`` as the head takes it."""
-        return self.head(self.backbone(images), kept)  # type: ignore[no-any-return]
-
-
-class CountDistribution(nn.Module):
-    """From pixels to calibrated probabilities in one module: what predicts and what is exported."""
-
-    chosen: torch.Tensor
-
-    def __init__(
-        self, network: CountingNetwork, mirrored: bool, chosen: Sequence[int] | None = None, temperature: float = 1.0
-    ) -> None:
-        """``chosen``: the classes there are to answer with; None is all."""
-        super().__init__()
-        self.network = network
-        self.mirrored = mirrored
-        self.temperature = temperature
-        classes = range(network.head.classes) if chosen is None else chosen
-        self.register_buffer("chosen", torch.tensor(list(classes)), persistent=False)
-
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (n, 3, size, size), RGB, to float32 (n, chosen); rows sum to 1."""
-        logs = log_distribution(self.network, views(images, self.mirrored))
-        return (logs[:, self.chosen] / self.temperature).softmax(1)
+        """Images, or rows that the backbone takes in their place, to logits (n, classes)."""
+        return self.head(self.backbone(images))  # type: ignore[no-any-return]
 
 
-def mirror(images: torch.Tensor) -> torch.Tensor:
-    """Flip images left to right: (..., height, width) to the same shape."""
-    return images.flip(-1)
-
-
-def views(images: torch.Tensor, mirrored: bool) -> torch.Tensor:
-    """The views of each image that are averaged: (n, 3, h, w) to (n, views, 3, h, w)."""
-    return torch.stack([images, mirror(images)] if mirrored else [images], dim=1)
-
-
-def log_distribution(network: nn.Module, inputs: torch.Tensor, classes: int | None = None) -> torch.Tensor:
-    """The logarithm of the probability of each class, averaged over views.
-
-    It is finite where a probability is too small for a float.
+class CalibratedNetwork(nn.Module):
+    """From pixels to calibrated probabilities: the module that predicts and is exported.
 
     Args:
-        network: a head where ``inputs`` are features, a CountingNetwork where they are images.
-        inputs: (n, views, width) features or (n, views, 3, h, w) images.
-        classes: so many of its first outputs are logits; None is all.
+        network: the counting network.
+        mirror: average over an image and its mirror image.
+        classes: indices of the classes to answer with; None: all.
+        temperature: divides the log-probabilities.
+    """
+
+    classes: torch.Tensor
+
+    def __init__(
+        self,
+        network: CountingNetwork,
+        mirror: bool,
+        classes: Sequence[int] | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.mirror = mirror
+        self.temperature = temperature
+        indices = list(range(network.head.classes) if classes is None else classes)
+        self.register_buffer("classes", torch.tensor(indices), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (n, 3, size, size), RGB, to float32 (n, classes); rows sum to 1."""
+        logs = log_probabilities(self.network, stack_views(images, self.mirror))
+        return (logs[:, self.classes] / self.temperature).softmax(1)
+
+
+def log_probabilities(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """The logarithm of each class's probability, averaged over views; finite where the probability underflows.
+
+    Args:
+        network: a Head for features, a CountingNetwork for images or rows.
+        inputs: (n, views, width) features or rows, or (n, views, 3, h, w) images.
 
     Returns:
         float32 (n, classes).
     """
-    logits: torch.Tensor = network(inputs.flatten(0, 1))[:, :classes]
+    logits: torch.Tensor = network(inputs.flatten(0, 1))
     by_view = logits.log_softmax(1).unflatten(0, inputs.shape[:2])
     averaged: torch.Tensor = by_view.logsumexp(1) - math.log(inputs.shape[1])
     return averaged

@@ -1,4 +1,4 @@
-"""Where the weights of backbones come from: pip, a file, a URL, or torchvision's servers."""
+"""Weights of backbones from a pip package, a file, a URL, or torchvision's servers."""
 
 import hashlib
 import re
@@ -18,11 +18,14 @@ from bintally.model.backbone import LITE, Backbone
 DOWNLOAD_TIMEOUT_S = 30.0
 
 
-def load_weights(backbone: Backbone, name: str, weights: str) -> None:
-    """Fill a backbone from ``DEFAULT``, ``none``, or the path or URL of a state dict, a model of this project among them.
+def load_weights(backbone: Backbone, weights: str) -> None:
+    """Load ``DEFAULT`` (ImageNet), ``none``, or the path or URL of a state dict into a backbone.
 
-    Raises UserError if the weights cannot be had, are not weights alone, or do not fit the network.
+    The state dict is of the same network, or of a model of this project with the same backbone.
+
+    Raises UserError if the weights cannot be read or downloaded, are not weights alone, or do not fit the network.
     """
+    name = backbone.name
     if weights == "none":
         return
     if weights == "DEFAULT" and name in LITE:
@@ -36,20 +39,20 @@ def load_weights(backbone: Backbone, name: str, weights: str) -> None:
         state = _download(weights)
     else:
         state = _read(Path(weights))
-    state = {key.removeprefix("backbone.body."): value for key, value in state.items()}
+    state = {re.sub(r"^backbone\.body\.\d+\.", "", key): value for key, value in state.items()}
     wanted = backbone.body.state_dict()
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    misfits = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
-    if missing or misfits:
-        raise UserError(
-            f"model.weights: '{weights}' does not fit {name}: {(missing + misfits)[0]} is missing or of another shape"
-        )
-    backbone.body.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=False)
+    # The network's own names, without the number of the stage.
+    names = {key: key.partition(".")[2] for key in wanted}
+    missing = [own for own in names.values() if own not in state and not own.endswith("num_batches_tracked")]
+    wrong = missing + [own for key, own in names.items() if own in state and state[own].shape != wanted[key].shape]
+    if wrong:
+        raise UserError(f"model.weights: '{weights}' does not fit {name}: {wrong[0]} is missing or of another shape")
+    backbone.body.load_state_dict({key: state[own] for key, own in names.items() if own in state}, strict=False)
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise UserError(f"model.weights: '{path}' is neither DEFAULT, nor none, nor a URL, nor a file that exists")
+        raise UserError(f"model.weights: '{path}' is not DEFAULT, none, a URL or an existing file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -66,16 +69,16 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _download(url: str) -> dict[str, torch.Tensor]:
-    """The state dict at ``url``, kept in torch's cache under a name of the whole URL; nothing broken is kept."""
+    """The state dict at ``url``, cached in torch's hub folder under a digest of the URL; broken files are removed."""
     name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{Path(urlsplit(url).path).name}"
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    # torchvision writes the first digits of a file's SHA-256 into its name.
-    promised = re.search(r"-([0-9a-f]{8,})\.", Path(urlsplit(url).path).name)
+    # torchvision's file names contain the first digits of the SHA-256.
+    digest = re.search(r"-([0-9a-f]{8,})\.", Path(urlsplit(url).path).name)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with _timeout(DOWNLOAD_TIMEOUT_S):
-                torch.hub.download_url_to_file(url, str(path), hash_prefix=promised[1] if promised else None)
+                torch.hub.download_url_to_file(url, str(path), hash_prefix=digest[1] if digest else None)
         except (OSError, RuntimeError, ValueError, HTTPException) as error:
             raise UserError(
                 f"model.weights: could not download {url} ({error}); check the network, "
@@ -83,9 +86,9 @@ def _download(url: str) -> dict[str, torch.Tensor]:
             ) from error
     try:
         return _read(path)
-    except UserError as fault:
+    except UserError as error:
         path.unlink(missing_ok=True)
-        raise UserError(str(fault).replace(str(path), url)) from fault
+        raise UserError(str(error).replace(str(path), url)) from error
 
 
 @contextmanager

@@ -1,138 +1,142 @@
-"""How likely a record is wrong, given the photograph, and how well a ranking by that finds wrong records."""
+"""The probability that a record is wrong, given the photograph, and how well a ranking by it finds wrong records."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 
-from bintally.model.kinship import leanings, members, together
 from bintally.scoring.metrics import Counts, Floats
 
-OFF = (-2, -1, 1, 2)  # what a wrong record is taken to be away from what lies in the bin, one as likely as another
-KINDS = ("one_off", "two_off", "left_out")
-RECOUNTED = (0.05, 0.1, 0.2)
+OFFSETS = (-2, -1, 1, 2)  # of a wrong record from the true count, all equally likely
+ERROR_KINDS = ("one_off", "two_off", "left_out")
+RECOUNT_SHARES = (0.05, 0.1, 0.2)
+DECIMALS = 9  # of probabilities that are ranked: further ones depend on the CPU
 
 
 def error_model(counts: Sequence[int]) -> Floats:
-    """(counts, counts) the probability that a wrong record of a bin that holds the first says the second."""
-    off = np.subtract.outer(np.asarray(counts), np.asarray(counts))
-    possible = np.isin(off, OFF).astype(np.float64)
-    lonely = possible.sum(1) == 0
-    possible[lonely] = off[lonely] != 0  # of counts far apart any other will do
+    """The probability of each wrong record (column) given the true count (row): (counts, counts)."""
+    offsets = np.subtract.outer(np.asarray(counts), np.asarray(counts))
+    possible = np.isin(offsets, OFFSETS).astype(np.float64)
+    isolated = possible.sum(1) == 0
+    possible[isolated] = offsets[isolated] != 0  # counts far apart: any other one is as likely
     return np.asarray(possible / possible.sum(1, keepdims=True).clip(1))
 
 
-def wrong(
-    probabilities: Floats,
-    counts: Sequence[int],
-    records: Counts,
-    share: float,
-    groups: Sequence[str] | None = None,
-    kinship: float = 0.0,
-) -> Floats:
-    """The probability that each record is wrong, (n,), by Bayes' rule.
-
-    Before the photograph is seen a record is wrong with probability ``share`` and then says what :func:`error_model`
-    allows; of what lies in the bin the photograph says ``probabilities``. Photographs of one group are seen together,
-    as :mod:`bintally.model.kinship` has it: where the records of two differ and the photographs do not, one of them is
-    likely wrong, and a lean that two photographs share is no evidence against either.
+def error_probability(probabilities: Floats, counts: Sequence[int], records: Counts, share: float) -> Floats:
+    """The probability that each record is wrong, (n,), by Bayes' rule, to DECIMALS.
 
     Args:
-        probabilities: (n, counts), calibrated.
+        probabilities: (n, counts) of the true count given the photograph, calibrated.
+        counts: ascending.
         records: (n,) each one of ``counts``.
-        groups: (n,) which are photographs of one bin; None: each is alone.
+        share: the prior, the fraction of records that are wrong; a wrong one follows :func:`error_model`.
     """
-    here, said = np.arange(len(records)), np.searchsorted(counts, records)
-    alone = _right_and_wrong(probabilities[None], said, error_model(counts), share)
-    result = (alone[1] / alone.sum(0))[0]
-    if groups is None or not kinship or not len(records):
-        return np.asarray(result)
-    member = members(groups)
-    several = here[np.bincount(member)[member] > 1]
-    if len(several):
-        member = np.unique(member[several], return_inverse=True)[1]
-        leaning, weights = leanings(probabilities[several], counts, kinship)
-        right_or_wrong = _right_and_wrong(leaning, said[several], error_model(counts), share)
-        seen = right_or_wrong.sum(0)
-        _, after = together(seen, weights, member)
-        result[several] = (after[:, member] * right_or_wrong[1] / seen).sum(0)
-    return np.asarray(result)
+    column = np.searchsorted(counts, records)
+    right = probabilities[np.arange(len(column)), column] * (1 - share)
+    wrong = (probabilities * error_model(counts)[:, column].T).sum(1) * share
+    return np.asarray(np.round(wrong / (right + wrong), DECIMALS))
 
 
-def _right_and_wrong(leaning: Floats, said: NDArray[np.intp], mistaken: Floats, share: float) -> Floats:
-    """(2, nodes, n) the probability of the record where it is right, and where it is wrong."""
-    right = leaning[:, np.arange(len(said)), said] * (1 - share)
-    return np.stack([right, (leaning * mistaken[:, said].T).sum(2) * share])
+def rank_records(
+    probabilities: Floats, counts: Sequence[int], records: Counts, share: float, ids: Sequence[str]
+) -> tuple[NDArray[np.int64], Floats]:
+    """Rank bins by :func:`error_probability`, equal ones by id; those whose record is none of ``counts`` come last.
+
+    Args:
+        records: (n,).
+        ids: (n,).
+
+    Returns:
+        (n,) the rows in order, and the probabilities of those that can be ranked, descending.
+    """
+    known = np.flatnonzero(np.isin(records, counts))
+    values = error_probability(probabilities[known], counts, records[known], share)
+    order = np.lexsort((np.asarray(ids)[known], -values))
+    unknown = np.setdiff1d(np.arange(len(records)), known)
+    return np.concatenate([known[order], unknown]), values[order]
 
 
 def inject_errors(
-    records: Counts, products: Sequence[Sequence[int]], counts: Sequence[int], share: float, random: np.random.Generator
+    records: Counts,
+    quantities: Sequence[Sequence[int]],
+    counts: Sequence[int],
+    share: float,
+    random: np.random.Generator,
 ) -> tuple[Counts, list[str]]:
-    """Records of which a share is made wrong, to see whether that is found.
+    """Replace a share of the records by wrong ones.
 
-    Half of those lack one of the bin's products, where it has several and what is left is one of ``counts``; the others
-    say one or two more or less.
+    Half of these leave out one of the bin's products, where it has several and the rest is one of ``counts``; the
+    others are one or two off.
 
     Args:
         records: (n,) each one of ``counts``.
-        products: of each bin, the quantity of every product.
+        quantities: of every product in each bin.
 
     Returns:
-        (n,) records, and of each what was done to it: "", or one of KINDS.
+        (n,) records, and the kind of each one's error: one of ERROR_KINDS, or "".
     """
-    said, kinds = records.copy(), [""] * len(records)
-    for at in random.choice(len(records), max(1, round(share * len(records))), replace=False):
-        truth = int(records[at])
-        left = [truth - quantity for quantity in products[at] if truth - quantity in counts]
-        others = [truth + off for off in OFF if truth + off in counts] or [count for count in counts if count != truth]
-        left_out = left and random.random() < 0.5
-        said[at] = random.choice(left if left_out else others)
-        kinds[at] = "left_out" if left_out else KINDS[min(abs(int(said[at]) - truth), 2) - 1]
-    return said, kinds
+    changed, kinds = records.copy(), [""] * len(records)
+    for row in random.choice(len(records), max(1, round(share * len(records))), replace=False):
+        truth = int(records[row])
+        remainders = [truth - quantity for quantity in quantities[row] if truth - quantity in counts]
+        near = [truth + offset for offset in OFFSETS if truth + offset in counts]
+        left_out = remainders and random.random() < 0.5
+        changed[row] = random.choice(remainders if left_out else near or [count for count in counts if count != truth])
+        kinds[row] = "left_out" if left_out else ERROR_KINDS[min(abs(int(changed[row]) - truth), 2) - 1]
+    return changed, kinds
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What recounting the bins ranked first is worth."""
+class RecountEstimate:
+    """What recounting the first bins of a ranking is expected to find."""
 
     recounts: int
     errors: float
-    """Wrong records expected among them."""
-    share: float
-    """Of all wrong records expected."""
+    """Expected number of wrong records among them."""
+    recall: float
+    """Their fraction of all expected wrong records."""
 
 
-def budget(probabilities: Floats, recounts: int) -> Budget:
-    """What is expected of recounting so many bins, those likeliest to be wrong; (n,) probabilities of that."""
-    recounts = min(recounts, len(probabilities))
-    share = float(expected_recall_curve(probabilities)[recounts])
-    return Budget(recounts, share * float(probabilities.sum()), share)
+def estimate_recounts(error_probabilities: Floats, recounts: int) -> RecountEstimate:
+    """The expected result of recounting the bins with the highest probabilities, (n,), of a wrong record."""
+    recounts = min(recounts, len(error_probabilities))
+    recall = float(expected_recall_curve(error_probabilities)[recounts])
+    return RecountEstimate(recounts, recall * float(error_probabilities.sum()), recall)
 
 
-def expected_recall_curve(probabilities: Floats) -> Floats:
-    """(n + 1,) the share of the wrong records expected among the 0, 1, … likeliest to be wrong."""
-    ranked = np.concatenate([[0], np.sort(probabilities)[::-1]]).cumsum()
-    return np.asarray(ranked / max(float(ranked[-1]), 1e-12))
+def expected_recall_curve(error_probabilities: Floats) -> Floats:
+    """The expected fraction of the wrong records among the first 0, 1, … of a ranking by probability: (n + 1,)."""
+    found = np.concatenate([[0], np.sort(error_probabilities)[::-1]]).cumsum()
+    return np.asarray(found / max(float(found[-1]), 1e-12))
 
 
 def recall_curve(scores: Floats, is_wrong: NDArray[np.bool_]) -> Floats:
-    """(n + 1,) the share of the wrong records among the 0, 1, … ranked first; of equal scores any may come first."""
-    levels, member = np.unique(-scores, return_inverse=True)
-    sizes = np.bincount(member, minlength=len(levels))
-    hits = np.bincount(member, weights=is_wrong, minlength=len(levels))
-    ends = np.concatenate([[0], sizes.cumsum()])
-    found = np.concatenate([[0], hits.cumsum()]) / max(is_wrong.sum(), 1)
-    return np.asarray(np.interp(np.arange(len(scores) + 1), ends, found))
+    """The fraction of the wrong records among the first 0, 1, … of a ranking, ties in random order: (n + 1,)."""
+    ends, found = _cumulative(scores, is_wrong)
+    return np.asarray(np.interp(np.arange(len(scores) + 1), ends, found / max(found[-1], 1)))
 
 
 def ranking_metrics(scores: Floats, is_wrong: NDArray[np.bool_]) -> dict[str, float]:
-    """ROC AUC, average precision, and the share of the wrong records among the first RECOUNTED of a ranking."""
+    """ROC AUC, average precision, and the fraction of the wrong records among the first RECOUNT_SHARES.
+
+    AUC and average precision are those of scikit-learn, whose import takes longer than the whole stage.
+    """
+    ends, found = _cumulative(scores, is_wrong)
+    right = ends - found
     curve = recall_curve(scores, is_wrong)
-    places = np.arange(len(curve)) / len(scores)
+    ranked = np.arange(len(curve)) / len(scores)
     return {
-        "auc": float(roc_auc_score(is_wrong, scores)),
-        "average_precision": float(average_precision_score(is_wrong, scores)),
-        **{f"found_at_{share:.0%}".rstrip("%"): float(np.interp(share, places, curve)) for share in RECOUNTED},
+        "auc": float(np.trapezoid(found, right) / (found[-1] * right[-1])),
+        "average_precision": float((np.diff(found) * found[1:] / ends[1:]).sum() / found[-1]),
+        **{f"found_at_{share * 100:.0f}": float(np.interp(share, ranked, curve)) for share in RECOUNT_SHARES},
     }
+
+
+def _cumulative(scores: Floats, is_wrong: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Numbers of records, and of wrong ones, down to the end of each group of equal scores, from 0."""
+    ranked = np.argsort(-scores, kind="stable")
+    last_of_equals = np.append(np.diff(scores[ranked]) < 0, True) if len(scores) else np.empty(0, bool)
+    ends = np.flatnonzero(last_of_equals) + 1
+    found = is_wrong[ranked].cumsum()
+    return np.concatenate([[0.0], ends]), np.concatenate([[0.0], found[ends - 1]])

@@ -1,4 +1,4 @@
-"""From what a network says to probabilities that mean something, learned on validation. No torch."""
+"""Calibration of a model's distribution on validation: temperature, prediction sets, when an answer is unsure."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.optimize import minimize_scalar
 
 from bintally.errors import UserError
 from bintally.files import write_text
@@ -16,60 +15,65 @@ from bintally.scoring.decoding import DECODINGS, Decoding, decode_counts
 
 Floats = NDArray[np.float64]
 TEMPERATURES = (0.05, 20.0)
+TEMPERATURE_DIGITS = 5
+THRESHOLD_STEP = 1e-6
+# Thresholds keep this distance from the probabilities they were fitted on, so that the last digits, which depend on the
+# CPU, decide no comparison.
+MARGIN = 1e-9
 
 
 class Calibration(BaseModel):
-    """How a model's distribution is read."""
+    """How a model's distribution is turned into answers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     counts: list[int]
-    """The counts there are to answer with, ascending: all the model tells apart, or some of them."""
+    """The counts to answer with, ascending: the model's classes, or some of them."""
     open_ended: bool
-    """Whether the last of them stands for itself and all above it."""
+    """Whether the last count stands for itself and all above it."""
     temperature: float = Field(gt=0)
-    """What the log-probabilities are divided by."""
+    """Divisor of the log-probabilities."""
     rmse_decoding: Decoding
-    """The rule with the least squared error."""
+    """The decoding rule with the least squared error."""
     coverage: float = Field(gt=0, lt=1)
-    """The share of bins whose count is in their set."""
-    mass: float = Field(ge=0, le=1)
-    """A set takes in counts for as long as it holds no more probability than this."""
-    sure: float = Field(gt=0, lt=1)
-    """The share of answers that are right where the model does not say that it is unsure."""
-    confidence: float | None
-    """The least probability of an answer that is no "unsure"; None: every answer is."""
+    """Fraction of bins whose prediction set is to contain the true count."""
+    conformal_threshold: float = Field(ge=0, le=1)
+    """A prediction set takes in the next count while it holds no more probability than this."""
+    target_precision: float = Field(gt=0, lt=1)
+    """Fraction of answers to be right among those not marked unsure."""
+    confidence_threshold: float | None
+    """An answer with less probability than this is marked unsure; None: every answer is."""
     record_error_rate: float = Field(gt=0, lt=1)
-    """The share of records that is taken to be wrong, before their photographs are looked at."""
-    kinship: float = Field(ge=0)
-    """How far the model errs alike on photographs of one bin: :func:`bintally.model.kinship.fit_kinship`."""
+    """Fraction of records assumed to be wrong before their photographs are seen."""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What is answered for n photographs."""
+class CountPredictions:
+    """Answers for n photographs."""
 
-    decoded: dict[Decoding, NDArray[np.int64]]
-    """(n,) the count by each rule."""
+    by_rule: dict[Decoding, NDArray[np.int64]]
+    """(n,) the count by each decoding rule."""
     low: NDArray[np.int64]
-    """(n,) the lowest count of each set."""
+    """(n,) the lowest count of each prediction set."""
     high: NDArray[np.int64]
+    """(n,) the highest."""
     unsure: NDArray[np.bool_]
 
 
-def answer(probabilities: Floats, calibration: Calibration) -> Answers:
-    """Counts, sets and doubt, of (n, counts) calibrated probabilities."""
-    low, high = (np.asarray(calibration.counts)[ends] for ends in sets(probabilities, calibration.mass))
-    least = math.inf if calibration.confidence is None else calibration.confidence
-    return Answers(
+def predict_counts(probabilities: Floats, calibration: Calibration) -> CountPredictions:
+    """Counts, prediction sets and doubt from calibrated probabilities, (n, counts)."""
+    low, high = prediction_sets(probabilities, calibration.conformal_threshold)
+    counts, threshold = np.asarray(calibration.counts), calibration.confidence_threshold
+    return CountPredictions(
         {rule: decode_counts(probabilities, calibration.counts, rule) for rule in DECODINGS},
-        low,
-        high,
-        probabilities.max(1) < least,
+        counts[low],
+        counts[high],
+        probabilities.max(1) < (math.inf if threshold is None else threshold),
     )
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:
+    """Write ``calibration.json``."""
     write_text(folder / "calibration.json", calibration.model_dump_json(indent=2) + "\n")
 
 
@@ -81,37 +85,44 @@ def load_calibration(folder: Path) -> Calibration:
         raise UserError(f"{folder} holds no calibration: {' '.join(str(error).split())[:200]}; `dvc repro`") from error
 
 
-def calibrated(logs: Floats, learned: Sequence[int], counts: Sequence[int], temperature: float) -> Floats:
-    """Probabilities of ``counts``, given that it is one of them.
+def calibrated(
+    log_probabilities: NDArray[np.floating], classes: Sequence[int], counts: Sequence[int], temperature: float
+) -> Floats:
+    """Probabilities of ``counts``, given that the count is one of them.
 
     Args:
-        logs: (n, classes) log-probabilities of the counts ``learned``, ascending.
-        counts: some of ``learned``, ascending.
+        log_probabilities: (n, classes).
+        classes: the count each class of the model stands for, ascending.
+        counts: some of ``classes``, ascending.
 
     Returns:
         float64 (n, len(counts)); rows sum to 1.
     """
-    chosen = logs[:, np.searchsorted(learned, counts)].astype(np.float64) / temperature
-    weights = np.exp(chosen - chosen.max(1, keepdims=True))
+    scaled = log_probabilities[:, np.searchsorted(classes, counts)].astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max(1, keepdims=True))
     return np.asarray(weights / weights.sum(1, keepdims=True))
 
 
-def fit_temperature(logs: Floats, classes: NDArray[np.int64]) -> float:
-    """The temperature with the least cross-entropy (Guo et al. 2017, arXiv:1706.04599).
+def fit_temperature(log_probabilities: NDArray[np.floating], true_class: NDArray[np.int64]) -> float:
+    """The temperature with the least cross-entropy, to TEMPERATURE_DIGITS (Guo et al. 2017, arXiv:1706.04599).
 
     Args:
-        logs: (n, classes) log-probabilities.
-        classes: (n,) the true class of each row.
+        log_probabilities: (n, classes).
+        true_class: (n,) the column of the true count.
     """
-    here = np.arange(len(classes))
+    logs = log_probabilities.astype(np.float64)
+    expected = logs[np.arange(len(logs)), true_class].mean()
 
-    def loss(log_temperature: float) -> float:
-        scaled = logs / math.exp(log_temperature)
-        top = scaled.max(1)
-        return float((top + np.log(np.exp(scaled - top[:, None]).sum(1)) - scaled[here, classes]).mean())
+    def too_hot(temperature: float) -> bool:
+        # The loss is convex in 1 / temperature, so the sign of its derivative says on which side the minimum lies.
+        classes = range(logs.shape[1])
+        return float((calibrated(logs, classes, classes, temperature) * logs).sum(1).mean()) < float(expected)
 
     low, high = map(math.log, TEMPERATURES)
-    return math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (low, middle) if too_hot(math.exp(middle)) else (middle, high)
+    return float(f"{math.exp((low + high) / 2):.{TEMPERATURE_DIGITS}g}")
 
 
 def conformal_scores(probabilities: Floats) -> Floats:
@@ -119,45 +130,54 @@ def conformal_scores(probabilities: Floats) -> Floats:
 
     Sets grow from the most probable count, each time by the more probable of the two beside it.
     """
-    rows, classes = probabilities.shape
-    here = np.arange(rows)
+    number, classes = probabilities.shape
+    rows = np.arange(number)
     low = high = probabilities.argmax(1)
-    total = probabilities[here, low].copy()
-    before = np.zeros((rows, classes))
+    total = probabilities[rows, low].copy()
+    scores = np.zeros((number, classes))
     padded = np.pad(probabilities, ((0, 0), (1, 1)), constant_values=-1.0)
     for _ in range(classes - 1):
-        downwards = padded[here, low] >= padded[here, high + 2]
+        downwards = padded[rows, low] >= padded[rows, high + 2]
         low, high = low - downwards, high + ~downwards
         added = np.where(downwards, low, high)
-        before[here, added] = total.clip(max=1)  # as rounding may not
-        total += probabilities[here, added]
-    return before
+        scores[rows, added] = total.clip(max=1)  # rounding may exceed it
+        total += probabilities[rows, added]
+    return scores
 
 
-def fit_conformal_threshold(probabilities: Floats, classes: NDArray[np.int64], coverage: float) -> float:
-    """The mass by which sets hold the true count of a new bin with probability ``coverage``.
+def fit_conformal_threshold(probabilities: Floats, true_class: NDArray[np.int64], coverage: float) -> float:
+    """The threshold by which sets contain the true count of a new bin with probability ``coverage``, rounded up.
 
-    Split conformal prediction (Vovk et al. 2005; with these scores Romano et al. 2020, arXiv:2006.02544), which asks
-    that bins are exchangeable.
+    Split conformal prediction (Vovk et al. 2005; with these scores Romano et al. 2020, arXiv:2006.02544), which
+    requires that bins are exchangeable.
     """
-    scores = np.sort(conformal_scores(probabilities)[np.arange(len(classes)), classes])
+    scores = np.sort(conformal_scores(probabilities)[np.arange(len(true_class)), true_class])
     rank = math.ceil((len(scores) + 1) * coverage)
-    return float(scores[rank - 1]) if rank <= len(scores) else 1.0
+    if rank > len(scores):
+        return 1.0
+    steps = math.ceil((float(scores[rank - 1]) + MARGIN) / THRESHOLD_STEP)
+    return min(1.0, round(steps * THRESHOLD_STEP, 6))
 
 
-def sets(probabilities: Floats, mass: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def prediction_sets(probabilities: Floats, conformal_threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The lowest and the highest class of each row's set, which always holds the most probable one: two int64 (n,)."""
-    inside = conformal_scores(probabilities) <= mass
+    inside = conformal_scores(probabilities) <= conformal_threshold
     classes = probabilities.shape[1]
     return inside.argmax(1), classes - 1 - inside[:, ::-1].argmax(1)
 
 
-def fit_confidence_threshold(probabilities: Floats, classes: NDArray[np.int64], sure: float) -> float | None:
-    """The least confidence above which the share ``sure`` of answers is right; None if there is none."""
-    confidence = probabilities.max(1)
+def fit_confidence_threshold(
+    probabilities: Floats, true_class: NDArray[np.int64], target_precision: float
+) -> float | None:
+    """The lowest confidence from which on ``target_precision`` of the answers are right, rounded down.
+
+    None if no threshold has that precision.
+    """
+    # Rounded first: the threshold then selects the very answers whose precision was measured.
+    confidence = np.floor((probabilities.max(1) - MARGIN) / THRESHOLD_STEP)
     order = np.argsort(-confidence, kind="stable")
-    right = (probabilities.argmax(1) == classes)[order]
-    share = right.cumsum() / np.arange(1, len(right) + 1)
+    right = (probabilities.argmax(1) == true_class)[order]
+    precision = right.cumsum() / np.arange(1, len(right) + 1)
     last_of_equals = np.append(np.diff(confidence[order]) < 0, True)
-    enough = np.flatnonzero((share >= sure) & last_of_equals)
-    return float(confidence[order[enough[-1]]]) if len(enough) else None
+    enough = np.flatnonzero((precision >= target_precision) & last_of_equals)
+    return round(float(confidence[order[enough[-1]]]) * THRESHOLD_STEP, 6) if len(enough) else None

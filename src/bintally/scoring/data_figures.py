@@ -1,4 +1,4 @@
-"""Figures of a collection of bins: what there is of it, how it was split, what it looks like."""
+"""Figures of the bins: counts, split, photographs, products and errors."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,17 @@ from bintally.scoring.figures import BLUE, GREY, ORANGE
 from bintally.scoring.metrics import Counts, Floats
 
 SPLITS = {"train": BLUE, "validation": GREY, "test": ORANGE, "left_out": "#e2e8f0"}
-MOST = 8  # of a number on an axis of its own bars: what is above lies in the last
+MAX_NUMBER = 8  # numbers above it share the last bar
 THUMBNAIL = (320, 240)
 Pixels = NDArray[np.uint8]
 
 
-def counts_picture(counts: Counts, splits: Sequence[str]) -> Figure:
-    """How many bins of each count there are, by split.
+def counts_figure(counts: Counts, splits: Sequence[str]) -> Figure:
+    """The number of bins of each count, by split.
 
     Args:
-        counts: (n,) of each bin.
-        splits: (n,) of each bin, keys of SPLITS.
+        counts: (n,).
+        splits: (n,) keys of SPLITS.
     """
     figure, (axes,) = _panels(1)
     values = np.unique(counts)
@@ -39,11 +39,11 @@ def counts_picture(counts: Counts, splits: Sequence[str]) -> Figure:
     return figure
 
 
-def split_picture(counts: Counts, groups: Sequence[str], splits: Sequence[str]) -> Figure:
-    """The share of each count in every split, and how many photographs the groups of every split have.
+def split_figure(counts: Counts, groups: Sequence[str], splits: Sequence[str]) -> Figure:
+    """The share of each count in every split, and the number of photographs in the groups of every split.
 
     Args:
-        counts, groups, splits: (n,) of each bin.
+        counts, groups, splits: (n,).
     """
     figure, (left, right) = _panels(2)
     values = np.unique(counts)
@@ -54,17 +54,17 @@ def split_picture(counts: Counts, groups: Sequence[str], splits: Sequence[str]) 
     sizes = {split: _group_sizes(groups, splits, split) for split in shares}
     present = np.unique(np.concatenate(list(sizes.values())))
     numbers = {split: (size[:, None] == present).sum(0) for split, size in sizes.items()}
-    _grouped_bars(right, _up_to_most(present), numbers, SPLITS)
-    right.set(xlabel="photographs of one bin", ylabel="groups")
+    _grouped_bars(right, _number_names(present), numbers, SPLITS)
+    right.set(xlabel="photographs of the same bin", ylabel="groups")
     right.legend(frameon=False)
     return figure
 
 
-def sizes_picture(sizes: Counts) -> Figure:
-    """Width against height of the photographs, and the ratio of the two.
+def sizes_figure(sizes: Counts) -> Figure:
+    """Width against height of the photographs, and the distribution of their ratio.
 
     Args:
-        sizes: (n, 2) width and height in pixels.
+        sizes: (n, 2) width and height, pixels.
     """
     figure, (left, right) = _panels(2)
     left.scatter(sizes[:, 0], sizes[:, 1], s=8, color=BLUE, alpha=0.3, linewidths=0)
@@ -78,38 +78,38 @@ def sizes_picture(sizes: Counts) -> Figure:
     return figure
 
 
-def products_picture(counts: Counts, products: Counts, quantities: Counts) -> Figure:
-    """How many products the bins of each count hold, and how many items of a product lie in its bin.
+def products_figure(counts: Counts, products: Counts, quantities: Counts) -> Figure:
+    """The number of products per bin, by count, and the number of items per product.
 
     Args:
-        counts: (n,) of each bin.
+        counts: (n,).
         products: (n,) distinct products of each bin.
         quantities: (m,) items of each product of each bin.
     """
     figure, (left, right) = _panels(2)
-    values, few = np.unique(counts), np.minimum(products, MOST)
-    kinds = np.unique(few)
+    values, numbers = np.unique(counts), np.minimum(products, MAX_NUMBER)
+    bars = np.unique(numbers)
     below = np.zeros(len(values))
-    # The more products, the darker.
-    for kind, name, shade in zip(kinds, _up_to_most(kinds), np.linspace(0.25, 1, len(kinds)), strict=True):
-        share = np.array([(few[counts == value] == kind).mean() for value in values])
+    # More products are darker.
+    for number, name, shade in zip(bars, _number_names(bars), np.linspace(0.25, 1, len(bars)), strict=True):
+        share = np.array([(numbers[counts == value] == number).mean() for value in values])
         left.bar(_names(values), share, bottom=below, color=BLUE, alpha=shade, label=name)
         below += share
     _percent(left)
     left.set(xlabel="count in the record", ylabel="share of its bins")
     left.legend(title="products", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    amounts, number = np.unique(np.minimum(quantities, MOST), return_counts=True)
-    right.bar(_up_to_most(amounts), number, color=BLUE)
+    amounts, frequencies = np.unique(np.minimum(quantities, MAX_NUMBER), return_counts=True)
+    right.bar(_number_names(amounts), frequencies, color=BLUE)
     right.set(xlabel="items of one product in a bin", ylabel="products")
     return figure
 
 
-def measures_picture(weights: Floats, sides: Floats) -> Figure:
-    """Weights and sides of products, on logarithmic scales; those a record does not say are left out.
+def measures_figure(weights: Floats, sides: Floats) -> Figure:
+    """The distributions of weights and sides of products, on logarithmic scales.
 
     Args:
-        weights: (m,) pounds, NaN where not known.
-        sides: (m, 3) inches, NaN where not known.
+        weights: (m,) pounds, NaN if unknown.
+        sides: (m, 3) inches, NaN if unknown.
     """
     figure, (left, right) = _panels(2)
     _logarithmic_histogram(left, [weights[np.isfinite(weights)]], [BLUE], None)
@@ -121,37 +121,37 @@ def measures_picture(weights: Floats, sides: Floats) -> Figure:
     return figure
 
 
-def photographs_picture(images: Sequence[bytes], titles: Sequence[str], across: int) -> Figure:
-    """Photographs in rows of ``across``, each under its title."""
-    return _grid([_thumbnail(image) for image in images], titles, across)
+def photographs_figure(images: Sequence[bytes], titles: Sequence[str], grid_columns: int) -> Figure:
+    """Photographs in a grid, each under its title."""
+    return _grid([_thumbnail(image) for image in images], titles, grid_columns)
 
 
-def twins_picture(pairs: Sequence[tuple[bytes, bytes]], counts: Counts) -> Figure:
-    """Pairs of photographs of one bin side by side, each pair under its two counts.
+def same_bin_figure(pairs: Sequence[tuple[bytes, bytes]], counts: Counts) -> Figure:
+    """Pairs of photographs of the same bin side by side, each pair under its two counts.
 
     Args:
-        counts: (pairs, 2) those of the records.
+        counts: (pairs, 2) of the records.
     """
     gap = np.full((THUMBNAIL[1], 8, 3), 255, np.uint8)
-    pictures = [np.hstack([_thumbnail(one), gap, _thumbnail(other)]) for one, other in pairs]
-    return _grid(pictures, [f"record {one}  |  record {other}" for one, other in counts], across=2)
+    images = [np.hstack([_thumbnail(first), gap, _thumbnail(second)]) for first, second in pairs]
+    return _grid(images, [f"record {first}  |  record {second}" for first, second in counts], grid_columns=2)
 
 
-def errors_picture(errors: Mapping[str, Counts]) -> Figure:
-    """How far answers are from the records.
+def errors_figure(errors: Mapping[str, Counts]) -> Figure:
+    """The distribution of the errors of predictions.
 
     Args:
-        errors: (n,) answer minus record in items, by who answered: at most three, the last the one to be better than.
+        errors: (n,) prediction minus record, items, by name: at most three, the baseline last.
     """
     figure, (axes,) = _panels(1)
-    most = max(int(np.abs(error).max()) for error in errors.values())
-    steps = np.arange(-most, most + 1)
+    largest = max(int(np.abs(error).max()) for error in errors.values())
+    steps = np.arange(-largest, largest + 1)
     shares = {name: (error[:, None] == steps).mean(0) for name, error in errors.items()}
-    names = [f"{step:+d}".replace("-", "−") if step else "right" for step in steps]
+    names = [f"{step:+d}".replace("-", "−") if step else "correct" for step in steps]
     *models, baseline = errors
     _grouped_bars(axes, names, shares, dict(zip(models, (BLUE, ORANGE), strict=False)) | {baseline: GREY})
     _percent(axes)
-    axes.set(xlabel="answer minus record, in items", ylabel="share of test bins")
+    axes.set(xlabel="prediction minus record, in items", ylabel="share of test bins")
     axes.legend(frameon=False)
     return figure
 
@@ -168,33 +168,33 @@ def _names(values: Counts) -> list[str]:
     return [str(value) for value in values]
 
 
-def _up_to_most(values: Counts) -> list[str]:
-    return [f"{MOST} or more" if value == MOST else str(value) for value in values]
+def _number_names(values: Counts) -> list[str]:
+    return [f"{MAX_NUMBER} or more" if value == MAX_NUMBER else str(value) for value in values]
 
 
 def _by_split(counts: Counts, splits: Sequence[str], values: Counts) -> dict[str, Counts]:
-    """The number of bins of each of ``values`` in every split there is."""
+    """The number of bins of each of ``values`` in every split that occurs."""
     member = np.asarray(splits)
     return {split: (counts[member == split][:, None] == values).sum(0) for split in SPLITS if split in splits}
 
 
 def _group_sizes(groups: Sequence[str], splits: Sequence[str], split: str) -> Counts:
-    """The number of photographs of each group in a split, at most MOST."""
-    inside = [group for group, its in zip(groups, splits, strict=True) if its == split]
-    return np.minimum(np.unique(inside, return_counts=True)[1], MOST)
+    """The number of photographs of each group in a split, at most MAX_NUMBER."""
+    members = [group for group, group_split in zip(groups, splits, strict=True) if group_split == split]
+    return np.minimum(np.unique(members, return_counts=True)[1], MAX_NUMBER)
 
 
 def _grouped_bars(
     axes: Axes,
-    places: Sequence[str],
+    labels: Sequence[str],
     heights: Mapping[str, NDArray[np.floating | np.integer]],
     colours: Mapping[str, str],
 ) -> None:
     width = 0.8 / len(heights)
-    for turn, (name, height) in enumerate(heights.items()):
-        at = np.arange(len(places)) + (turn - (len(heights) - 1) / 2) * width
-        axes.bar(at, height, width, color=colours[name], label=name.replace("_", " "))
-    axes.set_xticks(range(len(places)), places)
+    for index, (name, height) in enumerate(heights.items()):
+        x = np.arange(len(labels)) + (index - (len(heights) - 1) / 2) * width
+        axes.bar(x, height, width, color=colours[name], label=name.replace("_", " "))
+    axes.set_xticks(range(len(labels)), labels)
 
 
 def _percent(axes: Axes) -> None:
@@ -204,34 +204,34 @@ def _percent(axes: Axes) -> None:
 def _logarithmic_histogram(
     axes: Axes, values: Sequence[Floats], colours: Sequence[str], labels: Sequence[str] | None
 ) -> None:
-    everything = np.concatenate(values)
-    if len(everything):
-        edges = np.geomspace(everything.min() / 1.01, everything.max() * 1.01, 41).tolist()
-        for place, one in enumerate(values):
-            label = labels[place] if labels else None
-            axes.hist(one, bins=edges, histtype="stepfilled", alpha=0.7, color=colours[place], label=label)
+    together = np.concatenate(values)
+    if len(together):
+        edges = np.geomspace(together.min() / 1.01, together.max() * 1.01, 41).tolist()
+        for index, series in enumerate(values):
+            label = labels[index] if labels else None
+            axes.hist(series, bins=edges, histtype="stepfilled", alpha=0.7, color=colours[index], label=label)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _thumbnail(image: bytes) -> Pixels:
-    """RGB (height, width, 3) of THUMBNAIL, the whole photograph in its proportions on white."""
+    """The whole photograph in its proportions on white, RGB (height, width, 3) of THUMBNAIL."""
     with Image.open(io.BytesIO(image)) as opened:
         return np.asarray(ImageOps.pad(opened.convert("RGB"), THUMBNAIL, color="white"))
 
 
-def _grid(pictures: Sequence[Pixels], titles: Sequence[str], across: int) -> Figure:
-    if not pictures:
+def _grid(images: Sequence[Pixels], titles: Sequence[str], grid_columns: int) -> Figure:
+    if not images:
         figure = Figure(figsize=(10, 0.6))
-        figure.text(0.5, 0.5, "there are none", ha="center", va="center")
+        figure.text(0.5, 0.5, "no photographs", ha="center", va="center")
         return figure
-    down = -(-len(pictures) // across)
-    height, width = pictures[0].shape[:2]
-    figure = Figure(figsize=(10, down * (10 / across * height / width + 0.36)), layout="constrained")
-    cells = figure.subplots(down, across, squeeze=False)
+    grid_rows = -(-len(images) // grid_columns)
+    height, width = images[0].shape[:2]
+    figure = Figure(figsize=(10, grid_rows * (10 / grid_columns * height / width + 0.36)), layout="constrained")
+    cells = figure.subplots(grid_rows, grid_columns, squeeze=False)
     for axes in cells.flat:
         axes.set_axis_off()
-    for axes, picture, title in zip(cells.flat, pictures, titles, strict=False):
-        axes.imshow(picture)
+    for axes, image, title in zip(cells.flat, images, titles, strict=False):
+        axes.imshow(image)
         axes.set_title(title, fontsize=10)
     return figure

@@ -1,4 +1,4 @@
-"""From a distribution over counts to one count. No torch, so that scoring and serving share it."""
+"""Decoding rules: from a distribution over counts to one count."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -8,15 +8,15 @@ from numpy.typing import NDArray
 
 Decoding = Literal["most_probable", "rounded_mean", "median"]
 DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
-# By what a mean of right answers asks for. Which rule has the least squared error after rounding, validation says.
+# Which rule has the least squared error after rounding is found on validation.
 FOR_ACCURACY: Decoding = "most_probable"
 
 
 def decode_counts(probabilities: NDArray[np.floating[Any]], counts: Sequence[int], rule: str) -> NDArray[np.int64]:
-    """One count a row.
+    """One count per row.
 
-    ``most_probable`` is right most often where probabilities are what they say; ``rounded_mean``, the count nearest to
-    the expected one, has the least squared error, and ``median`` the least absolute one.
+    For calibrated probabilities ``most_probable`` is right most often, ``rounded_mean``, the count nearest to the
+    expected one, has the least squared error, and ``median`` the least absolute error.
 
     Args:
         probabilities: (n, classes), rows sum to 1.

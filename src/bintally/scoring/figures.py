@@ -1,8 +1,13 @@
-"""Pictures of what a model gets right and wrong."""
+"""Figures of what a model gets right and wrong.
+
+Importing this module resets matplotlib to its defaults: a person's matplotlibrc or MPLBACKEND must not change the bytes
+of a figure.
+"""
 
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -11,21 +16,25 @@ from PIL import Image
 
 from bintally.files import atomic_write
 from bintally.scoring.metrics import Counts, Floats
-from bintally.scoring.references import Row
+
+if TYPE_CHECKING:  # stages that do not draw the benchmark do not depend on its rows
+    from bintally.scoring.references import BenchmarkRow
 
 matplotlib.use("Agg")
+matplotlib.rcdefaults()
+
 DPI = 120
-BLUE, GREY, ORANGE = "#2b6cb0", "#a0aec0", "#c05621"
+BLUE, GREY, ORANGE, GREEN, RED, GRID = "#2b6cb0", "#a0aec0", "#c05621", "#2f855a", "#c53030", "#e2e8f0"
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG; equal figures give equal bytes."""
+def save(figure: Figure, path: Path, dpi: int = DPI, bbox_inches: str | None = None) -> None:
+    """Write a figure as PNG; equal figures give equal bytes."""
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(temporary, format="png", dpi=dpi, bbox_inches=bbox_inches, metadata={"Software": None})
 
 
-def confusion_picture(table: Counts, counts: Sequence[int], title: str) -> Figure:
-    """The confusion matrix with the number of bins and the share of its row in each cell."""
+def confusion_figure(table: Counts, counts: Sequence[int], title: str) -> Figure:
+    """The confusion matrix, each cell with its number of bins and its share of the row."""
     figure = Figure(figsize=(6, 5.4), layout="constrained")
     axes = figure.subplots()
     share = table / table.sum(1, keepdims=True).clip(1)
@@ -39,7 +48,7 @@ def confusion_picture(table: Counts, counts: Sequence[int], title: str) -> Figur
     return figure
 
 
-def benchmark_picture(rows: Sequence[Row], title: str) -> Figure:
+def benchmark_figure(rows: "Sequence[BenchmarkRow]", title: str) -> Figure:
     """Accuracy and RMSE of each row, this model's with its interval."""
     figure = Figure(figsize=(10, 0.42 * len(rows) + 1.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -66,45 +75,46 @@ def benchmark_picture(rows: Sequence[Row], title: str) -> Figure:
     return figure
 
 
-def audit_picture(curves: Mapping[str, Floats], promised: Floats, title: str) -> Figure:
-    """The share of wrong records found against the share of bins recounted, by each ranking, and what was promised.
+def audit_figure(curves: Mapping[str, Floats], expected: Floats, title: str) -> Figure:
+    """The share of wrong records found by each ranking against the share of bins recounted, and the expected share.
 
     Args:
-        curves: (n,) each, from nothing recounted to everything; the first is the one of ``promised``.
+        curves: (n,) each, from no bin recounted to all; ``expected`` is that of the first ranking.
+        expected: (n,).
     """
     figure = Figure(figsize=(10, 4.6), layout="constrained")
-    found, kept = figure.subplots(1, 2)
-    for (name, curve), colour in zip(curves.items(), (ORANGE, BLUE, "#2f855a", GREY), strict=True):
-        found.plot(np.linspace(0, 1, len(curve)), curve, color=colour, label=name.replace("_", " "))
+    found, against_expected = figure.subplots(1, 2)
+    for (name, curve), colour in zip(curves.items(), (ORANGE, GREEN, GREY), strict=True):
+        found.plot(np.linspace(0, 1, len(curve)), curve, color=colour, label=name)
     found.set(xlabel="share of bins recounted", ylabel="share of wrong records found", xlim=(0, 1), ylim=(0, 1))
     found.legend(loc="lower right", frameon=False)
-    kept.plot([0, 1], [0, 1], color=GREY, linewidth=1)
-    kept.plot(promised, next(iter(curves.values())), color=ORANGE)
-    kept.set(xlabel="share that was promised", ylabel="share that was found", xlim=(0, 1), ylim=(0, 1))
-    for axes in (found, kept):
-        axes.grid(color="#e2e8f0")
+    against_expected.plot([0, 1], [0, 1], color=GREY, linewidth=1)
+    against_expected.plot(expected, next(iter(curves.values())), color=ORANGE)
+    against_expected.set(xlabel="expected share found", ylabel="share found", xlim=(0, 1), ylim=(0, 1))
+    for axes in (found, against_expected):
+        axes.grid(color=GRID)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
-def examples_picture(
+def examples_figure(
     images: Sequence[bytes], records: Sequence[int], probabilities: Floats, counts: Sequence[int], title: str
 ) -> Figure:
     """Photographs, each with its record and the distribution predicted for it."""
-    across = 4
-    down = -(-len(images) // across)
-    figure = Figure(figsize=(2.6 * across, 2.8 * down + 0.4), layout="constrained")
-    cells = figure.subplots(2 * down, across, height_ratios=[3, 1] * down, squeeze=False)
+    columns = 4
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.8 * rows + 0.4), layout="constrained")
+    cells = figure.subplots(2 * rows, columns, height_ratios=[3, 1] * rows, squeeze=False)
     for axes in cells.flat:
         axes.set_axis_off()
     for place, (body, record, distribution) in enumerate(zip(images, records, probabilities, strict=True)):
-        row, column = divmod(place, across)
-        picture, bars = cells[2 * row, column], cells[2 * row + 1, column]
+        row, column = divmod(place, columns)
+        photograph, bars = cells[2 * row, column], cells[2 * row + 1, column]
         with Image.open(io.BytesIO(body)) as image:
-            picture.imshow(image.convert("RGB").resize((320, 240)))
+            photograph.imshow(image.convert("RGB").resize((320, 240)))
         answer = counts[int(distribution.argmax())]
-        picture.set_title(
-            f"record {record}, model {answer}", fontsize=10, color="black" if answer == record else "#c53030"
+        photograph.set_title(
+            f"record {record}, model {answer}", fontsize=10, color="black" if answer == record else RED
         )
         colours = [ORANGE if count == record else BLUE for count in counts]
         bars.bar([str(count) for count in counts], distribution, color=colours)

@@ -1,4 +1,4 @@
-"""What others report on the Amazon Bin Image Dataset, and answers that need no model."""
+"""Published results on the Amazon Bin Image Dataset, and baselines that need no model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ from bintally.scoring.metrics import Counts
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """One line of the benchmark table."""
 
     name: str
     data: str
-    """What it was measured on."""
+    """The bins it was measured on."""
     accuracy: float
     rmse: float | None
-    """Of whole counts, in items; None where it is not known."""
+    """Of whole counts, in items; None: not known."""
     accuracy_high: float | None = None
-    """Upper end where only a range is known; ``accuracy`` is its lower end then."""
+    """Upper end where only a range is known; ``accuracy`` is then its lower end."""
     accuracy_interval: tuple[float, float] | None = None
     rmse_interval: tuple[float, float] | None = None
 
     def cells(self) -> tuple[str, str]:
-        """Accuracy in per cent and RMSE as a table has them, with the range or the interval where there is one."""
+        """Accuracy in per cent and RMSE as text, with the range or the interval if there is one."""
         return (
             _cell(self.accuracy, self.accuracy_high, self.accuracy_interval, 100, 1),
             _cell(self.rmse, None, self.rmse_interval, 1, 3),
@@ -33,33 +33,32 @@ class Row:
 
 # The challenge's figures: github.com/silverbottlep/abid_challenge; per class 0-5 its accuracies are
 # 97.7 83.4 67.2 54.9 42.6 44.9 % and its RMSEs .187 .542 .710 .867 1.025 1.311, from which the 1-5 row follows.
-# The study's: as printed, and with its two errors taken out (correct answers were divided by the number of
-# batches, the RMSE was taken over the last batch alone).
+# The study's: as printed, and corrected for its two errors (correct answers were divided by the number of batches, the
+# RMSE was taken over the last batch alone).
 REFERENCES = (
-    Row("ABID challenge, ResNet34 from scratch", "36,032 real bins, counts 0-5", 0.5567, 0.930),
-    Row("the same, counts 1-5 alone", "from its per-class figures", 0.545, 0.942, accuracy_high=0.563),
-    Row("study, initial (lr 0.01, batch 64), as printed", "real bins, counts 1-5", 0.16, 1.432),
-    Row("study, final (lr 0.0037, batch 32), as printed", "real bins, counts 1-5", 0.10, 0.866),
-    Row("study, initial, corrected", "real bins, counts 1-5", 0.253, None, accuracy_high=0.269),
-    Row("study, final, corrected", "real bins, counts 1-5", 0.316, None, accuracy_high=0.348),
+    BenchmarkRow("ABID challenge, ResNet34 from scratch", "36,032 real bins, counts 0-5", 0.5567, 0.930),
+    BenchmarkRow("the same, counts 1-5 alone", "from its per-class figures", 0.545, 0.942, accuracy_high=0.563),
+    BenchmarkRow("study, initial (lr 0.01, batch 64), as printed", "real bins, counts 1-5", 0.16, 1.432),
+    BenchmarkRow("study, final (lr 0.0037, batch 32), as printed", "real bins, counts 1-5", 0.10, 0.866),
+    BenchmarkRow("study, initial, corrected", "real bins, counts 1-5", 0.253, None, accuracy_high=0.269),
+    BenchmarkRow("study, final, corrected", "real bins, counts 1-5", 0.316, None, accuracy_high=0.348),
 )
 
 
-def baselines(train: Counts, test: Counts, counts: Sequence[int]) -> list[Row]:
-    """Majority class, mean and uniform guess, learned from the training counts and scored on the test counts.
+def baselines(train: Counts, test: Counts, counts: Sequence[int]) -> list[BenchmarkRow]:
+    """Majority class, mean and uniform guess, fitted to the training counts and scored on the test counts.
 
-    The mean is rounded for its accuracy and taken as it is for its RMSE; a uniform guess is scored by its
-    expectation over all guesses.
+    The mean is rounded for its accuracy, not for its RMSE; a uniform guess is scored by its expectation.
     """
     values, numbers = np.unique(train, return_counts=True)
     majority = int(values[numbers.argmax()])
     mean = float(train.mean())
     errors = np.subtract.outer(np.asarray(counts), test)
-    here = f"{len(test):,} test bins of this run"
+    data = f"{len(test):,} test bins of this run"
     return [
-        Row(f"always {majority} (majority class)", here, _mean(test == majority), _rms(test - majority)),
-        Row(f"always {mean:.2f} (mean)", here, _mean(test == round(mean)), _rms(test - mean)),
-        Row("uniform guess", here, _mean(errors == 0), _rms(errors)),
+        BenchmarkRow(f"always {majority} (majority class)", data, _mean(test == majority), _rms(test - majority)),
+        BenchmarkRow(f"always {mean:.2f} (mean)", data, _mean(test == round(mean)), _rms(test - mean)),
+        BenchmarkRow("uniform guess", data, _mean(errors == 0), _rms(errors)),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a search: its history, what mattered, where the good values lie."""
+"""Figures of a search: its history, the importance of parameters, metrics over their values."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,38 +10,36 @@ import optuna
 from matplotlib import pyplot
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
-from optuna.visualization import matplotlib as drawn
+from optuna.visualization import matplotlib as plots
 
-from bintally.files import atomic_write
+from bintally.scoring.figures import save
 
 TITLES = {"accuracy": "accuracy on validation", "rmse": "RMSE on validation, items"}
 
 
 def draw_study(study: optuna.Study, objectives: Sequence[str], folder: Path) -> None:
-    """Write history, importance, slices and contour (two objectives: and the front) as PNGs to ``folder``.
+    """Write PNGs of history, importance, slices, contour and, with two objectives, the Pareto front to ``folder``.
 
-    Importance and contour are left out, and what lay there of them removed, where fewer than two trials or parameters
-    have been.
+    Importance and contour need two complete trials and two parameters; else earlier files of them are removed.
     """
-    done = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
-    several = len(done) > 1
-    both = several and len({key for trial in done for key in trial.params}) > 1
+    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+    several = len(complete) > 1 and len({key for trial in complete for key in trial.params}) > 1
     for number, objective in enumerate(objectives):
         options: dict[str, Any] = {"target": _value(number), "target_name": TITLES[objective]}
-        end = "" if number == 0 else f"-{objective}"
-        # The default evaluator knows only how to tell what makes a value small.
-        importances = partial(drawn.plot_param_importances, evaluator=FanovaImportanceEvaluator(seed=0))
-        for name, draw, wanted in (
-            ("history", drawn.plot_optimization_history, True),
-            ("importance", importances, both),
-            ("slices", drawn.plot_slice, True),
-            ("contour", drawn.plot_contour, both),
+        suffix = "" if number == 0 else f"-{objective}"
+        # The default evaluator, PED-ANOVA, assumes that small values are good.
+        importances = partial(plots.plot_param_importances, evaluator=FanovaImportanceEvaluator(seed=0))
+        for name, draw, possible in (
+            ("history", plots.plot_optimization_history, True),
+            ("importance", importances, several),
+            ("slices", plots.plot_slice, True),
+            ("contour", plots.plot_contour, several),
         ):
-            _write(folder / f"{name}{end}.png", partial(draw, study, **options) if wanted else None)
+            _write(folder / f"{name}{suffix}.png", partial(draw, study, **options) if possible else None)
     if len(objectives) > 1:
         _write(
             folder / "front.png",
-            lambda: drawn.plot_pareto_front(study, target_names=[TITLES[objective] for objective in objectives]),
+            lambda: plots.plot_pareto_front(study, target_names=[TITLES[objective] for objective in objectives]),
         )
 
 
@@ -57,6 +55,5 @@ def _write(path: Path, draw: Callable[[], Any] | None) -> None:
         draw()
     figure = pyplot.gcf()
     figure.set_size_inches(10, 5)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    save(figure, path, 110, "tight")
     pyplot.close(figure)

@@ -1,1 +1,1 @@
-"""A model behind HTTP."""
+"""A model served over HTTP."""

@@ -1,6 +1,7 @@
-"""A bounded queue that runs together what is asked for at the same time. Its state belongs to the event loop's thread.
+"""A bounded queue that decodes images in parallel and runs them in batches.
 
-A place in the queue is taken before a body is read and given back with the answer, so places bound memory and waiting.
+A request takes a slot before its body is read and releases it with its response, so the number of slots bounds memory
+and waiting time. All state belongs to the thread of the event loop.
 """
 
 import asyncio
@@ -21,88 +22,88 @@ from bintally.serving.metrics import ServerMetrics
 
 R = TypeVar("R")
 
-RECENT = 0.2  # the weight of the last batch in the rate
+RATE_SMOOTHING = 0.2  # weight of the last batch in the moving average
 
 
-class Full(Exception):
-    """There is no place; in ``after_s`` seconds there may be one."""
+class QueueFull(Exception):
+    """No slot is free; ``retry_after_s`` estimates when one will be, in whole seconds."""
 
-    def __init__(self, after_s: float) -> None:
-        super().__init__(after_s)
-        self.after_s = max(1, math.ceil(after_s))
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(retry_after_s)
+        self.retry_after_s = max(1, math.ceil(retry_after_s))
 
 
 class Batcher(Generic[R]):
-    """Decodes photographs in one pool of threads while one other thread runs those decoded before, a batch at a time.
+    """Decodes images in a pool of threads while one other thread runs batches of decoded images.
 
     Args:
-        decode: from a file to pixels, in several threads; may raise UserError.
-        run: from pixels to one result each, in one thread.
-        batch: photographs at most in a batch.
-        queue: places, one a photograph.
-        wait_s: how long a batch that is not full waits for photographs that are being decoded.
-        timeout_s: nothing is admitted that would wait longer.
-        rate: photographs a second, as long as nothing is known.
+        decode: file to pixels; called in several threads; may raise UserError.
+        run: pixels to one result each; called in one thread.
+        batch_size: maximum number of images in a batch.
+        slots: maximum number of images in the queue.
+        wait_s: how long a batch that is not full waits for images being decoded.
+        timeout_s: refuse images that would wait longer.
+        rate: estimate of images per second, used until batches have been timed.
     """
 
     def __init__(
         self,
         decode: Callable[[bytes], torch.Tensor],
         run: Callable[[Sequence[torch.Tensor]], Sequence[R]],
-        batch: int,
-        queue: int,
+        batch_size: int,
+        slots: int,
         wait_s: float,
         timeout_s: float,
         rate: float,
         metrics: ServerMetrics,
     ) -> None:
         self.rate = rate
+        self.slots = slots
         self.taken = 0
-        self.places = queue
-        self._decode, self._run, self._batch = decode, run, batch
+        self.running = 0
+        self._decode, self._run, self._batch_size = decode, run, batch_size
         self._wait_s, self._timeout_s = wait_s, timeout_s
-        self._meters = metrics
-        # One thread an image: nested thread teams would fight the network's for the cores.
-        self._pool = ThreadPoolExecutor(
+        self._metrics = metrics
+        # One thread per image: nested thread teams would compete with the network for the cores.
+        self._decoders = ThreadPoolExecutor(
             len(os.sched_getaffinity(0)), "decode", initializer=torch.set_num_threads, initargs=(1,)
         )
         self._worker = ThreadPoolExecutor(1, "inference")
         self._decoding = 0
-        self._ready: deque[tuple[asyncio.Future[R | UserError], torch.Tensor]] = deque()
-        self.running = 0
-        self._free_since = 0.0
-        self._patience: asyncio.TimerHandle | None = None
+        self._decoded: deque[tuple[asyncio.Future[R | UserError], torch.Tensor]] = deque()
+        self._rate_since = 0.0
+        self._batch_timer: asyncio.TimerHandle | None = None
 
-    def place(self) -> "Place":
-        """A place for one photograph, for as long as a ``with`` block lasts. Raises Full."""
-        return Place(self)
+    def slot(self) -> "QueueSlot":
+        """A slot for one image, released at the end of a ``with`` block. Raises QueueFull."""
+        return QueueSlot(self)
 
-    def submit(self, photographs: Sequence[bytes]) -> list["asyncio.Future[R | UserError]"]:
-        """The results to come, in order; a photograph whose future is cancelled is dropped."""
-        return [self._submit(photograph) for photograph in photographs]
+    def submit(self, images: Sequence[bytes]) -> list["asyncio.Future[R | UserError]"]:
+        """Futures of the results, in order; an image whose future is cancelled is dropped."""
+        return [self._submit(image) for image in images]
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._decoders.shutdown(cancel_futures=True)
         self._worker.shutdown(cancel_futures=True)
 
-    def _submit(self, photograph: bytes) -> "asyncio.Future[R | UserError]":
+    def _submit(self, image: bytes) -> "asyncio.Future[R | UserError]":
         loop = asyncio.get_running_loop()
         result: asyncio.Future[R | UserError] = loop.create_future()
-        decoding = loop.run_in_executor(self._pool, self._decoded, photograph, result)
-        decoding.add_done_callback(partial(self._take_decoded, result))
+        decoding = loop.run_in_executor(self._decoders, self._decode_image, image, result)
+        decoding.add_done_callback(partial(self._on_decoded, result))
         self._decoding += 1
         return result
 
-    def _decoded(self, photograph: bytes, result: "asyncio.Future[R | UserError]") -> torch.Tensor | UserError | None:
+    def _decode_image(self, image: bytes, result: "asyncio.Future[R | UserError]") -> torch.Tensor | UserError | None:
         if result.cancelled():
             return None
-        with self._meters.decode.time():
+        with self._metrics.decode.time():
             try:
-                return self._decode(photograph)
-            except UserError as fault:
-                return fault
+                return self._decode(image)
+            except UserError as error:
+                return error
 
-    def _take_decoded(
+    def _on_decoded(
         self, result: "asyncio.Future[R | UserError]", decoding: "asyncio.Future[torch.Tensor | UserError | None]"
     ) -> None:
         self._decoding -= 1
@@ -110,85 +111,87 @@ class Batcher(Generic[R]):
             if error := decoding.exception():
                 result.set_exception(error)
             elif isinstance(pixels := decoding.result(), torch.Tensor):
-                self._ready.append((result, pixels))
+                self._decoded.append((result, pixels))
             elif pixels is not None:
                 result.set_result(pixels)
-        self._start(patient=True)
+        self._start_batches(may_wait=True)
 
-    def _start(self, patient: bool) -> None:
-        """Start what may start: one batch runs, and a full one may wait behind it, so that the thread never waits."""
-        while self._ready and self.running < (2 if len(self._ready) >= self._batch else 1):
-            if len(self._ready) < self._batch and self._decoding and patient and self._wait_s:
-                if not self._patience:
-                    self._patience = asyncio.get_running_loop().call_later(self._wait_s, self._start_at_last)
+    def _start_batches(self, may_wait: bool) -> None:
+        """Start a batch if none is running; queue a full one behind it, so that the worker never idles."""
+        while self._decoded and self.running < (2 if len(self._decoded) >= self._batch_size else 1):
+            if len(self._decoded) < self._batch_size and self._decoding and may_wait and self._wait_s:
+                if not self._batch_timer:
+                    self._batch_timer = asyncio.get_running_loop().call_later(self._wait_s, self._on_batch_timer)
                 return
-            if self._patience:
-                self._patience.cancel()
-                self._patience = None
+            if self._batch_timer:
+                self._batch_timer.cancel()
+                self._batch_timer = None
             batch: list[tuple[asyncio.Future[R | UserError], torch.Tensor]] = []
-            while self._ready and len(batch) < self._batch:
-                one = self._ready.popleft()
-                if not one[0].cancelled():
-                    batch.append(one)
+            while self._decoded and len(batch) < self._batch_size:
+                item = self._decoded.popleft()
+                if not item[0].cancelled():
+                    batch.append(item)
             if batch:
                 self._start_batch(batch)
 
-    def _start_at_last(self) -> None:
-        self._patience = None
-        self._start(patient=False)
+    def _on_batch_timer(self) -> None:
+        self._batch_timer = None
+        self._start_batches(may_wait=False)
 
     def _start_batch(self, batch: "list[tuple[asyncio.Future[R | UserError], torch.Tensor]]") -> None:
         if not self.running:
-            self._free_since = time.monotonic()
+            self._rate_since = time.monotonic()
         self.running += 1
-        running = asyncio.get_running_loop().run_in_executor(self._worker, self._timed, [pixels for _, pixels in batch])
-        running.add_done_callback(partial(self._finish, [result for result, _ in batch]))
+        running = asyncio.get_running_loop().run_in_executor(
+            self._worker, self._run_batch, [pixels for _, pixels in batch]
+        )
+        running.add_done_callback(partial(self._on_batch_done, [result for result, _ in batch]))
 
-    def _timed(self, pixels: Sequence[torch.Tensor]) -> Sequence[R]:
-        with self._meters.inference.time():
+    def _run_batch(self, pixels: Sequence[torch.Tensor]) -> Sequence[R]:
+        with self._metrics.inference.time():
             return self._run(pixels)
 
-    def _finish(
+    def _on_batch_done(
         self, results: "Sequence[asyncio.Future[R | UserError]]", running: "asyncio.Future[Sequence[R]]"
     ) -> None:
         self.running -= 1
         now = time.monotonic()
-        self.rate += RECENT * (len(results) / max(now - self._free_since, 1e-6) - self.rate)
-        self._free_since = now
-        self._start(patient=True)  # before the answers, so that the thread goes on meanwhile
-        self._meters.batches.observe(len(results))
+        self.rate += RATE_SMOOTHING * (len(results) / max(now - self._rate_since, 1e-6) - self.rate)
+        self._rate_since = now
+        self._start_batches(may_wait=True)  # before setting results, so that the worker is busy meanwhile
+        self._metrics.batches.observe(len(results))
         if error := running.exception():
             for result in results:
                 if not result.done():
                     result.set_exception(error)
             return
-        self._meters.images.inc(len(results))
+        self._metrics.images.inc(len(results))
         for result, value in zip(results, running.result(), strict=True):
             if not result.done():
                 result.set_result(value)
 
 
-class Place:
-    """Places in a queue, first one and then as many as a request turns out to need."""
+class QueueSlot:
+    """Slots that one request holds: one at first, more when its body turns out to hold several images."""
 
     def __init__(self, batcher: Batcher[R]) -> None:
         self._batcher = batcher
-        self._taken = 0
+        self._held = 0
         self.take(1)
 
-    def take(self, places: int) -> None:
-        """Take so many more. Raises Full."""
-        queue = self._batcher
-        wanted = queue.taken + places
-        if wanted > queue.places or (queue.taken and wanted > queue.rate * queue._timeout_s):
-            raise Full(queue.taken / queue.rate)
-        queue.taken = wanted
-        self._taken += places
+    def take(self, slots: int) -> None:
+        """Take more slots. Raises QueueFull."""
+        batcher = self._batcher
+        wanted = batcher.taken + slots
+        if wanted > batcher.slots or (batcher.taken and wanted > batcher.rate * batcher._timeout_s):
+            raise QueueFull(batcher.taken / batcher.rate)
+        batcher.taken = wanted
+        self._held += slots
 
-    def __enter__(self) -> "Place":
+    def __enter__(self) -> "QueueSlot":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._batcher.taken -= self._taken
+        self._batcher.taken -= self._held

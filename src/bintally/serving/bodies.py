@@ -1,8 +1,7 @@
-"""From the body of a request to photographs and their records: one file, JSON, or a form of several parts."""
+"""Parsing of request bodies: an image file, JSON with Base64, or a multipart form."""
 
 import base64
 import binascii
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,9 +15,9 @@ MAX_IMAGES = 64
 MAX_RECORD = 999_999_999
 RAW = ("image/*", "application/x-image", "application/octet-stream")
 JSON, FORM = "application/json", "multipart/form-data"
-SHOWN = 40  # characters of an offending value
+QUOTED = 40  # maximum characters of an offending value in a message
 
-Record = Annotated[int, Field(ge=0, le=MAX_RECORD, strict=True, description="how many items the record says")]
+Record = Annotated[int, Field(ge=0, le=MAX_RECORD, strict=True, description="number of items in the record")]
 
 
 class EncodedImage(BaseModel):
@@ -29,16 +28,16 @@ class EncodedImage(BaseModel):
 
 
 class Images(BaseModel):
-    """Several photographs as JSON."""
+    """Images as JSON."""
 
     model_config = ConfigDict(extra="forbid")
 
     images: list[EncodedImage] = Field(min_length=1, max_length=MAX_IMAGES)
 
 
-def _once_or_more(what: dict[str, object], least: int, description: str) -> dict[str, object]:
-    several = {"type": "array", "minItems": least, "maxItems": MAX_IMAGES, "items": what}
-    return {"anyOf": [what, several], "description": description}
+def _one_or_list(item: dict[str, object], min_items: int, description: str) -> dict[str, object]:
+    array = {"type": "array", "minItems": min_items, "maxItems": MAX_IMAGES, "items": item}
+    return {"anyOf": [item, array], "description": description}
 
 
 FORM_SCHEMA = {
@@ -46,46 +45,56 @@ FORM_SCHEMA = {
     "additionalProperties": False,
     "required": ["images"],
     "properties": {
-        "images": _once_or_more({"type": "string", "format": "binary"}, 1, "JPEG or PNG files"),
-        "expected": _once_or_more(
+        "images": _one_or_list({"type": "string", "format": "binary"}, 1, "JPEG or PNG files"),
+        "expected": _one_or_list(
             {"type": "integer", "minimum": 0, "maximum": MAX_RECORD},
             0,
-            "the records, as many as images and in their order, or none; one may be empty",
+            "one record per image, in the order of the images, or none at all; a record may be empty",
         ),
     },
 }
 
 
 @dataclass(frozen=True)
-class Photograph:
-    """A file as it came, not yet looked at."""
+class Upload:
+    """An image file as received, not yet decoded."""
 
-    body: bytes
+    content: bytes
     expected: int | None
+    """Number of items in the record, where one was sent."""
 
 
-def kind_of(content_type: str) -> str | None:
-    """JSON, FORM, the first of RAW for any file, or None for what is not taken."""
+def body_kind(content_type: str) -> str | None:
+    """JSON, FORM, RAW[0] for an image file, or None for a type that is not supported."""
     media = content_type.partition(";")[0].strip().lower()
     if media in (JSON, FORM):
         return media
     return RAW[0] if not media or media.startswith("image/") or media in RAW else None
 
 
-def read_record(text: str) -> int:
-    """Raises UserError if it is no whole number that a record may say."""
+def parse_record(text: str) -> int:
+    """The count that a record gives. Raises UserError unless it is a whole number within bounds."""
     if not (text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_RECORD))):
-        raise UserError(f"expected is {text[:SHOWN]!r}; it must be a whole number from 0 to {MAX_RECORD:,}")
+        raise UserError(f"expected is {text[:QUOTED]!r}; it must be a whole number from 0 to {MAX_RECORD:,}")
     return int(text)
 
 
-def read_json(body: bytes, expected: int | None) -> list[Photograph]:
-    """Raises UserError if it is not Images; ``expected`` is the record of those that name none."""
+def parse(body: bytes, content_type: str, expected: int | None) -> list[Upload]:
+    """The images in a body of kind JSON or FORM, in order.
+
+    ``expected`` is the record of images without one. Raises UserError if the body is malformed.
+    """
+    if body_kind(content_type) == JSON:
+        return _parse_json(body, expected)
+    return _parse_form(body, content_type, expected)
+
+
+def _parse_json(body: bytes, expected: int | None) -> list[Upload]:
     try:
         images = Images.model_validate_json(body).images
     except ValidationError as error:
-        raise UserError(f"the JSON is not what is asked for: {_first(error)}; see /openapi.json") from error
-    photographs = []
+        raise UserError(f"the JSON is malformed: {_first_error(error)}; see /openapi.json") from error
+    uploads = []
     for number, image in enumerate(images, 1):
         try:
             data = base64.b64decode(image.data, validate=True)
@@ -94,51 +103,52 @@ def read_json(body: bytes, expected: int | None) -> list[Photograph]:
                 f"image {number} of {len(images)}: its data of {len(image.data)} characters is not Base64; encode "
                 "the file with the standard alphabet and padding"
             ) from error
-        photographs.append(Photograph(data, expected if image.expected is None else image.expected))
-    return photographs
+        uploads.append(Upload(data, expected if image.expected is None else image.expected))
+    return uploads
 
 
-def read_form(body: bytes, content_type: str, expected: int | None) -> list[Photograph]:
-    """Raises UserError if it is no whole form of files ``images`` and, if at all, as many numbers ``expected``."""
+def _parse_form(body: bytes, content_type: str, expected: int | None) -> list[Upload]:
     files: list[bytes] = []
     records: list[str] = []
-    others: list[str] = []
-    ends: list[bool] = []
+    unknown: list[str] = []
+    complete: list[bool] = []
 
-    def take(name: bytes | None, content: bytes) -> None:
+    def add_part(name: bytes | None, content: bytes) -> None:
         if name == b"images":
             files.append(content)
         elif name == b"expected":
             records.append(content.decode("utf-8", "replace"))
         else:
-            others.append((name or b"").decode("utf-8", "replace")[:SHOWN])
+            unknown.append((name or b"").decode("utf-8", "replace")[:QUOTED])
 
     _, options = parse_options_header(content_type)
     if not options.get(b"boundary"):
-        raise UserError("the form's Content-Type names no boundary; let the client's library write that header")
+        raise UserError("the form's Content-Type has no boundary; let the client's library write that header")
     try:
         parser = FormParser(
             FORM,
-            on_field=lambda field: take(field.field_name, field.value or b""),
-            on_file=lambda file: take(file.field_name, _content(file.file_object)),
-            on_end=lambda: ends.append(True),
+            on_field=lambda field: add_part(field.field_name, field.value or b""),
+            on_file=lambda file: add_part(file.field_name, _content(file.file_object)),
+            on_end=lambda: complete.append(True),
             boundary=options[b"boundary"],
             config={"MAX_MEMORY_FILE_SIZE": len(body) + 1, "UPLOAD_ERROR_ON_BAD_CTE": True},
         )
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise UserError(f"the form of {len(body)} bytes cannot be read: {str(error)[: SHOWN * 3]}") from error
-    if not ends:
-        raise UserError(f"the form of {len(body)} bytes is cut short: its last boundary is missing")
-    if others:
-        raise UserError(f"a part of the form is called {others[0]!r}; parts are called 'images' and 'expected'")
+        raise UserError(f"the form of {len(body)} bytes cannot be read: {str(error)[: QUOTED * 3]}") from error
+    if not complete:
+        raise UserError(f"the form of {len(body)} bytes is incomplete: its last boundary is missing")
+    if unknown:
+        raise UserError(f"the form has a part named {unknown[0]!r}; name parts 'images' and 'expected'")
     if not 0 < len(files) <= MAX_IMAGES:
-        raise UserError(f"the form holds {len(files)} images; send 1 to {MAX_IMAGES} as parts called 'images'")
+        raise UserError(f"the form has {len(files)} images; send 1 to {MAX_IMAGES} as parts named 'images'")
     if records and len(records) != len(files):
-        raise UserError(f"the form holds {len(files)} images and {len(records)} records; send none, or as many")
-    given = [_record(text, number, expected) for number, text in enumerate(records, 1)]
-    return [Photograph(file, one) for file, one in zip(files, given or [expected] * len(files), strict=True)]
+        raise UserError(
+            f"the form has {len(files)} images and {len(records)} records; send one record per image, or none"
+        )
+    counts = [_parse_form_record(text, number, expected) for number, text in enumerate(records, 1)]
+    return [Upload(file, count) for file, count in zip(files, counts or [expected] * len(files), strict=True)]
 
 
 def _content(file: object) -> bytes:
@@ -146,16 +156,15 @@ def _content(file: object) -> bytes:
     return bytes(file.read())  # type: ignore[attr-defined]
 
 
-def _record(text: str, number: int, expected: int | None) -> int | None:
+def _parse_form_record(text: str, number: int, expected: int | None) -> int | None:
     try:
-        return read_record(text) if text else expected
-    except UserError as fault:
-        raise UserError(f"record {number}: {fault}") from fault
+        return parse_record(text) if text else expected
+    except UserError as error:
+        raise UserError(f"record {number}: {error}") from error
 
 
-def _first(error: ValidationError) -> str:
-    """Where and why, without what was sent."""
+def _first_error(error: ValidationError) -> str:
+    """Location and message of the first error, without the value that was sent."""
     details = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where: Sequence[int | str] = details["loc"]
-    place = ".".join(str(part)[:SHOWN] for part in where)
-    return f"{place}: {details['msg']}" if place else details["msg"]
+    location = ".".join(str(part)[:QUOTED] for part in details["loc"])
+    return f"{location}: {details['msg']}" if location else details["msg"]

@@ -1,4 +1,4 @@
-"""What the HTTP endpoint does with a request: photographs in, counts out, within limits."""
+"""What the HTTP endpoint does with a request: images in, predicted counts out, within limits."""
 
 import asyncio
 import hmac
@@ -19,36 +19,42 @@ from typing_extensions import TypedDict
 
 from bintally.errors import UserError
 from bintally.inference.predictor import Predictor
-from bintally.scoring.audit import wrong
-from bintally.scoring.calibration import Calibration, answer
-from bintally.scoring.decoding import DECODINGS
+from bintally.scoring.audit import error_probability
+from bintally.scoring.calibration import Calibration, predict_counts
 from bintally.serving import bodies
-from bintally.serving.batching import Batcher, Full
+from bintally.serving.batching import Batcher, QueueFull
 from bintally.serving.metrics import ServerMetrics
 
-BODY_S = 10.0  # to send a body
-GONE = 499  # what a request is counted as whose client did not wait
+BODY_TIMEOUT_S = 10.0
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that closed the connection, in the metrics only
 
 Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class Verdict(TypedDict):
+class RecordCheck(TypedDict):
+    """A record compared with the prediction."""
+
     expected: Count
-    wrong: Annotated[Share | None, Field(description="the probability that the record is wrong")]
-    why: NotRequired[Annotated[str, Field(description="why there is none")]]
+    error_probability: Annotated[Fraction | None, Field(description="probability that the record is wrong")]
+    reason: NotRequired[Annotated[str, Field(description="why there is no probability")]]
 
 
 class Prediction(TypedDict):
+    """The prediction for one image."""
+
     counts: list[Count]
-    probabilities: Annotated[list[Share], Field(description="of each of counts")]
+    probabilities: Annotated[list[Fraction], Field(description="one for each of counts")]
     most_probable: Count
     rounded_mean: Count
     median: Count
-    set: Annotated[list[Count], Field(description="its lowest and its highest count", min_length=2, max_length=2)]
-    coverage: Annotated[Share, Field(description="the share of bins whose count is in their set")]
+    set: Annotated[
+        list[Count],
+        Field(description="lowest and highest count of the prediction set", min_length=2, max_length=2),
+    ]
+    coverage: Annotated[Fraction, Field(description="fraction of bins whose prediction set contains the true count")]
     unsure: bool
-    record: NotRequired[Verdict]
+    record: NotRequired[RecordCheck]
 
 
 class Predictions(TypedDict):
@@ -57,192 +63,195 @@ class Predictions(TypedDict):
 
 @dataclass(frozen=True)
 class Limits:
-    """What is taken in."""
+    """Limits on what the endpoint admits."""
 
     queue: int = 64
-    """Photographs admitted and not answered."""
+    """Images admitted and not yet answered."""
     wait_s: float = 0.005
-    """How long a batch waits to become full while photographs are being decoded."""
-    bytes: int = 10 * 2**20
-    """Of a body."""
+    """How long a batch that is not full waits for images being decoded."""
+    body_bytes: int = 10 * 2**20
     timeout_s: float = 30.0
-    """Nothing is admitted that would wait longer."""
+    """Images that would wait longer are refused."""
 
     @property
     def images(self) -> int:
+        """Images in one request."""
         return min(bodies.MAX_IMAGES, self.queue)
 
 
-class Model:
-    """A loaded model with the queue before it."""
+class LoadedModel:
+    """A model that is ready to predict, and its queue."""
 
-    def __init__(self, predictor: Predictor, name: str, limits: Limits, metrics: ServerMetrics) -> None:
-        self.name, self.card, self.calibration = name, predictor.card, predictor.calibration
+    def __init__(self, predictor: Predictor, digest: str, limits: Limits, metrics: ServerMetrics) -> None:
+        self.digest, self.card, self.calibration = digest, predictor.card, predictor.calibration
         self._predictor = predictor
-        # What comes first takes longer than what follows, by seconds.
-        drawn = io.BytesIO()
-        Image.new("RGB", (8, 8)).save(drawn, "JPEG")
-        predictor.decode(drawn.getvalue())
-        blank = [torch.zeros(3, self.card.image_size, self.card.image_size, dtype=torch.uint8)] * predictor.batch
+        # The first image and the first batch take seconds longer than later ones.
+        image = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(image, "JPEG")
+        predictor.decode(image.getvalue())
+        blank = [torch.zeros(3, self.card.image_size, self.card.image_size, dtype=torch.uint8)] * predictor.batch_size
         for _ in range(2):
             start = time.perf_counter()
-            self._run(blank)
+            self._predict(blank)
         rate = len(blank) / (time.perf_counter() - start)
         self.batcher: Batcher[Prediction] = Batcher(
-            predictor.decode, self._run, predictor.batch, limits.queue, limits.wait_s, limits.timeout_s, rate, metrics
+            predictor.decode,
+            self._predict,
+            predictor.batch_size,
+            limits.queue,
+            limits.wait_s,
+            limits.timeout_s,
+            rate,
+            metrics,
         )
 
-    def _run(self, pixels: Sequence[torch.Tensor]) -> list[Prediction]:
+    def _predict(self, pixels: Sequence[torch.Tensor]) -> list[Prediction]:
         probabilities = self._predictor.distributions(torch.stack(list(pixels)))
-        answers = answer(probabilities, self.calibration)
-        most_probable, rounded_mean, median = (answers.decoded[rule] for rule in DECODINGS)
+        predicted = predict_counts(probabilities, self.calibration)
         return [
             {
                 "counts": self.calibration.counts,
                 "probabilities": probabilities[row].tolist(),
-                "most_probable": int(most_probable[row]),
-                "rounded_mean": int(rounded_mean[row]),
-                "median": int(median[row]),
-                "set": [int(answers.low[row]), int(answers.high[row])],
+                "most_probable": int(predicted.by_rule["most_probable"][row]),
+                "rounded_mean": int(predicted.by_rule["rounded_mean"][row]),
+                "median": int(predicted.by_rule["median"][row]),
+                "set": [int(predicted.low[row]), int(predicted.high[row])],
                 "coverage": self.calibration.coverage,
-                "unsure": bool(answers.unsure[row]),
+                "unsure": bool(predicted.unsure[row]),
             }
             for row in range(len(probabilities))
         ]
 
 
-def verdict(prediction: Prediction, expected: int, calibration: Calibration) -> Verdict:
-    """How likely a record is wrong, of a count the model tells apart."""
+def check_record(prediction: Prediction, expected: int, calibration: Calibration) -> RecordCheck:
+    """The probability that a record is wrong, or the reason why there is none."""
     counts = calibration.counts
     record = min(expected, counts[-1]) if calibration.open_ended else expected
     if record not in counts:
-        told = ", ".join(map(str, counts))
-        return {"expected": expected, "wrong": None, "why": f"the model knows the counts {told}, not {expected}"}
+        known = ", ".join(map(str, counts))
+        reason = f"the model distinguishes the counts {known}, not {expected}"
+        return {"expected": expected, "error_probability": None, "reason": reason}
     probabilities = np.array([prediction["probabilities"]])
-    share = wrong(probabilities, counts, np.array([record]), calibration.record_error_rate)
-    return {"expected": expected, "wrong": float(share[0])}
+    probability = error_probability(probabilities, counts, np.array([record]), calibration.record_error_rate)
+    return {"expected": expected, "error_probability": float(probability[0])}
 
 
 class Endpoint:
-    """What the routes answer from; it is up before its model is loaded."""
+    """The state behind the routes; its model is loaded after the server is up."""
 
     def __init__(self, limits: Limits, token: str | None) -> None:
         self.limits, self.token = limits, token
         self.metrics = ServerMetrics()
-        self.model: Model | None = None
+        self.model: LoadedModel | None = None
         self.draining = False
         self.metrics.queue.set_function(lambda: self.model.batcher.taken if self.model else 0)
 
-    def ready(self) -> Model:
-        """Raises HTTPException 503 while loading or draining."""
+    def ready_model(self) -> LoadedModel:
+        """The model. Raises HTTPException 503 while it is loading or the server is draining."""
         if self.model is None:
             raise HTTPException(503, "the model is being loaded; try again in a few seconds", {"retry-after": "5"})
         if self.draining:
-            raise HTTPException(503, "the server is stopping; ask another", {"retry-after": "5"})
+            raise HTTPException(503, "the server is stopping; try another one", {"retry-after": "5"})
         return self.model
 
     def authorise(self, request: Request) -> None:
-        """Raises HTTPException 401 unless the request has the token, where there is one."""
-        given = request.headers.get("authorization", "").encode()
-        if self.token and not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
+        """Raise HTTPException 401 if a token is set and the request lacks it."""
+        header = request.headers.get("authorization", "").encode()
+        if self.token and not hmac.compare_digest(header, f"Bearer {self.token}".encode()):
             raise HTTPException(401, "send the header 'Authorization: Bearer TOKEN'", {"www-authenticate": "Bearer"})
 
     async def invocations(self, request: Request) -> Response:
+        """The response with the predictions for the images in a request's body."""
         self.authorise(request)
-        model = self.ready()
+        model = self.ready_model()
         content_type = request.headers.get("content-type", "")
-        kind = bodies.kind_of(content_type)
+        kind = bodies.body_kind(content_type)
         if kind is None:
-            shown = content_type[: bodies.SHOWN]
-            raise HTTPException(415, f"the Content-Type is {shown!r}; send an image, {bodies.JSON} or {bodies.FORM}")
+            quoted = content_type[: bodies.QUOTED]
+            raise HTTPException(415, f"the Content-Type is {quoted!r}; send an image, {bodies.JSON} or {bodies.FORM}")
+        single = kind == bodies.RAW[0]
         try:
             expected = _expected(request)
-            with model.batcher.place() as place:
-                body = await self._read(request)
-                if kind == bodies.RAW[0]:
-                    photographs = [bodies.Photograph(body, expected)]
+            with model.batcher.slot() as slot:
+                body = await self._read_body(request)
+                if single:
+                    uploads = [bodies.Upload(body, expected)]
                 else:
-                    photographs = await asyncio.to_thread(_several, kind, body, content_type, expected)
-                    if len(photographs) > self.limits.images:
-                        raise UserError(f"{len(photographs)} images are too many; send {self.limits.images} at most")
-                    place.take(len(photographs) - 1)
+                    uploads = await asyncio.to_thread(bodies.parse, body, content_type, expected)
+                    if len(uploads) > self.limits.images:
+                        raise UserError(f"{len(uploads)} images are too many; send at most {self.limits.images}")
+                    slot.take(len(uploads) - 1)
                 del body
-                predictions = await _answered(model, photographs, request)
-        except UserError as fault:
-            raise HTTPException(400, str(fault)) from fault
-        except Full as full:
+                predictions = await _predict_uploads(model, uploads, request)
+        except UserError as error:
+            raise HTTPException(400, str(error)) from error
+        except QueueFull as full:
             raise HTTPException(
                 429,
-                f"{model.batcher.taken} of {model.batcher.places} places are taken; try again in {full.after_s} s",
-                {"retry-after": str(full.after_s)},
+                f"{model.batcher.taken} of {model.batcher.slots} slots are taken; try again in {full.retry_after_s} s",
+                {"retry-after": str(full.retry_after_s)},
             ) from full
         except ClientDisconnect:
             predictions = None
         if predictions is None:
-            return Response(status_code=GONE)
-        content = predictions[0] if kind == bodies.RAW[0] else {"predictions": predictions}
-        return JSONResponse(content, headers={"x-model": model.name})
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        content = predictions[0] if single else {"predictions": predictions}
+        return JSONResponse(content, headers={"x-model": model.digest})
 
-    async def _read(self, request: Request) -> bytes:
-        """Raises HTTPException 413 or 408 for a body that is too large or too slow."""
-        most = self.limits.bytes
-        too_large = HTTPException(413, f"the body has more than {most:,} bytes; send smaller or fewer images")
+    async def _read_body(self, request: Request) -> bytes:
+        """The whole body. Raises HTTPException 413 if it is too large, 408 if it is too slow."""
+        limit = self.limits.body_bytes
+        too_large = HTTPException(413, f"the body has more than {limit:,} bytes; send smaller or fewer images")
         length = request.headers.get("content-length", "0")
-        if len(length) > len(str(most)) or int(length) > most:
+        if len(length) > len(str(limit)) or int(length) > limit:
             raise too_large
         chunks, size = [], 0
         try:
-            async with asyncio.timeout(BODY_S):
+            async with asyncio.timeout(BODY_TIMEOUT_S):
                 async for chunk in request.stream():
                     size += len(chunk)
-                    if size > most:
+                    if size > limit:
                         raise too_large
                     chunks.append(chunk)
         except TimeoutError:
-            said = f"{size:,} bytes came within {BODY_S:.0f} s and the body is not whole; send it faster"
-            raise HTTPException(408, said, {"connection": "close"}) from None
+            detail = f"{size:,} bytes came within {BODY_TIMEOUT_S:.0f} s and the body is incomplete; send it faster"
+            raise HTTPException(408, detail, {"connection": "close"}) from None
         return b"".join(chunks)
 
 
 def _expected(request: Request) -> int | None:
-    texts = request.query_params.getlist("expected")
-    if len(texts) > 1:
-        raise UserError(f"expected is given {len(texts)} times; give it once")
-    return bodies.read_record(texts[0]) if texts else None
+    values = request.query_params.getlist("expected")
+    if len(values) > 1:
+        raise UserError(f"expected is given {len(values)} times; give it once")
+    return bodies.parse_record(values[0]) if values else None
 
 
-def _several(kind: str, body: bytes, content_type: str, expected: int | None) -> list[bodies.Photograph]:
-    if kind == bodies.JSON:
-        return bodies.read_json(body, expected)
-    return bodies.read_form(body, content_type, expected)
-
-
-async def _answered(
-    model: Model, photographs: Sequence[bodies.Photograph], request: Request
+async def _predict_uploads(
+    model: LoadedModel, uploads: Sequence[bodies.Upload], request: Request
 ) -> list[Prediction] | None:
-    """Predictions with what is said of records; None if the client has gone. Raises UserError for the first bad one."""
-    results = model.batcher.submit([photograph.body for photograph in photographs])
+    """One prediction per upload, or None if the client disconnected. Raises UserError for the first bad image."""
+    results = model.batcher.submit([upload.content for upload in uploads])
 
-    def drop(_: object = None) -> None:
+    def cancel(_: object = None) -> None:
         for result in results:
             result.cancel()
 
-    gone = asyncio.ensure_future(request.receive())  # the body is read: only a disconnect can come
-    gone.add_done_callback(drop)
+    disconnected = asyncio.ensure_future(request.receive())  # after the body only a disconnect can come
+    disconnected.add_done_callback(cancel)
     try:
         predictions = []
-        for number, (result, photograph) in enumerate(zip(results, photographs, strict=True), 1):
+        for number, (result, upload) in enumerate(zip(results, uploads, strict=True), 1):
             prediction = await result
             if isinstance(prediction, UserError):
                 raise UserError(f"image {number} of {len(results)}: {prediction}") if len(results) > 1 else prediction
-            if photograph.expected is not None:
-                prediction["record"] = verdict(prediction, photograph.expected, model.calibration)
+            if upload.expected is not None:
+                prediction["record"] = check_record(prediction, upload.expected, model.calibration)
             predictions.append(prediction)
         return predictions
     except asyncio.CancelledError:
-        if not gone.done():
+        if not disconnected.done():
             raise
         return None
     finally:
-        gone.cancel()
-        drop()
+        disconnected.cancel()
+        cancel()

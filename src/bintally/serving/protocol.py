@@ -1,34 +1,35 @@
-"""uvicorn's HTTP, for clients that are slow, many or hostile: what it leaves unbounded is bounded here."""
+"""uvicorn's HTTP/1.1 protocol with bounds on time, bytes and connections, against slow, numerous or hostile clients."""
 
 import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-PATIENCE_S = 5.0  # for a request's head, for the rest of a request that is answered already, and between requests
+IDLE_TIMEOUT_S = 5.0  # for a request's head, for the rest of a request that is already answered, and between requests
+REFUSAL_TIMEOUT_S = 1.0  # for a client to read why it is refused
 MAX_HEAD = 2**16  # bytes
-CONNECTIONS = 512
-BUSY = b'{"detail":"too many connections are open; try again in a second"}'
+MAX_CONNECTIONS = 512
+TOO_MANY_CONNECTIONS = b'{"detail":"too many connections are open; try again in a second"}'
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes a connection that does not get on with its request; the time for a body is the application's business."""
+    """Closes connections that make no progress with a request; the application limits the time for a body."""
 
-    _deadline: asyncio.TimerHandle | None = None
-    _unread = 0
-    _busy = False
+    _timer: asyncio.TimerHandle | None = None
+    _unread = 0  # bytes since the last complete head or part of a body; -1: refused
+    _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._busy = len(self.connections) > CONNECTIONS
-        self._wait()
+        self._refused = len(self.connections) > MAX_CONNECTIONS
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
+        self._cancel_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._busy:
-            self._refuse(b"429 Too Many Requests\r\nretry-after: 1", BUSY)
+        if self._refused:
+            self._refuse(b"429 Too Many Requests\r\nretry-after: 1", TOO_MANY_CONNECTIONS)
             return
         self._unread += len(data)
         super().data_received(data)
@@ -37,10 +38,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._wait()
+        self._start_timer()
 
     def on_headers_complete(self) -> None:
-        self._stop_waiting()
+        self._cancel_timer()
         self._unread = 0
         super().on_headers_complete()
 
@@ -54,41 +55,41 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._idle():
-            self._wait()
+        if self._is_idle():
+            self._start_timer()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(b"400 Bad Request", b'{"detail":"this is no HTTP/1.1; see RFC 9112"}')
+        self._refuse(b"400 Bad Request", b'{"detail":"this is not HTTP/1.1; see RFC 9112"}')
 
     def _refuse(self, status: bytes, body: bytes) -> None:
-        """Answer in place of the application and close once the client has had time to read it."""
+        """Respond in place of the application, and close once the client has had time to read the response."""
         if self._unread < 0 or self.transport.is_closing():
             return
-        if not self._idle():
+        if not self._is_idle():
             if self.cycle.response_started:
                 self.transport.abort()
                 return
             self.cycle.disconnected = True  # so that the application stops
             self.cycle.message_event.set()
-        self._busy, self._unread = True, -1
+        self._refused, self._unread = True, -1
         self.transport.write(
             b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
             % (status, len(body), body)
         )
-        self._wait(1.0)
+        self._start_timer(REFUSAL_TIMEOUT_S)
 
-    def _wait(self, seconds: float = PATIENCE_S) -> None:
-        self._stop_waiting()
-        self._deadline = self.loop.call_later(seconds, self._give_up)
+    def _start_timer(self, seconds: float = IDLE_TIMEOUT_S) -> None:
+        self._cancel_timer()
+        self._timer = self.loop.call_later(seconds, self._on_timer)
 
-    def _stop_waiting(self) -> None:
-        if self._deadline:
-            self._deadline.cancel()
-        self._deadline = None
+    def _cancel_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = None
 
-    def _idle(self) -> bool:
+    def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _give_up(self) -> None:
-        if self._busy or self._idle():
+    def _on_timer(self) -> None:
+        if self._refused or self._is_idle():
             self.transport.abort()

@@ -1,4 +1,4 @@
-"""The routes of the HTTP endpoint, as a SageMaker container has them, what OpenAPI says of them, and the page."""
+"""Routes of the HTTP endpoint (those of a SageMaker container among them), their OpenAPI schema, and the page."""
 
 import base64
 import hashlib
@@ -15,10 +15,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bintally.model.card import Card
+from bintally.model.card import ModelCard
 from bintally.scoring.calibration import Calibration
 from bintally.serving import bodies
-from bintally.serving.endpoint import BODY_S, Endpoint, Prediction, Predictions
+from bintally.serving.endpoint import BODY_TIMEOUT_S, Endpoint, Prediction, Predictions
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -31,14 +31,14 @@ class State(BaseModel):
     state: str
 
 
-class About(BaseModel):
-    model: Annotated[str, Field(description="a hash of its weights and calibration, as in the header x-model")]
-    card: Card
+class ModelInfo(BaseModel):
+    model: Annotated[str, Field(description="hash of its weights and calibration, as in the header x-model")]
+    card: ModelCard
     calibration: Calibration
 
 
 class MetricsMiddleware:
-    """Around the application: how requests to /invocations end; connections are let go while draining."""
+    """Records the outcome of requests to /invocations; closes connections while the server is draining."""
 
     def __init__(self, app: ASGIApp, endpoint: Endpoint) -> None:
         self._app, self._endpoint = app, endpoint
@@ -49,7 +49,7 @@ class MetricsMiddleware:
             return
         start, endpoint, status = time.perf_counter(), self._endpoint, 500
 
-        async def measured(message: Message) -> None:
+        async def record_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -58,7 +58,7 @@ class MetricsMiddleware:
             await send(message)
 
         try:
-            await self._app(scope, receive, measured)
+            await self._app(scope, receive, record_status)
         finally:
             if scope["path"] == "/invocations":
                 endpoint.metrics.requests.labels(status).inc()
@@ -67,8 +67,8 @@ class MetricsMiddleware:
 
 
 def _page() -> tuple[str, dict[str, str]]:
-    """The page, and headers by which a browser runs nothing but what is in it and asks nobody else."""
-    page = files("bintally.apps").joinpath("pages/serve.html").read_text(encoding="utf-8")
+    """The page, and headers that let a browser run its own script alone and contact this server alone."""
+    page = files("bintally.serving").joinpath("page.html").read_text(encoding="utf-8")
 
     def sources(tag: str) -> str:
         digests = [
@@ -89,49 +89,50 @@ def _page() -> tuple[str, dict[str, str]]:
     }
 
 
-def _said(description: str, model: object = Problem, **headers: str) -> dict[str, Any]:
-    """A response for OpenAPI."""
+def _response(description: str, model: object = Problem, **headers: str) -> dict[str, Any]:
+    """A response in FastAPI's notation for OpenAPI."""
     described = {
-        name.replace("_", "-"): {"description": said, "schema": {"type": "string"}} for name, said in headers.items()
+        name.replace("_", "-"): {"description": meaning, "schema": {"type": "string"}}
+        for name, meaning in headers.items()
     }
     return {"description": description, "model": model, **({"headers": described} if described else {})}
 
 
 def create_app(endpoint: Endpoint) -> FastAPI:
-    """The application around an endpoint."""
+    """The FastAPI application of an endpoint."""
     app = FastAPI(
         title="bintally",
         summary="Counts the items in photographs of storage bins",
         version=version("bintally"),
-        docs_url=None,  # they come from a CDN
+        docs_url=None,  # these load scripts from a CDN
         redoc_url=None,
     )
     app.add_middleware(MetricsMiddleware, endpoint=endpoint)
     page, page_headers = _page()
-    retry = "seconds after which to try again"
-    loading: Responses = {503: _said("The model is being loaded, or the server is stopping", retry_after=retry)}
-    closed: Responses = {}
+    retry = "seconds to wait before trying again"
+    unavailable: Responses = {503: _response("The model is being loaded, or the server is stopping", retry_after=retry)}
+    unauthorised: Responses = {}
     security: dict[str, Any] = {}
     if endpoint.token:
-        closed = {401: _said("The token is missing or wrong", www_authenticate="Bearer")}
+        unauthorised = {401: _response("The token is missing or wrong", www_authenticate="Bearer")}
         security = {"security": [{"token": []}]}
     raw = {"schema": {"type": "string", "format": "binary", "description": "a JPEG or PNG file"}}
 
     @app.post(
         "/invocations",
         summary="Count the items in photographs",
-        description="One file as the body gives one prediction; JSON or a form gives predictions in order. "
-        f"At most {endpoint.limits.images} images and {endpoint.limits.bytes:,} bytes.",
+        description="A body of one file gives one prediction; JSON or a form gives a list, in order. "
+        f"At most {endpoint.limits.images} images and {endpoint.limits.body_bytes:,} bytes.",
         response_class=JSONResponse,
         responses={
-            200: _said("What is in the photographs", Prediction | Predictions, x_model="a hash of the model"),
-            400: _said("An image, a record or the body is not what it must be"),
-            408: _said(f"The body was not whole within {BODY_S:.0f} s"),
-            413: _said("The body is too large"),
-            415: _said("The Content-Type is none of those taken"),
-            429: _said("The queue is full", retry_after=retry),
-            **closed,
-            **loading,
+            200: _response("The predicted counts", Prediction | Predictions, x_model="hash of the model"),
+            400: _response("An image, a record or the body is malformed"),
+            408: _response(f"The body was incomplete after {BODY_TIMEOUT_S:.0f} s"),
+            413: _response("The body is too large"),
+            415: _response("The Content-Type is not supported"),
+            429: _response("The queue is full", retry_after=retry),
+            **unauthorised,
+            **unavailable,
         },
         openapi_extra=security
         | {
@@ -139,7 +140,7 @@ def create_app(endpoint: Endpoint) -> FastAPI:
                 {
                     "name": "expected",
                     "in": "query",
-                    "description": "what the record says, of every image that names none of its own",
+                    "description": "number of items in the record, for images without a record of their own",
                     "schema": {"type": "integer", "minimum": 0, "maximum": bodies.MAX_RECORD},
                 }
             ],
@@ -156,37 +157,39 @@ def create_app(endpoint: Endpoint) -> FastAPI:
     async def invocations(request: Request) -> Response:
         return await endpoint.invocations(request)
 
-    @app.get("/ping", summary="Whether the model answers, as SageMaker asks", response_model=State, responses=loading)
+    @app.get(
+        "/ping", summary="Health check of SageMaker: the model is loaded", response_model=State, responses=unavailable
+    )
     async def ping() -> Response:
         if endpoint.model is None:
-            endpoint.ready()
-        return JSONResponse({"state": "the model answers"})
+            endpoint.ready_model()
+        return JSONResponse({"state": "healthy"})
 
-    @app.get("/ready", summary="Whether photographs are taken in", response_model=State, responses=loading)
+    @app.get("/ready", summary="Readiness: images are accepted", response_model=State, responses=unavailable)
     async def ready() -> Response:
-        endpoint.ready()
+        endpoint.ready_model()
         return JSONResponse({"state": "ready"})
 
-    @app.get("/live", summary="Whether the server runs", response_model=State)
+    @app.get("/live", summary="Liveness: the server runs", response_model=State)
     async def live() -> Response:
         return JSONResponse({"state": "running"})
 
     @app.get(
         "/model",
-        summary="Which model this is",
-        response_model=About,
-        responses={**closed, **loading},
+        summary="Card and calibration of the model",
+        response_model=ModelInfo,
+        responses={**unauthorised, **unavailable},
         openapi_extra=security,
     )
     async def model(request: Request) -> Response:
         endpoint.authorise(request)
-        found = endpoint.ready()
-        about = About(model=found.name, card=found.card, calibration=found.calibration)
-        return JSONResponse(about.model_dump(mode="json"))
+        loaded = endpoint.ready_model()
+        info = ModelInfo(model=loaded.digest, card=loaded.card, calibration=loaded.calibration)
+        return JSONResponse(info.model_dump(mode="json"))
 
     @app.get(
         "/metrics",
-        summary="Measures for Prometheus",
+        summary="Metrics for Prometheus",
         response_class=Response,
         responses={200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}},
     )

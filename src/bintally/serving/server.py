@@ -1,65 +1,49 @@
-"""`bintally serve`: a model behind HTTP."""
+"""The HTTP server: it listens at once, loads the model meanwhile, and stops in order."""
 
 import asyncio
 import hashlib
 import ipaddress
 import logging
-import os
-import shutil
 import signal
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
 
-from bintally import paths
 from bintally.errors import UserError
-from bintally.files import SCRATCH
 from bintally.inference.predictor import Predictor
 from bintally.model.card import load_model
 from bintally.scoring.calibration import load_calibration
-from bintally.serving.endpoint import Endpoint, Limits, Model
-from bintally.serving.protocol import PATIENCE_S, BoundedProtocol
+from bintally.serving.endpoint import Endpoint, Limits, LoadedModel
+from bintally.serving.protocol import IDLE_TIMEOUT_S, BoundedProtocol
 from bintally.serving.routes import create_app
 
-TOKEN = "BINTALLY_TOKEN"  # noqa: S105
-FILES = ("model.safetensors", "card.json", "calibration.json")
-LEAVE_S = 1.0  # in which those who are just asking hear that the server is stopping
+DRAIN_S = 1.0  # how long /ready answers 503 before the server stops listening
 
 log = logging.getLogger("bintally")
 
 
-def serve(
-    host: str,
-    port: int,
-    model: Path,
-    rev: str | None,
-    limits: Limits,
-    token_file: Path | None,
-    anybody: bool,
-) -> None:
-    """Serve until SIGTERM or Ctrl-C; what was taken in before is answered.
+def serve(host: str, port: int, model_folder: Path, limits: Limits, token: str | None, open_access: bool) -> None:
+    """Serve until SIGTERM or Ctrl-C; admitted requests are answered before the server stops.
 
     Args:
         port: 0 takes a free one; the line on standard output names it.
-        model: a folder with FILES.
-        rev: of the repository; its model is fetched instead.
-        anybody: whether those of other machines may ask without a token.
+        model_folder: with model.safetensors, card.json and calibration.json.
+        token: required of clients; None: no token is.
+        open_access: listen beyond loopback even without a token.
 
-    Raises UserError if there is no such model or address, or if anybody could ask who may not.
+    Raises UserError if the model or the address is unusable, or if other machines could connect without a token.
     """
-    token = read_token(token_file)
-    if not (token or anybody or _is_loopback(host)):
+    if not (token or open_access or _is_loopback(host)):
         raise UserError(
-            f"--host {host} can be reached from other machines: set a token in {TOKEN} or --token-file, or say --open"
+            f"--host {host} can be reached from other machines: set a token in BINTALLY_TOKEN or --token-file, "
+            "or allow it with --open"
         )
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the client hears of it
-    folder = fetch_model(rev) if rev else model
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the client gets these messages
     endpoint = Endpoint(limits, token)
-    with _listening(host, port) as listener:
+    with _listen(host, port) as listener:
         config = uvicorn.Config(
             create_app(endpoint),
             http=BoundedProtocol,
@@ -70,126 +54,62 @@ def serve(
             log_level="error",
             access_log=False,
             server_header=False,
-            timeout_keep_alive=int(PATIENCE_S),
+            timeout_keep_alive=int(IDLE_TIMEOUT_S),
             timeout_graceful_shutdown=int(limits.timeout_s),
         )
         address = f"[{host}]" if ":" in host else host
-        server = Server(config, endpoint, lambda: load(folder, endpoint))
+        server = Server(config, endpoint, lambda: _load(model_folder, endpoint))
         print(f"http://{address}:{listener.getsockname()[1]}", flush=True)
         server.run([listener])
-        server.loaded()
+        server.raise_load_error()
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which loads a model once it is up and stops in order."""
+    """A uvicorn server that loads a model once it listens, and drains before it stops."""
 
-    def __init__(self, config: uvicorn.Config, endpoint: Endpoint, load: Callable[[], Model]) -> None:
+    def __init__(self, config: uvicorn.Config, endpoint: Endpoint, load: Callable[[], LoadedModel]) -> None:
         super().__init__(config)
         self._endpoint, self._load = endpoint, load
-        self._loading: asyncio.Future[Model] | None = None
+        self._loading: asyncio.Future[LoadedModel] | None = None
 
-    def loaded(self) -> None:
-        """Raises what loading raised."""
+    def raise_load_error(self) -> None:
+        """Raise the exception that loading the model ended with, if any."""
         if self._loading and not self._loading.cancelled():
             self._loading.result()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._loading = asyncio.ensure_future(asyncio.to_thread(self._load))
-        self._loading.add_done_callback(self._take)
+        self._loading.add_done_callback(self._on_loaded)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._endpoint.draining = True
-        log.info("stopping: what was taken in is answered")
-        await asyncio.sleep(LEAVE_S)
+        log.info("stopping: admitted requests are answered first")
+        await asyncio.sleep(DRAIN_S)
         await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn, but the process ends with 0 rather than by the signal."""
+        """Stop on a signal as uvicorn does, but exit with 0 instead of by that signal."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.handle_exit)
         yield
 
-    def _take(self, loading: "asyncio.Future[Model]") -> None:
+    def _on_loaded(self, loading: "asyncio.Future[LoadedModel]") -> None:
         if loading.cancelled() or loading.exception():
             self.should_exit = True
         else:
             self._endpoint.model = loading.result()
 
 
-def load(folder: Path, endpoint: Endpoint) -> Model:
-    """Raises UserError if the folder holds no whole model."""
+def _load(folder: Path, endpoint: Endpoint) -> LoadedModel:
     predictor = Predictor(*load_model(folder), load_calibration(folder))
     digest = hashlib.sha256()
     for name in ("model.safetensors", "calibration.json"):
         digest.update((folder / name).read_bytes())
-    model = Model(predictor, digest.hexdigest()[:12], endpoint.limits, endpoint.metrics)
-    log.info("model %s of %s answers about %.0f images/s", model.name, folder, model.batcher.rate)
+    model = LoadedModel(predictor, digest.hexdigest()[:12], endpoint.limits, endpoint.metrics)
+    log.info("model %s in %s is ready, about %.0f images/s", model.digest, folder, model.batcher.rate)
     return model
-
-
-def read_token(file: Path | None) -> str | None:
-    """From a file or the environment. Raises UserError if it cannot be read or is no token."""
-    if file is None:
-        token, where = os.environ.get(TOKEN), TOKEN
-        if token is None:
-            return None
-    else:
-        where = f"--token-file {file}"
-        try:
-            token = file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{where} cannot be read: {error}") from error
-    if not (token and token.isascii() and token.isprintable() and " " not in token):
-        raise UserError(f"{where} holds no token: write one word of visible ASCII, such as of `openssl rand -hex 32`")
-    return token
-
-
-def fetch_model(rev: str) -> Path:
-    """The folder with the model of a tag, branch, commit or experiment, out of DVC's cache or its remote.
-
-    Raises UserError if there is no such revision or it has no model that can be had.
-    """
-    # Who serves a folder can do without DVC.
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-    from dvc.scm import RevError, SCMError, resolve_rev
-
-    from bintally.apps.remote import default_remote, reachable
-
-    try:
-        with Repo() as repo:
-            commit = resolve_rev(repo.scm, rev)
-    except (DvcException, RevError, SCMError) as error:
-        raise UserError(f"--rev {rev} is no revision here: {error}; `git tag` and `dvc exp show` list them") from error
-    folder: Path = SCRATCH / "served" / commit
-    if not all((folder / name).is_file() for name in FILES):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            fetched = Path(temporary) / "model"
-            try:
-                try:
-                    _copy(commit, fetched)
-                except (DvcException, OSError):  # not cached
-                    with reachable(default_remote()):
-                        _copy(commit, fetched)
-            except (DvcException, OSError) as error:
-                said = " ".join(str(error).split())[:200]
-                raise UserError(f"--rev {rev} ({commit[:7]}) has no model that can be fetched: {said}") from error
-            shutil.rmtree(folder, ignore_errors=True)
-            fetched.rename(folder)
-    log.info("%s is %s", rev, commit[:7])
-    return folder
-
-
-def _copy(commit: str, to: Path) -> None:
-    from dvc.api import DVCFileSystem
-
-    filesystem = DVCFileSystem(rev=commit)
-    to.mkdir(exist_ok=True)
-    for name in FILES:
-        filesystem.get_file(str(paths.MODELS / name), str(to / name))
 
 
 def _is_loopback(host: str) -> bool:
@@ -200,8 +120,7 @@ def _is_loopback(host: str) -> bool:
 
 
 @contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Raises UserError if the address cannot be had."""
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address[:2], family=family)

@@ -1,4 +1,4 @@
-"""One module a stage of dvc.yaml. Each reads the parameters, calls the rooms, and writes the stage's outs."""
+"""One module for each stage of dvc.yaml, which reads the parameters and writes the stage's outs."""
 
 import logging
 import os
@@ -15,8 +15,8 @@ from bintally.resources import limit_resources
 log = logging.getLogger("bintally")
 
 
-def run(stage: str, work: Callable[[Params], None]) -> None:
-    """Run a stage; where it fails, say why in one line, put its earlier outs back and exit with 1."""
+def run(stage: str, main: Callable[[Params], None]) -> None:
+    """Run a stage; if it fails, print the reason in one line, restore its earlier outs and exit with 1."""
     log_to_stderr()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if "DVC_STAGE" in os.environ:
@@ -25,22 +25,22 @@ def run(stage: str, work: Callable[[Params], None]) -> None:
         with disk_full_as_user_error("the outs of " + stage):
             params = load_params()
             limit_resources(params.launch.ranks if stage == "train" else 1)
-            work(params)
-    except UserError as fault:
-        fail(stage, fault)
+            main(params)
+    except UserError as error:
+        report_failure(stage, error)
         sys.exit(1)
     except KeyboardInterrupt:
-        _put_back(stage)
+        restore_outs(stage)
         sys.exit(130)
 
 
-def fail(stage: str, fault: UserError) -> None:
-    """Say why in one line and put the stage's earlier outs back."""
-    print(f"{stage}: {fault}", file=sys.stderr, flush=True)
-    _put_back(stage)
+def report_failure(stage: str, error: UserError) -> None:
+    """Print the reason in one line and restore the stage's earlier outs."""
+    print(f"{stage}: {error}", file=sys.stderr, flush=True)
+    restore_outs(stage)
 
 
-def _put_back(stage: str) -> None:
+def restore_outs(stage: str) -> None:
     """Link a stage's outs from DVC's cache: DVC removes them before it runs the stage."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -49,9 +49,9 @@ def _put_back(stage: str) -> None:
     try:
         with Repo() as repo:
             for out in repo.stage.load_one(name=stage).outs:
-                # The run-cache keeps a copy of the outs that git keeps, too.
+                # The run-cache has a copy of the outs that git tracks, too.
                 out.use_cache = True
                 if out.hash_info:
                     out.checkout(force=True)
     except (DvcException, StageNotFound, OSError) as error:
-        log.warning("%s: its earlier outs are not in the cache (%s); `dvc checkout` and `git checkout`", stage, error)
+        log.warning("%s: its earlier outs are not in the cache (%s): `dvc checkout` and `git checkout`", stage, error)

@@ -1,15 +1,10 @@
-"""Learn on validation how to read what the model says: temperature, decoding, sets, when to be unsure."""
+"""Calibrate the model on the validation bins."""
 
 import numpy as np
 
 from bintally import paths
 from bintally.errors import UserError
-from bintally.files import read_csv, write_json
-from bintally.inference.predictor import predict_encoded
-from bintally.memory import configure_malloc
-from bintally.model.card import load_model
-from bintally.model.encoded import load_encoded
-from bintally.model.kinship import fit_kinship
+from bintally.files import METRIC_DIGITS, read_csv, write_json
 from bintally.params import Params
 from bintally.scoring.calibration import (
     Calibration,
@@ -23,41 +18,37 @@ from bintally.scoring.decoding import DECODINGS
 from bintally.scoring.metrics import LabelledPredictions, evaluate
 from bintally.stages import run
 
+SEED = 1  # of the bootstrap
+
 
 def main(params: Params) -> None:
-    configure_malloc()
-    counts, asked = params.answer_counts, params.calibrate
+    counts, settings = params.answer_counts, params.calibrate
     table = read_csv(paths.SPLITS)
-    rows = np.array(
-        [at for at, line in enumerate(table) if line["split"] == "validation" and int(line["count"]) in counts]
-    )
-    if not len(rows):
+    rows = [number for number, row in enumerate(table) if row["split"] == "validation" and int(row["count"]) in counts]
+    if not rows:
         raise UserError(f"no validation bin has one of the counts {counts}; change calibrate.counts or split.test_ids")
     truth = np.array([int(table[row]["count"]) for row in rows])
-    classes = np.searchsorted(counts, truth)
-    network, card = load_model(paths.MODELS)
-    logs = predict_encoded(network, card, load_encoded(paths.ENCODED), rows)
-    among = np.log(calibrated(logs, card.counts, counts, 1.0).clip(1e-300))
-    temperature = fit_temperature(among, classes)
-    probabilities = calibrated(logs, card.counts, counts, temperature)
-    scored = LabelledPredictions(probabilities, truth, [table[row]["group"] for row in rows], counts)
-    figures = evaluate(scored, params.evaluate.resamples, SEED)
-    save_calibration(
-        paths.MODELS,
-        Calibration(
-            counts=counts,
-            open_ended=params.fetch.open_ended and counts[-1] == params.fetch.counts[-1],
-            temperature=temperature,
-            rmse_decoding=min(DECODINGS, key=lambda rule: figures[rule]["rmse"]),
-            coverage=asked.coverage,
-            mass=fit_conformal_threshold(probabilities, classes, asked.coverage),
-            sure=asked.sure,
-            confidence=fit_confidence_threshold(probabilities, classes, asked.sure),
-            record_error_rate=asked.record_error_rate,
-            kinship=fit_kinship(probabilities, classes, counts, scored.groups),
-        ),
+    true_class = np.searchsorted(counts, truth)
+    log_probabilities = np.load(paths.LOG_PROBABILITIES, mmap_mode="r")[rows]
+
+    answered = np.searchsorted(params.model_counts, counts)
+    temperature = fit_temperature(log_probabilities[:, answered], true_class)
+    probabilities = calibrated(log_probabilities, params.model_counts, counts, temperature)
+    groups = [table[row]["group"] for row in rows]
+    metrics = evaluate(LabelledPredictions(probabilities, truth, groups, counts), params.evaluate.resamples, SEED)
+    calibration = Calibration(
+        counts=counts,
+        open_ended=params.fetch.open_ended and counts[-1] == params.fetch.counts[-1],
+        temperature=temperature,
+        rmse_decoding=min(DECODINGS, key=lambda rule: metrics[rule]["rmse"]),
+        coverage=settings.coverage,
+        conformal_threshold=fit_conformal_threshold(probabilities, true_class, settings.coverage),
+        target_precision=settings.target_precision,
+        confidence_threshold=fit_confidence_threshold(probabilities, true_class, settings.target_precision),
+        record_error_rate=settings.record_error_rate,
     )
-    write_json(paths.VALIDATION_METRICS, {"temperature": temperature, **figures})
+    save_calibration(paths.MODELS, calibration)
+    write_json(paths.VALIDATION_METRICS, {"temperature": temperature, **metrics}, METRIC_DIGITS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Put the model beside the published benchmark, the study and answers that need no model."""
+"""Compare the model with the published benchmark, the study and baselines that need no model."""
 
 import json
 from dataclasses import asdict
@@ -6,11 +6,11 @@ from dataclasses import asdict
 import numpy as np
 
 from bintally import paths
-from bintally.files import read_csv, write_json, write_text
+from bintally.files import METRIC_DIGITS, read_csv, write_json, write_text
 from bintally.params import Params
 from bintally.scoring import figures
 from bintally.scoring.calibration import load_calibration
-from bintally.scoring.references import REFERENCES, Row, baselines
+from bintally.scoring.references import REFERENCES, BenchmarkRow, baselines
 from bintally.stages import run
 
 DEMO_NOTE = "The bins of this run are rendered demo bins: its figures are not comparable with those on real bins."
@@ -19,15 +19,17 @@ DEMO_NOTE = "The bins of this run are rendered demo bins: its figures are not co
 def main(params: Params) -> None:
     metrics = json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))
     table = read_csv(paths.SPLITS)
-    answers = load_calibration(paths.MODELS).counts
+    answer_counts = load_calibration(paths.MODELS).counts
     counts = {
-        split: np.array([int(row["count"]) for row in table if row["split"] == split and int(row["count"]) in answers])
+        split: np.array(
+            [count for row in table if row["split"] == split and (count := int(row["count"])) in answer_counts]
+        )
         for split in ("train", "test")
     }
     demo = params.fetch.source == "demo"
-    # Each scored by the rule that validation chose for it; one row where it is the same.
+    # One row where the rule for accuracy and that for RMSE are the same.
     models = [
-        Row(
+        BenchmarkRow(
             f"this model, {rule.replace('_', ' ')}",
             f"{metrics['images']:,} {'demo ' if demo else ''}test bins of this run",
             metrics[rule]["accuracy"],
@@ -37,7 +39,7 @@ def main(params: Params) -> None:
         )
         for rule in dict.fromkeys(metrics["decoding"].values())
     ]
-    majority, mean, uniform = baselines(counts["train"], counts["test"], answers)
+    majority, mean, uniform = baselines(counts["train"], counts["test"], answer_counts)
     rows = [*models, majority, mean, uniform, *REFERENCES]
     note = DEMO_NOTE if demo else "Other test images than the published figures: compare with care."
     write_json(
@@ -46,17 +48,18 @@ def main(params: Params) -> None:
             "comparable": not demo,
             "accuracy_above_majority": models[0].accuracy - majority.accuracy,
             "rmse_below_mean": (mean.rmse or 0) - (models[-1].rmse or 0),
-            # Lists, which `dvc metrics` leaves out: they are read as a table.
+            # `dvc metrics` leaves out lists; they are for the table.
             "notes": [note],
             "rows": [{name: value for name, value in asdict(row).items() if value is not None} for row in rows],
         },
+        METRIC_DIGITS,
     )
     write_text(paths.BENCHMARK_TABLE, _markdown(rows, note))
     title = ("DEMO BINS, not comparable: " if demo else "") + "counting items in bins"
-    figures.save(figures.benchmark_picture(rows, title), paths.BENCHMARK_FIGURE)
+    figures.save(figures.benchmark_figure(rows, title), paths.BENCHMARK_FIGURE)
 
 
-def _markdown(rows: list[Row], note: str) -> str:
+def _markdown(rows: list[BenchmarkRow], note: str) -> str:
     lines = [f"**{note}**", "", "| | measured on | accuracy % | RMSE |", "|---|---|---|---|"]
     for row in rows:
         lines.append(f"| {' | '.join((row.name, row.data, *row.cells()))} |")

@@ -1,96 +1,111 @@
-"""Score the model on every test image once."""
+"""Score the model on every test bin once."""
 
 import numpy as np
 
 from bintally import paths
 from bintally.bins.shards import ShardReader, read_index
 from bintally.errors import UserError
-from bintally.files import read_csv, write_csv, write_json
-from bintally.inference.predictor import predict_encoded
-from bintally.memory import configure_malloc
-from bintally.model.card import load_model
-from bintally.model.encoded import load_encoded
+from bintally.files import METRIC_DIGITS, read_csv, write_csv, write_json
 from bintally.params import Params
 from bintally.scoring import figures
-from bintally.scoring.calibration import answer, calibrated, load_calibration
+from bintally.scoring.calibration import Calibration, CountPredictions, calibrated, load_calibration, predict_counts
 from bintally.scoring.decoding import DECODINGS, FOR_ACCURACY
 from bintally.scoring.metrics import LabelledPredictions, confusion, evaluate, per_class, reliability, risk_coverage
 from bintally.stages import run
 
+SEED = 1  # of the bootstrap and of the examples
 EXAMPLES = 8
+PROBABILITY_DIGITS = 8  # enough to recompute every metric
 
 
 def main(params: Params) -> None:
-    configure_malloc()
     calibration = load_calibration(paths.MODELS)
-    counts, rule = calibration.counts, FOR_ACCURACY
+    counts = calibration.counts
     table = read_csv(paths.SPLITS)
-    rows = np.array([at for at, line in enumerate(table) if line["split"] == "test" and int(line["count"]) in counts])
-    if not len(rows):
+    rows = [number for number, row in enumerate(table) if row["split"] == "test" and int(row["count"]) in counts]
+    if not rows:
         raise UserError(f"no test bin has one of the counts {counts}; change calibrate.counts or split.test_ids")
-    test = [table[row] for row in rows]
-    truth = np.array([int(line["count"]) for line in test])
-    network, card = load_model(paths.MODELS)
-    logs = predict_encoded(network, card, load_encoded(paths.ENCODED), rows)
-    probabilities = calibrated(logs, card.counts, counts, calibration.temperature)
-    scored = LabelledPredictions(probabilities, truth, [line["group"] for line in test], counts)
-    answers = answer(probabilities, calibration)
-    sure = ~answers.unsure
-
-    metrics = evaluate(scored, params.evaluate.resamples, SEED)
-    classes = per_class(scored, rule)
-    risk = risk_coverage(scored)
-    write_json(
-        paths.TEST_METRICS,
-        {
-            "decoding": {"accuracy": rule, "rmse": calibration.rmse_decoding},
-            **metrics,
-            "sets": {
-                "promised": calibration.coverage,
-                "coverage": float(((answers.low <= truth) & (truth <= answers.high)).mean()),
-                "mean_size": float((answers.high - answers.low + 1).mean()),
-            },
-            "sure": {
-                "promised": calibration.sure,
-                "answered": float(sure.mean()),
-                "accuracy": float((answers.decoded[rule] == truth)[sure].mean()) if sure.any() else None,
-            },
-            "risk": float(np.mean([row["risk"] for row in risk])),
-            "per_class": {str(row["count"]): {k: row[k] for k in ("images", "accuracy", "rmse")} for row in classes},
-        },
-    )
-    write_csv(
-        paths.PREDICTIONS,
-        ["id", "group", "count", *DECODINGS, "low", "high", "unsure", *(f"p{count}" for count in counts)],
-        (
-            [line["id"], line["group"], line["count"], *(answers.decoded[name][at] for name in DECODINGS)]
-            + [answers.low[at], answers.high[at], int(answers.unsure[at])]
-            + [f"{p:.8g}" for p in probabilities[at]]
-            for at, line in enumerate(test)
-        ),
-    )
-    write_csv(paths.CONFUSION, ["actual", "predicted"], zip(truth, answers.decoded[rule], strict=True))
-    write_csv(paths.PER_CLASS, list(classes[0]), [list(row.values()) for row in classes])
-    calibration_curve = reliability(scored)
-    write_csv(paths.RELIABILITY, list(calibration_curve[0]), [list(row.values()) for row in calibration_curve])
-    write_csv(paths.RISK, list(risk[0]), [list(row.values()) for row in risk])
-
-    whose = "demo bins, rendered" if params.fetch.source == "demo" else params.fetch.source
-    accuracy = metrics[rule]["accuracy"]
-    title = f"{len(test)} test bins ({whose}), {rule.replace('_', ' ')}: {accuracy:.1%} right"
-    figures.save(figures.confusion_picture(confusion(scored, rule), counts, title), paths.CONFUSION_FIGURE)
-
-    shown = np.sort(np.random.default_rng(SEED).permutation(len(test))[:EXAMPLES])
-    reader, entries = ShardReader(paths.BINS), {entry.id: entry for entry in read_index(paths.BINS)}
-    images = [reader.image(entries[test[at]["id"]]) for at in shown]
-    picture = figures.examples_picture(
-        images,
-        truth[shown].tolist(),
-        probabilities[shown],
+    log_probabilities = np.load(paths.LOG_PROBABILITIES, mmap_mode="r")[rows]
+    ids = [table[row]["id"] for row in rows]
+    scored = LabelledPredictions(
+        calibrated(log_probabilities, params.model_counts, counts, calibration.temperature),
+        np.array([int(table[row]["count"]) for row in rows]),
+        [table[row]["group"] for row in rows],
         counts,
-        f"Test bins ({whose}), drawn at random",
     )
-    figures.save(picture, paths.EXAMPLES_FIGURE)
+    predictions = predict_counts(scored.probabilities, calibration)
+    metrics = evaluate(scored, params.evaluate.resamples, SEED)
+    _write_metrics(metrics, scored, predictions, calibration)
+    _write_predictions(ids, scored, predictions)
+    _write_tables(scored, predictions)
+    source = "demo bins, rendered" if params.fetch.source == "demo" else params.fetch.source
+    accuracy = metrics[FOR_ACCURACY]["accuracy"]
+    title = f"{len(ids)} test bins ({source}), {FOR_ACCURACY.replace('_', ' ')}: {accuracy:.1%} right"
+    figure = figures.confusion_figure(confusion(scored, FOR_ACCURACY), counts, title)
+    figures.save(figure, paths.CONFUSION_FIGURE)
+    _draw_examples(ids, scored, f"Test bins ({source}), drawn at random")
+
+
+def _write_metrics(
+    metrics: dict[str, object],
+    scored: LabelledPredictions,
+    predictions: CountPredictions,
+    calibration: Calibration,
+) -> None:
+    answered = ~predictions.unsure
+    right = predictions.by_rule[FOR_ACCURACY] == scored.truth
+    content = {
+        "decoding": {"accuracy": FOR_ACCURACY, "rmse": calibration.rmse_decoding},
+        **metrics,
+        "sets": {
+            "target_coverage": calibration.coverage,
+            "coverage": float(((predictions.low <= scored.truth) & (scored.truth <= predictions.high)).mean()),
+            "mean_size": float((predictions.high - predictions.low + 1).mean()),
+        },
+        "selective": {
+            "target_precision": calibration.target_precision,
+            "answered": float(answered.mean()),
+            "accuracy": float(right[answered].mean()) if answered.any() else None,
+        },
+        "risk": float(np.mean([row["risk"] for row in risk_coverage(scored)])),
+        "per_class": {
+            str(row["count"]): {name: value for name, value in row.items() if name != "count"}
+            for row in per_class(scored, FOR_ACCURACY)
+        },
+    }
+    write_json(paths.TEST_METRICS, content, METRIC_DIGITS)
+
+
+def _write_predictions(ids: list[str], scored: LabelledPredictions, predictions: CountPredictions) -> None:
+    by_rule = [predictions.by_rule[rule] for rule in DECODINGS]
+    columns = [ids, scored.groups, scored.truth, *by_rule, predictions.low, predictions.high]
+    header = ["id", "group", "count", *DECODINGS, "low", "high", "unsure", *(f"p{count}" for count in scored.counts)]
+    rows = zip(*columns, predictions.unsure.astype(int), *scored.probabilities.T.tolist(), strict=True)
+    write_csv(paths.PREDICTIONS, header, rows, PROBABILITY_DIGITS)
+
+
+def _write_tables(scored: LabelledPredictions, predictions: CountPredictions) -> None:
+    pairs = zip(scored.truth, predictions.by_rule[FOR_ACCURACY], strict=True)
+    write_csv(paths.CONFUSION, ["actual", "predicted"], pairs)
+    for path, rows in (
+        (paths.PER_CLASS, per_class(scored, FOR_ACCURACY)),
+        (paths.RELIABILITY, reliability(scored)),
+        (paths.RISK, risk_coverage(scored)),
+    ):
+        write_csv(path, list(rows[0]), [list(row.values()) for row in rows], METRIC_DIGITS)
+
+
+def _draw_examples(ids: list[str], scored: LabelledPredictions, title: str) -> None:
+    shown = np.sort(np.random.default_rng(SEED).permutation(len(ids))[:EXAMPLES])
+    reader, entries = ShardReader(paths.BINS), {entry.id: entry for entry in read_index(paths.BINS)}
+    figure = figures.examples_figure(
+        [reader.image(entries[ids[row]]) for row in shown],
+        scored.truth[shown].tolist(),
+        scored.probabilities[shown],
+        scored.counts,
+        title,
+    )
+    figures.save(figure, paths.EXAMPLES_FIGURE)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Take a subset of bins from a source, check every one, and keep the good ones as tar shards."""
+"""Fetch bins from a source, check each one, and write the good ones to shards."""
 
 import hashlib
 import logging
@@ -6,9 +6,10 @@ import shutil
 from collections import Counter
 
 from bintally.bins.shards import write_shards
-from bintally.bins.source import open_source
+from bintally.bins.source import Source, open_source
 from bintally.bins.staging import Staging
-from bintally.bins.subset import choose, iter_bins
+from bintally.bins.subset import iter_bins, select_bins
+from bintally.demo.edition import EDITION
 from bintally.files import SCRATCH, write_csv
 from bintally.params import Params
 from bintally.paths import BINS
@@ -19,21 +20,27 @@ log = logging.getLogger("bintally")
 
 def main(params: Params) -> None:
     fetch = params.fetch
-    source = open_source(fetch)
-    origin = f"{fetch.source} {fetch.endpoint} {(fetch.demo_bins, fetch.seed) if fetch.source == 'demo' else ''}"
+    origin = f"{fetch.source} {fetch.endpoint}"
+    if fetch.source == "demo":
+        from bintally.demo.warehouse import DemoSource  # not needed for real bins
+
+        source: Source = DemoSource(fetch.demo_bins, fetch.seed)
+        origin += f" {EDITION} {fetch.demo_bins} {fetch.seed}"
+    else:
+        source = open_source(fetch)
     scratch = SCRATCH / "fetch" / hashlib.sha256(origin.encode()).hexdigest()[:16]
     staging = Staging(scratch / "objects.sqlite")
     try:
-        subset = choose(source, fetch, staging)
-        written = scratch / "bins"
-        shutil.rmtree(written, ignore_errors=True)
-        write_shards(written, iter_bins(subset, staging))
-        write_csv(written / "rejected.csv", ["id", "reason"], sorted(subset.rejected.items()))
+        subset = select_bins(source, fetch, staging)
+        new_bins = scratch / "bins"
+        shutil.rmtree(new_bins, ignore_errors=True)
+        write_shards(new_bins, iter_bins(subset, staging))
+        write_csv(new_bins / "rejected.csv", ["id", "reason"], sorted(subset.rejected.items()))
     finally:
         staging.close()
     shutil.rmtree(BINS, ignore_errors=True)
     BINS.parent.mkdir(exist_ok=True)
-    shutil.move(written, BINS)
+    shutil.move(new_bins, BINS)
     shutil.rmtree(scratch)
     log.info("%d bins, %s", len(subset.counts), dict(sorted(Counter(subset.counts.values()).items())))
     for reason, number in Counter(subset.rejected.values()).most_common(5):

@@ -1,1 +1,1 @@
-"""The loop, its distribution over processes, its checkpoints."""
+"""Training: the loop, its distribution over processes, its checkpoints."""

@@ -1,7 +1,6 @@
-"""Changes of a photograph that leave its count as it is, for whole batches, on the device.
+"""Random changes of photographs that keep the count, for whole batches, on the device.
 
-What happens to a sample is a function of the seed, the epoch and the sample's number alone: not of its batch, nor of
-the rank or device that works on it.
+The change of a sample depends on the seed, the epoch and the sample's number alone, not on its batch, rank or device.
 """
 
 import numpy as np
@@ -12,21 +11,21 @@ from torch.nn import functional
 from bintally.params import Augment
 
 DRAWS = 13
-"""Uniform numbers a sample takes in an epoch."""
-FIELD = 2**20
+"""Random numbers for each sample and epoch. The last is not used; without it a seed would give other augmentations than
+in version 0.1."""
 
 
 def draw(samples: int, seed: int, epoch: int) -> NDArray[np.float32]:
-    """The numbers behind an epoch's changes: float32 (samples, DRAWS) in [-1, 1)."""
+    """Uniform random numbers for an epoch: float32 (samples, DRAWS) in [-1, 1)."""
     random = np.random.default_rng([seed, epoch, 1])
     return random.random((samples, DRAWS), dtype=np.float32) * 2 - 1
 
 
 def random_affine(images: torch.Tensor, draws: torch.Tensor, params: Augment) -> torch.Tensor:
-    """Shift, scale and rotate images or maps of any number of channels: (n, c, side, side) to the same.
+    """Shift, scale and rotate images or maps: (n, c, side, side) to the same shape.
 
     Args:
-        draws: float32 (n, DRAWS) of :func:`draw`.
+        draws: float32 (n, DRAWS) from :func:`draw`.
     """
     if not (params.shift or params.scale or params.rotation):
         return images
@@ -34,7 +33,7 @@ def random_affine(images: torch.Tensor, draws: torch.Tensor, params: Augment) ->
     radians = torch.deg2rad(params.rotation * angle)
     zoom = 1 / (1 + params.scale * scale)
     cos, sin = radians.cos() * zoom, radians.sin() * zoom
-    # grid_sample's coordinates run from -1 to 1, so a share of the side is twice as much.
+    # grid_sample's coordinates run from -1 to 1: the side is 2.
     rows = [
         torch.stack([cos, -sin, 2 * params.shift * shift_x], 1),
         torch.stack([sin, cos, 2 * params.shift * shift_y], 1),
@@ -44,25 +43,25 @@ def random_affine(images: torch.Tensor, draws: torch.Tensor, params: Augment) ->
 
 
 class Augmentation:
-    """Shift, scale, rotation, light, colour, blur and noise, as strong as ``params`` allow."""
+    """Random shift, scale, rotation, light, colour, blur and noise, within the limits of ``params``."""
 
     def __init__(self, params: Augment, size: int, seed: int, device: torch.device) -> None:
         self._params = params
         self._size = size
         self._noise: torch.Tensor | None = None
         if params.noise:
-            # Cut from one field at a place of the sample's own: drawing so many normal numbers would take long.
+            # Each sample's noise is cut from one field: normal numbers for every pixel would take long to draw.
             field = np.random.default_rng([seed, 0, 2]).standard_normal((3, 2 * size, 2 * size), dtype=np.float32)
-            # Seen as the (3, size + 1, size + 1) cuts of size × size that it has.
+            # A view of all its (3, size + 1, size + 1) cuts of size × size.
             self._noise = torch.from_numpy(field).to(device).unfold(1, size, 1).unfold(2, size, 1)
 
     def __call__(self, images: torch.Tensor, draws: torch.Tensor, side: int) -> torch.Tensor:
-        """Change images.
+        """Change a batch of images.
 
         Args:
             images: (n, 3, size, size) of 0–255, any dtype.
-            draws: float32 (n, DRAWS) of :func:`draw`.
-            side: of the images wanted, in pixels, at most ``size``.
+            draws: float32 (n, DRAWS) from :func:`draw`.
+            side: side of the result, in pixels, at most ``size``.
 
         Returns:
             float32 (n, 3, side, side) of 0–255.
@@ -72,7 +71,7 @@ class Augmentation:
         if side < images.shape[-1]:
             images = functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
         images = random_affine(images, draws, params)
-        gain, contrast, red, green, blue, blur, noise, place = draws[:, 4:12].unbind(1)
+        gain, contrast, red, green, blue, blur, noise, cut = draws[:, 4:12].unbind(1)
         if params.blur:
             share = (params.blur * (blur + 1) / 6)[:, None, None, None]
             for axis in (2, 3):
@@ -87,25 +86,12 @@ class Augmentation:
             images = torch.addcmul(mean * (1 - factor) * gains, images, factor * gains)
         if self._noise is not None:
             deviation = (params.noise * (noise + 1) / 2)[:, None, None, None]
-            images = torch.addcmul(images, self._field(place)[..., :side, :side], deviation)
+            images = torch.addcmul(images, self._noise_cut(cut)[..., :side, :side], deviation)
         return images.clamp(0, 255)
 
-    def _field(self, place: torch.Tensor) -> torch.Tensor:
-        """A cut of the field of noise for each sample: (n, 3, size, size)."""
+    def _noise_cut(self, cut: torch.Tensor) -> torch.Tensor:
+        """A cut of the noise for each sample: (n, 3, size, size)."""
         assert self._noise is not None
         # 24 bits of a uniform number make two offsets.
-        bits = ((place + 1) / 2 * 2**24).long()
+        bits = ((cut + 1) / 2 * 2**24).long()
         return self._noise[:, bits // 4096 % self._size, bits % 4096 % self._size].transpose(0, 1)
-
-
-class Dropout:
-    """Which features the head does without: as many as ``share`` says, by what was drawn for the sample alone."""
-
-    def __init__(self, share: float, width: int, seed: int, device: torch.device) -> None:
-        field = np.random.default_rng([seed, 0, 3]).random(FIELD + width, dtype=np.float32) >= share
-        # Cut from one field at a place of the sample's own, as the noise is.
-        self._field = (torch.from_numpy(field).float() / (1 - share)).to(device).unfold(0, width, 1)
-
-    def __call__(self, draws: torch.Tensor) -> torch.Tensor:
-        """float32 (n, width): 0, or what makes up for the features left out; ``draws`` of :func:`draw`."""
-        return self._field[((draws[:, 12] + 1) / 2 * FIELD).long()]

@@ -1,4 +1,4 @@
-"""Where an interrupted training goes on from."""
+"""Checkpoints, from which an interrupted training resumes."""
 
 import hashlib
 import io
@@ -13,18 +13,18 @@ import torch
 from bintally.files import atomic_write
 
 log = logging.getLogger("bintally")
-KEPT = 2  # the newest and one to fall back on
-KEPT_RUNS = 3  # unfinished ones, of other parameters
+KEPT = 2  # checkpoints: the newest and one to fall back on
+KEPT_RUNS = 3  # unfinished runs, with different parameters
 DIGEST_BYTES = 32
 
 State = dict[str, Any]
 
 
 class Checkpoints:
-    """The states of an unfinished run, in a folder named by a hash of everything the run depends on.
+    """The checkpoints of an unfinished run, in a folder named by its key, a hash of everything the run depends on.
 
-    No out of DVC, so that the run-cache works and changed parameters never go on from another run's state. A file is
-    the SHA-256 of what follows, then that: it is named by the number of steps done.
+    They are no out of DVC, so that the run-cache works and no run resumes from the state of other parameters. A file is
+    named by the number of steps done and holds a SHA-256 digest, then the content that it is the digest of.
     """
 
     def __init__(self, root: Path, key: str, every_s: float) -> None:
@@ -37,7 +37,7 @@ class Checkpoints:
         return time.monotonic() - self._last >= self._every_s
 
     def save(self, step: int, state: State) -> None:
-        """Raises UserError if the disk is full; the earlier checkpoints stay."""
+        """Write a checkpoint. Raises UserError if the disk is full; earlier checkpoints stay."""
         if not self._folder.exists():
             self._forget_other_runs()
         content = io.BytesIO()
@@ -50,13 +50,13 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def newest(self) -> tuple[int, bytes]:
-        """Number of steps and content of the newest checkpoint that is whole, (-1, nothing) if there is none."""
+        """Number of steps and content of the newest undamaged checkpoint; (-1, b"") without one."""
         for path in self._newest():
             content = path.read_bytes()
             if hashlib.sha256(content[DIGEST_BYTES:]).digest() == content[:DIGEST_BYTES]:
                 return int(path.stem), content[DIGEST_BYTES:]
-            log.warning("train: the checkpoint %s is damaged; going on from the one before it", path)
-            path.unlink()  # else it would push out those saved after it
+            log.warning("train: the checkpoint %s is damaged; resuming from the one before it", path)
+            path.unlink()  # else it would displace later ones
         return -1, b""
 
     def remove(self) -> None:
@@ -72,6 +72,6 @@ class Checkpoints:
 
 
 def read_state(content: bytes) -> State:
-    """The state in a checkpoint's content; nothing but tensors and plain values is read."""
+    """The state in a checkpoint's content, which may only hold tensors and plain values: no code is run."""
     state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state

@@ -1,4 +1,4 @@
-"""Processes that train together: start, sums over all of them, batch statistics over all of them."""
+"""Processes that train together: the process group, collective operations, batch normalisation over all ranks."""
 
 import os
 import re
@@ -16,62 +16,64 @@ from bintally.errors import UserError
 
 
 @dataclass(frozen=True)
-class Place:
-    """This process among the others."""
+class RankContext:
+    """Rank and device of this process."""
 
     rank: int
-    ranks: int
+    world_size: int
     device: torch.device
-    is_main_process: bool
-    """Whether it is the one on its machine that writes files and tells how far it is."""
+    is_main: bool
+    """Whether it is the main process of its machine, which writes files and shows progress."""
 
 
 def is_main_process() -> bool:
-    """Whether this process of torchrun's is the first on its machine."""
+    """Whether this process, started by torchrun, is the first on its machine."""
     return os.environ["LOCAL_RANK"] == "0"
 
 
 class RanksLost(UserError):
-    """The other ranks do not answer any more."""
+    """The other ranks do not answer."""
 
 
 @contextmanager
-def process_group(timeout_s: float) -> Iterator[Place]:
-    """Join the processes torchrun started: nccl where each has a GPU of its own, else gloo.
+def process_group(timeout_s: float) -> Iterator[RankContext]:
+    """Join the process group of torchrun's ranks: nccl if there is a GPU for each, else gloo.
 
-    A process that joined ends by :func:`leave`. Raises RanksLost where the others cannot be reached, or do not
-    answer for ``timeout_s`` seconds.
+    A process that has joined must end by :func:`exit_process`.
+
+    Raises:
+        RanksLost: other ranks cannot be reached, or do not answer for ``timeout_s`` seconds.
     """
     local, local_ranks = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     on_gpu = torch.cuda.is_available() and torch.cuda.device_count() >= local_ranks
     device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-        # Same inputs, same bytes: no algorithms chosen by the clock.
+        # Same inputs, same bytes: no algorithms chosen by timing.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
     try:
         distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s))
-        yield Place(distributed.get_rank(), distributed.get_world_size(), device, is_main_process())
+        yield RankContext(distributed.get_rank(), distributed.get_world_size(), device, is_main_process())
     except RuntimeError as error:
-        if not _is_of_the_network(error):
+        if not _is_network_error(error):
             raise
-        reason = re.sub(r"^\[.*?\] ", "", str(error).splitlines()[0])[:200]  # without the place in gloo's source
+        reason = re.sub(r"^\[.*?\] ", "", str(error).splitlines()[0])[:200]  # without gloo's file and line
         raise RanksLost(
-            f"rank {os.environ['RANK']} lost the other ranks ({reason}); one of "
-            f"them stopped, or the network between the machines did; they wait launch.timeout_s ({timeout_s}) at most"
+            f"rank {os.environ['RANK']} lost the other ranks ({reason}): one of them stopped, or the network "
+            f"between the machines failed; ranks wait launch.timeout_s ({timeout_s}) at most"
         ) from error
 
 
-def _is_of_the_network(error: RuntimeError) -> bool:
-    # gloo raises plain RuntimeErrors that name the file of its own they come from.
+def _is_network_error(error: RuntimeError) -> bool:
+    # gloo raises plain RuntimeErrors that name a file of its source.
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
-def leave(code: int = 0) -> NoReturn:
-    """End this process, its work done and its files closed, without taking the process group apart.
+def exit_process(code: int = 0) -> NoReturn:
+    """End this process without destroying the process group.
 
-    Taken apart, gloo has been seen to abort the process ("terminate called without an active exception").
+    gloo's destructors have been seen to abort a process ("terminate called without an active exception").
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -79,36 +81,36 @@ def leave(code: int = 0) -> NoReturn:
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """The sum of ``values`` over all processes, in place."""
+    """Sum ``values`` over all ranks, in place."""
     distributed.all_reduce(values)
     return values
 
 
-def all_gather(values: torch.Tensor, place: Place) -> torch.Tensor:
-    """The (n,) tensors of all processes as (ranks, n)."""
-    if place.ranks == 1:
+def all_gather(values: torch.Tensor, context: RankContext) -> torch.Tensor:
+    """Stack the (n,) tensors of all ranks: (ranks, n)."""
+    if context.world_size == 1:
         return values[None]
-    rows = [torch.empty_like(values) for _ in range(place.ranks)]
+    rows = [torch.empty_like(values) for _ in range(context.world_size)]
     distributed.all_gather(rows, values)
     return torch.stack(rows)
 
 
-def broadcast_bytes(content: bytes, source: int, place: Place) -> bytes:
-    """The bytes that rank ``source`` has, on every rank."""
-    size = torch.tensor([len(content) if place.rank == source else 0], device=place.device)
-    buffer = torch.empty(int(all_reduce_sum(size)), dtype=torch.uint8, device=place.device)
-    if place.rank == source:
+def broadcast_bytes(content: bytes, source: int, context: RankContext) -> bytes:
+    """Return the ``content`` of rank ``source`` on every rank."""
+    size = torch.tensor([len(content) if context.rank == source else 0], device=context.device)
+    buffer = torch.empty(int(all_reduce_sum(size)), dtype=torch.uint8, device=context.device)
+    if context.rank == source:
         buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     distributed.broadcast(buffer, source)
     return bytes(buffer.cpu().numpy())
 
 
 class _Normalise(torch.autograd.Function):
-    """Batch normalisation over the batch of all ranks, with one exchange forward and one backward."""
+    """Batch normalisation over the global batch, with one exchange forward and one backward."""
 
     @staticmethod
     def forward(
-        context: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+        saved: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         number = inputs.new_tensor([inputs.numel() / inputs.shape[1]])
         mean = inputs.mean((0, 2, 3))
@@ -121,19 +123,20 @@ class _Normalise(torch.autograd.Function):
         whole = (means * numbers).sum(0) / number
         variance = ((variances + (means - whole).square()) * numbers).sum(0) / number
         inverse, shift = (variance + eps).rsqrt(), mean - whole
-        context.save_for_backward(centred, shift, weight, inverse, number)
-        context.mark_non_differentiable(whole, variance, number)
+        saved.save_for_backward(centred, shift, weight, inverse, number)
+        saved.mark_non_differentiable(whole, variance, number)
         scale = weight * inverse
         outputs = torch.addcmul((bias + shift * scale)[:, None, None], centred, scale[:, None, None])
         return outputs, whole, variance, number
 
     @staticmethod
-    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        centred, shift, weight, inverse, number = context.saved_tensors
+    def backward(saved: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        centred, shift, weight, inverse, number = saved.saved_tensors
         gradient = gradients[0]
         total = gradient.sum((0, 2, 3))
         along = ((gradient * centred).sum((0, 2, 3)) + shift * total) * inverse
-        # Every rank's loss feels each image through the statistics; its own parameters' gradients are its own share.
+        # Every rank's loss depends on each image through the statistics; the gradients of weight and bias stay this
+        # rank's share.
         total_all, along_all = all_reduce_sum(torch.cat([total, along])).chunk(2)
         scale = weight * inverse
         slope = -scale * inverse * along_all / number
@@ -143,10 +146,10 @@ class _Normalise(torch.autograd.Function):
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation whose statistics are those of the global batch, on CPU and GPU alike.
+    """Batch normalisation with the statistics of the global batch, in float32, on CPU and GPU.
 
-    With it the result does not depend on how a batch is shared out, computed in float32.
-    PyTorch's SyncBatchNorm needs GPUs. Backward follows Ioffe and Szegedy 2015, section 3.
+    With it the result does not depend on how a batch is divided between ranks. PyTorch's SyncBatchNorm needs GPUs.
+    Backward follows Ioffe and Szegedy 2015, section 3.
     """
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -165,7 +168,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
 
 
 def convert_batch_norm(module: nn.Module) -> None:
-    """Let every batch normalisation below ``module`` see the global batch."""
+    """Turn every nn.BatchNorm2d in ``module`` into a GlobalBatchNorm, in place."""
     for child in module.modules():
         if type(child) is nn.BatchNorm2d:
             child.__class__ = GlobalBatchNorm

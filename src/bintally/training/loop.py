@@ -1,4 +1,4 @@
-"""The training loop. What a step computes does not depend on how many ranks share it, nor on where it was resumed."""
+"""The training loop. A step computes the same whatever the number of ranks and wherever the training was resumed."""
 
 import copy
 import math
@@ -6,51 +6,49 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from bintally.errors import UserError
 from bintally.interruption import Stopped, StopRequest
-from bintally.model.network import CountingNetwork, mirror
+from bintally.model.network import CountingNetwork
+from bintally.model.views import horizontal_flip
 from bintally.params import Params
 from bintally.progress import progress
-from bintally.training.augment import Augmentation, Dropout, random_affine
+from bintally.training.augment import Augmentation, random_affine
 from bintally.training.checkpoint import Checkpoints, State, read_state
-from bintally.training.distributed import Place, all_gather, all_reduce_sum, broadcast_bytes, convert_batch_norm
-from bintally.training.loss import TrainingLoss
-from bintally.training.optimizer import learned, make_optimizer, parameter_groups, rate, set_rate
+from bintally.training.distributed import RankContext, all_gather, all_reduce_sum, broadcast_bytes, convert_batch_norm
+from bintally.training.optimizer import make_optimizer, parameter_groups, rate, set_rate, trainable_stages
 from bintally.training.samples import Batch, Samples, plan, steps_an_epoch, training_batches
-from bintally.training.validation import said
+from bintally.training.validation import predict_batches
 
-NAMED = 5  # images a fault names at most
-# What PyTorch's allocator, C++, oneDNN and Python's threads say where memory is short.
-NO_MEMORY = ("can't allocate memory", "bad_alloc", "could not create a primitive", "can't start new thread")
-# The parts of a step, as a profile names them. SUM waits for the other ranks and for what the GPU was asked to do.
+MAX_NAMED = 5  # images that an error message names
+# Messages of PyTorch's allocator, C++, oneDNN and Python's threads when memory is short.
+OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "could not create a primitive", "can't start new thread")
+# The parts of a step, as a profile names them. SUM waits for the other ranks and for the GPU.
 MARKS = INPUT, FORWARD, SUM, BACKWARD, UPDATE = ("input", "forward", "sum over ranks", "backward", "update")
-GROWN = 2 / 3  # of the epochs in which images that grow have done so
+GROWING = 2 / 3  # of the epochs, in which `train.initial_image_size` grows to the full size
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """What one epoch came to: mean loss (in validation the cross-entropy, in nats) and share of right answers.
-
-    ``gradient_norm`` is the mean over the steps of the norm of all that learns, before it is clipped.
-    """
+    """Mean loss and accuracy of one epoch, over all ranks; the validation loss is the cross-entropy, in nats."""
 
     epoch: int
     train_loss: float
     train_accuracy: float
     gradient_norm: float
+    """Mean over the steps, before clipping."""
     validation_loss: float
     validation_accuracy: float
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished training: the learned state of the epoch with the least validation loss, and every epoch."""
+    """A finished training: the epoch with the least validation loss, its weights, and every validated epoch."""
 
     best: EpochMetrics
     state: dict[str, torch.Tensor]
@@ -59,7 +57,7 @@ class TrainingResult:
 
 @dataclass
 class TrainState:
-    """How far a training is, and what the epoch under way has come to over all ranks."""
+    """The progress of a training, and the sums of its current epoch over all ranks."""
 
     epoch: int = 0
     step: int = 0
@@ -67,7 +65,7 @@ class TrainState:
     loss: float = 0.0
     correct: float = 0.0
     gradient_norms: torch.Tensor | float = 0.0
-    """Their sum, left on the device, so that no step waits for it."""
+    """Kept on the device, so that no step waits for it."""
 
 
 def fit(
@@ -75,322 +73,311 @@ def fit(
     train: Samples,
     validation: Samples,
     params: Params,
-    place: Place,
+    context: RankContext,
     checkpoints: Checkpoints,
     stop: StopRequest,
-    report: Callable[[EpochMetrics], None],
-    stepped: Callable[[int, int], object] = lambda _done, _total: None,
+    on_epoch: Callable[[EpochMetrics], object],
+    on_step: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> TrainingResult:
-    """Learn what `model.trainable` names and leave ``network`` as the best of the epochs validated had it.
+    """Train what `model.trainable` names and leave ``network`` with the weights of the best validated epoch.
 
-    Where samples are features the head alone is used. ``report`` is called, on the ranks that write, with every epoch,
-    those before an interruption included; ``stepped`` on all of them after every step, its gradients still there, with
-    how many are done and how many there will be.
+    Args:
+        train, validation: if their kind is ``features``, only the head is used.
+        on_epoch: called on main ranks with every validated epoch, those before an interruption included.
+        on_step: called on all ranks after every step, gradients still there, with the steps done and their total.
 
-    Raises UserError if the loss is not finite, memory runs out, there are fewer samples in a batch than ranks and parts,
-    or the checkpoint cannot be written; Stopped, the state saved, after ``stop`` came to any rank.
+    Raises:
+        UserError: the loss is not finite, memory runs out, a batch has fewer samples than ranks and parts, or a
+            checkpoint cannot be written.
+        Stopped: ``stop`` came to any rank; the state is saved.
     """
-    return _Training(network, train, validation, params, place, checkpoints, stop).run(report, stepped)
+    trainer = _Trainer(network, train, validation, params, context, checkpoints, stop)
+    try:
+        return trainer.fit(on_epoch, on_step)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"out of memory on {context.device}: lower train.batch_size ({params.train.batch_size}) or "
+            f"model.image_size, or raise train.accumulation_steps ({params.train.accumulation_steps})"
+        ) from error
 
 
-class _Training:
+class _Trainer:
     def __init__(
         self,
         network: CountingNetwork,
         train: Samples,
         validation: Samples,
         params: Params,
-        place: Place,
+        context: RankContext,
         checkpoints: Checkpoints,
         stop: StopRequest,
     ) -> None:
-        self._params, self._place, self._checkpoints, self._stop = params.train, place, checkpoints, stop
+        self._params, self._context, self._checkpoints, self._stop = params.train, context, checkpoints, stop
         self._train, self._validation = train, validation
         self._steps = steps_an_epoch(len(train.rows), self._params.batch_size)
+        self._total_steps = self._params.epochs * self._steps
         smallest = len(train.rows) // self._steps
-        if smallest < place.ranks * self._params.accumulation_steps:
+        if smallest < context.world_size * self._params.accumulation_steps:
             raise UserError(
-                f"launch.ranks: {place.ranks} ranks cannot share batches of {smallest} samples "
+                f"launch.ranks: {context.world_size} ranks cannot share batches of {smallest} samples "
                 f"in {self._params.accumulation_steps} parts; lower it, or train.accumulation_steps"
             )
-        stages = learned(network, params.model.trainable)
-        for parameter in network.parameters():
-            parameter.requires_grad_(False)
-        for parameter in (parameter for stage in stages for parameter in stage):
+        trainable = [parameter for stage in trainable_stages(network, params.model.trainable) for parameter in stage]
+        network.requires_grad_(False)
+        for parameter in trainable:
             parameter.requires_grad_(True)
-        self._rest = [parameter for stage in stages[:-1] for parameter in stage]
-        self._network: nn.Module = network.head if train.kind == "features" else network
         self._backbone = network.backbone
-        if place.ranks > 1:
+        self._network: nn.Module = network.head if train.kind == "features" else network
+        if context.world_size > 1:
             convert_batch_norm(self._network)
-        self._network.to(place.device)
-        self._optimizer = make_optimizer(parameter_groups(stages, self._params), self._params)
+        self._network.to(context.device)
+        self._optimizer = make_optimizer(parameter_groups(trainable, self._params), self._params)
         self._averaged = copy.deepcopy(self._network).eval() if self._params.ema_decay else self._network
-        self._moves = params.augment
-        self._augment = (
-            Augmentation(params.augment, train.source.shape[-1], self._params.seed, place.device)
+        self._augment = params.augment
+        self._augmentation = (
+            Augmentation(params.augment, train.source.shape[-1], self._params.seed, context.device)
             if train.kind == "pixels"
             else None
         )
         self._bfloat16 = self._params.precision == "bfloat16" or (
-            self._params.precision == "auto" and place.device.type == "cuda" and torch.cuda.is_bf16_supported()
+            self._params.precision == "auto" and context.device.type == "cuda" and torch.cuda.is_bf16_supported()
         )
-        self._objective = TrainingLoss(self._params, params.model_counts, place.device, train.taught, train.facts)
-        self._classes = len(params.model_counts)
-        self._dropout = (
-            Dropout(self._params.dropout, network.backbone.width, self._params.seed, place.device)
-            if self._params.dropout
-            else None
-        )
-        _, numbers = np.unique(np.asarray(train.groups), return_inverse=True)
-        self._groups = torch.from_numpy(numbers).to(place.device)
-        self._model: nn.Module = self._network
-        self._head_alone: bool | None = None
-        self._stopping = False
-        self._at = TrainState()
+        self._state = TrainState()
         self._history: list[EpochMetrics] = []
         self._best: State = {}
+        self._stopping = False
 
-    def run(self, report: Callable[[EpochMetrics], None], stepped: Callable[[int, int], object]) -> TrainingResult:
+    def fit(self, on_epoch: Callable[[EpochMetrics], object], on_step: Callable[[int, int], object]) -> TrainingResult:
         self._resume()
-        if self._place.is_main_process:
-            for epoch in self._history:
-                report(epoch)
-        total, mine = self._params.epochs * self._steps, len(self._validation.rows[:: self._place.ranks])
-        try:
-            with progress("train", total - self._done(), "steps", quiet=not self._place.is_main_process) as advance:
+        self._model = self._distributed()
+        if self._context.is_main:
+            for metrics in self._history:
+                on_epoch(metrics)
+        remaining = self._total_steps - self._steps_done()
+        with progress("train", remaining, "steps", quiet=not self._context.is_main) as advance:
 
-                def tell() -> None:
-                    advance(1)
-                    stepped(self._done(), total)
+            def after_step() -> None:
+                advance(1)
+                on_step(self._steps_done(), self._total_steps)
 
-                while self._at.epoch < self._params.epochs:
-                    self._train_epoch(tell)
-                    done = self._at.epoch + 1
-                    if done % self._params.validate_every == 0 or done == self._params.epochs:
-                        with progress(
-                            "validate", mine, "images", quiet=not self._place.is_main_process, brief=True
-                        ) as seen:
-                            epoch = self._validated(seen)
-                        if _loss(epoch) < min(map(_loss, self._history), default=math.inf):
-                            self._best = copy.deepcopy(self._averaged.state_dict())
-                        self._history.append(epoch)
-                        if self._place.is_main_process:
-                            report(epoch)
-                    self._at = TrainState(done)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_lack_of_memory(error):
-                raise
-            raise UserError(
-                f"out of memory on {self._place.device}: lower train.batch_size ({self._params.batch_size}) or "
-                f"model.image_size, or raise train.accumulation_steps ({self._params.accumulation_steps})"
-            ) from error
+            while self._state.epoch < self._params.epochs:
+                self._train_epoch(after_step)
+                done = self._state.epoch + 1
+                if done % self._params.validate_every == 0 or done == self._params.epochs:
+                    metrics = self._validate()
+                    if _loss(metrics) < min(map(_loss, self._history), default=math.inf):
+                        self._best = copy.deepcopy(self._averaged.state_dict())
+                    self._history.append(metrics)
+                    if self._context.is_main:
+                        on_epoch(metrics)
+                self._state = TrainState(done)
         if not self._best:
             raise UserError(f"the validation loss is not finite in any epoch; lower train.lr ({self._params.lr})")
         self._network.load_state_dict(self._best)
         return TrainingResult(min(self._history, key=_loss), self._best, self._history)
 
+    def _distributed(self) -> nn.Module:
+        """The network to call in a step: compiled, gradients exchanged between ranks."""
+        model = self._network
+        if self._params.compile:
+            model = torch.compile(model)  # type: ignore[assignment]
+        if self._context.world_size > 1:
+            on_gpu = self._context.device.type == "cuda"
+            devices = [self._context.device] if on_gpu else None
+            model = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        return model
+
+    def _steps_done(self) -> int:
+        return self._state.epoch * self._steps + self._state.step
+
     # --- steps ---------------------------------------------------------------------------------------------
 
-    def _train_epoch(self, tell: Callable[[], None]) -> None:
-        params, place = self._params, self._place
-        self._prepare()
-        together = self._train.groups if params.twins else None
-        epoch = plan(len(self._train.rows), params.batch_size, params.seed, self._at.epoch, together)
-        parts = training_batches(self._train, epoch, self._at.step, params.accumulation_steps, place)
-        for batch in epoch.batches[self._at.step :]:
-            set_rate(self._optimizer, rate(params, self._done(), params.epochs * self._steps))
+    def _train_epoch(self, after_step: Callable[[], None]) -> None:
+        params, state = self._params, self._state
+        self._network.train()
+        epoch = plan(len(self._train.rows), params.batch_size, params.seed, state.epoch)
+        parts = training_batches(self._train, epoch, state.step, params.accumulation_steps, self._context)
+        for batch in epoch.batches[state.step :]:
+            set_rate(self._optimizer, params.lr * rate(params, self._steps_done(), self._total_steps))
             self._optimizer.zero_grad()
-            for last in [False] * (params.accumulation_steps - 1) + [True]:
+            for number in range(1, params.accumulation_steps + 1):
                 with record_function(INPUT):
                     part = next(parts)
-                self._backward(part, len(batch), last)
+                self._backward(part, len(batch), last=number == params.accumulation_steps)
             with record_function(UPDATE):
-                learning = self._learning()
-                norm = nn.utils.get_total_norm([one.grad for one in learning if one.grad is not None])
-                self._at.gradient_norms = self._at.gradient_norms + norm
-                if params.clip_grad_norm is not None:
-                    if not torch.isfinite(norm):
-                        raise UserError(f"the gradient is not finite {self._where()}; {self._remedy()}")
-                    nn.utils.clip_grads_with_norm_(learning, params.clip_grad_norm, norm)
-                self._optimizer.step()
-                self._at.step += 1
-                self._average()
-            tell()
-            if self._stopping or (place.is_main_process and self._checkpoints.due()):
+                self._update()
+            after_step()
+            if self._stopping or (self._context.is_main and self._checkpoints.due()):
                 self._save()
             if self._stopping:
                 raise Stopped
 
     def _backward(self, part: Batch, batch_size: int, last: bool) -> None:
-        """Forward and backward of a part of a batch; gradients are exchanged with the ``last`` one."""
-        place, model = self._place, self._model
-        exchange = nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
-        with exchange:
+        """Forward and backward of a part of a batch; ranks exchange gradients with the ``last`` one."""
+        context, model = self._context, self._model
+        without_exchange = isinstance(model, DistributedDataParallel) and not last
+        with model.no_sync() if without_exchange else nullcontext():  # type: ignore[operator]
             with record_function(FORWARD):
                 inputs = self._inputs(part)
-                with torch.autocast(place.device.type, torch.bfloat16, enabled=self._bfloat16):
-                    outputs = model(inputs, self._dropout(part.draws) if self._dropout else None).float()
-                loss = self._objective.losses(outputs, part.targets, part.chosen).sum()
-                loss = loss + self._objective.of_twins(
-                    outputs, part.targets, self._groups[torch.from_numpy(part.chosen)]
-                )
-                correct = (outputs[:, : self._classes].argmax(1) == part.targets).sum()
+                with torch.autocast(context.device.type, torch.bfloat16, enabled=self._bfloat16):
+                    outputs = model(inputs).float()
+                losses = self._losses(outputs, part)
+                loss = losses.sum()
+                correct = (outputs.argmax(1) == part.targets).sum()
             with record_function(SUM):
-                stops = torch.tensor(float(self._stop.came), device=place.device)
-                figures = torch.stack([loss.detach(), correct, stops]).double()
-                if place.ranks > 1:
-                    all_reduce_sum(figures)
-                loss_sum, right, stopping = figures.tolist()
+                stop = torch.tensor(float(self._stop.came), device=context.device)
+                sums = torch.stack([loss.detach(), correct, stop]).double()
+                if context.world_size > 1:
+                    all_reduce_sum(sums)
+                loss_sum, correct_sum, stop_sum = sums.tolist()
             if not math.isfinite(loss_sum):
-                self._name_images(part, outputs)
-            self._stopping = stopping > 0
-            self._at.loss += loss_sum
-            self._at.correct += right
+                self._raise_not_finite(part, losses)
+            self._stopping = stop_sum > 0
+            self._state.loss += loss_sum
+            self._state.correct += correct_sum
             with record_function(BACKWARD):
                 # DistributedDataParallel averages over ranks; the mean over the global batch is wanted.
-                (loss * (place.ranks / batch_size)).backward()
+                (loss * (context.world_size / batch_size)).backward()
 
     def _inputs(self, part: Batch) -> torch.Tensor:
         if self._train.kind == "maps":
             maps, means = self._backbone.unpack_rows(part.inputs)
-            return self._backbone.pack_rows(random_affine(maps, part.draws, self._moves), means)
-        if self._augment is None:
+            return self._backbone.pack_rows(random_affine(maps, part.draws, self._augment), means)
+        if self._augmentation is None:
             return part.inputs
-        pixels = torch.where(part.flip[:, None, None, None], mirror(part.inputs), part.inputs)
-        return self._augment(pixels, part.draws, self._side())
+        pixels = torch.where(part.flip[:, None, None, None], horizontal_flip(part.inputs), part.inputs)
+        return self._augmentation(pixels, part.draws, self._image_size())
 
-    def _side(self) -> int:
-        """Of the epoch's images, in pixels: in steps of 32, which backbones halve five times."""
+    def _image_size(self) -> int:
+        """Side of the epoch's images, in pixels; it grows in steps of 32, which backbones halve five times."""
         last = self._train.source.shape[-1]
         first = min(self._params.initial_image_size or last, last)
-        grown = self._at.epoch / (GROWN * self._params.epochs)
+        grown = self._state.epoch / (GROWING * self._params.epochs)
         return last if grown >= 1 else min(last, first + round(grown * (last - first) / 32) * 32)
 
-    def _prepare(self) -> None:
-        """Make the network ready for the epoch at hand: what learns in it, and how it is shared and compiled."""
-        head_alone = self._at.epoch < self._params.head_epochs
-        if self._head_alone != head_alone:
-            self._head_alone = head_alone
-            for parameter in self._rest:
-                parameter.requires_grad_(not head_alone)
-                parameter.grad = None
-            self._model = self._network
-            if self._params.compile:
-                self._model = torch.compile(self._model)  # type: ignore[assignment]
-            if self._place.ranks > 1:
-                self._model = DistributedDataParallel(
-                    self._model,
-                    device_ids=[self._place.device] if self._place.device.type == "cuda" else None,
-                    gradient_as_bucket_view=True,
-                )
-        self._network.train()
+    def _losses(self, outputs: torch.Tensor, part: Batch) -> torch.Tensor:
+        smoothing = self._params.label_smoothing
+        return functional.cross_entropy(outputs, part.targets, reduction="none", label_smoothing=smoothing)
 
-    def _learning(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self._network.parameters() if parameter.grad is not None]
-
-    def _done(self) -> int:
-        return self._at.epoch * self._steps + self._at.step
+    def _update(self) -> None:
+        params = self._params
+        updated = [parameter for parameter in self._network.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in updated if parameter.grad is not None])
+        self._state.gradient_norms = self._state.gradient_norms + norm
+        if params.clip_grad_norm is not None:
+            if not torch.isfinite(norm):
+                raise UserError(f"the gradient is not finite {self._where()}; {self._remedy()}")
+            nn.utils.clip_grads_with_norm_(updated, params.clip_grad_norm, norm)
+        self._optimizer.step()
+        self._state.step += 1
+        self._update_average()
 
     @torch.no_grad()
-    def _average(self) -> None:
+    def _update_average(self) -> None:
         if self._averaged is self._network:
             return
-        done = self._done()
-        # Short at first, as TensorFlow's ExponentialMovingAverage(num_updates) has it, so that the start is forgotten.
+        done = self._steps_done()
+        # Short at first, as in TensorFlow's ExponentialMovingAverage(num_updates), so that the start is forgotten.
         decay = min(self._params.ema_decay, (1 + done) / (10 + done))
-        ours, theirs = self._averaged.state_dict(), self._network.state_dict()
-        floating = [name for name, value in ours.items() if value.is_floating_point()]
-        torch._foreach_lerp_([ours[name] for name in floating], [theirs[name] for name in floating], 1 - decay)
-        for name in ours.keys() - set(floating):
-            ours[name].copy_(theirs[name])
+        averaged, current = self._averaged.state_dict(), self._network.state_dict()
+        floating = [name for name, value in averaged.items() if value.is_floating_point()]
+        torch._foreach_lerp_([averaged[name] for name in floating], [current[name] for name in floating], 1 - decay)
+        for name in averaged.keys() - set(floating):
+            averaged[name].copy_(current[name])
 
     # --- validation ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _validated(self, seen: Callable[[int], object]) -> EpochMetrics:
-        """Loss and accuracy over every validation sample once, each rank taking its share."""
+    def _validate(self) -> EpochMetrics:
+        """Loss and accuracy over every validation sample once, each rank with its share."""
+        context, state = self._context, self._state
+        share = len(self._validation.rows[:: context.world_size])
         self._averaged.eval()
-        sums = torch.zeros(3, dtype=torch.float64, device=self._place.device)
-        for batch, logs in said(self._averaged, self._validation, self._place, self._classes, self._bfloat16):
-            sums[0] += nn.functional.nll_loss(logs.float(), batch.targets, reduction="sum")
-            sums[1] += (logs.argmax(1) == batch.targets).sum()
-            seen(len(batch.targets))
-            if self._stop.came:
-                sums[2] = 1
-                break
-        if self._place.ranks > 1:
+        sums = torch.zeros(3, dtype=torch.float64, device=context.device)
+        with progress("validate", share, "images", quiet=not context.is_main, brief=True) as advance:
+            for batch, logs in predict_batches(self._averaged, self._validation, context, self._bfloat16):
+                sums[0] += functional.nll_loss(logs.float(), batch.targets, reduction="sum")
+                sums[1] += (logs.argmax(1) == batch.targets).sum()
+                advance(len(batch.targets))
+                if self._stop.came:
+                    sums[2] = 1
+                    break
+        if context.world_size > 1:
             all_reduce_sum(sums)
         if sums[2] > 0:
             self._save()
             raise Stopped
-        loss, correct, _ = (sums / len(self._validation.rows)).tolist()
-        trained = len(self._train.rows)
-        norm = float(self._at.gradient_norms) / self._steps
-        return EpochMetrics(self._at.epoch, self._at.loss / trained, self._at.correct / trained, norm, loss, correct)
+        loss, accuracy, _ = (sums / len(self._validation.rows)).tolist()
+        samples, norm = len(self._train.rows), float(state.gradient_norms) / self._steps
+        return EpochMetrics(state.epoch, state.loss / samples, state.correct / samples, norm, loss, accuracy)
 
-    # --- faults --------------------------------------------------------------------------------------------
+    # --- losses and gradients that are not finite ----------------------------------------------------------
 
-    def _name_images(self, part: Batch, outputs: torch.Tensor) -> None:
-        """Every rank learns which images of the batch have a loss that is not finite, and stops for them."""
-        losses = self._objective.losses(outputs, part.targets, part.chosen)
-        bad = torch.zeros(len(self._train.rows), dtype=torch.int32, device=self._place.device)
+    def _raise_not_finite(self, part: Batch, losses: torch.Tensor) -> None:
+        """Raise, on every rank, a UserError that names the images of all ranks without a finite loss."""
+        bad = torch.zeros(len(self._train.rows), dtype=torch.int32, device=self._context.device)
         bad[torch.from_numpy(part.chosen[(~losses.isfinite()).cpu().numpy()])] = 1
-        if self._place.ranks > 1:
+        if self._context.world_size > 1:
             all_reduce_sum(bad)
-        names = [self._train.names[at] for at in bad.nonzero().flatten().tolist()]
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        names = [self._train.names[row] for row in bad.nonzero().flatten().tolist()]
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
         raise UserError(
-            f"the loss is not finite {self._where()}, on images {', '.join(names[:NAMED])}{more}; {self._remedy()}"
+            f"the loss is not finite {self._where()}, on images {', '.join(names[:MAX_NAMED])}{more}; {self._remedy()}"
         )
 
     def _where(self) -> str:
-        return f"in epoch {self._at.epoch}, step {self._at.step}"
+        return f"in epoch {self._state.epoch}, step {self._state.step}"
 
     def _remedy(self) -> str:
         return f"lower train.lr ({self._params.lr}) or set train.clip_grad_norm"
 
+    # --- checkpoints ---------------------------------------------------------------------------------------
+
     def _save(self) -> None:
-        if self._place.is_main_process:
+        if self._context.is_main:
             self._checkpoints.save(
-                self._done(),
+                self._steps_done(),
                 {
                     "network": self._network.state_dict(),
                     "averaged": self._averaged.state_dict() if self._params.ema_decay else {},
                     "optimizer": self._optimizer.state_dict(),
                     "random": torch.get_rng_state(),
-                    "position": asdict(self._at),
+                    "state": asdict(self._state),
                     "best": self._best,
-                    "history": [asdict(row) for row in self._history],
+                    "history": [asdict(metrics) for metrics in self._history],
                 },
             )
 
     def _resume(self) -> None:
-        """Go on from the newest checkpoint any machine has; the schedule and the samples follow from the position."""
-        place = self._place
-        step, content = self._checkpoints.newest() if place.is_main_process else (-1, b"")
-        found = all_gather(torch.tensor([step, int(self._checkpoints.key[:15], 16)], device=place.device), place)
+        """Load the newest checkpoint of any machine; the learning rate and the samples follow from the step."""
+        context = self._context
+        step, content = self._checkpoints.newest() if context.is_main else (-1, b"")
+        found = all_gather(torch.tensor([step, int(self._checkpoints.key[:15], 16)], device=context.device), context)
         if len(found[:, 1].unique()) > 1:
             raise UserError(
                 "the machines do not have the same parameters, data and code; bring all to the same commit and data"
             )
         if found[:, 0].max() < 0:
             return
-        state = read_state(broadcast_bytes(content, int(found[:, 0].argmax()), place))
-        self._network.load_state_dict(state["network"])
+        saved = read_state(broadcast_bytes(content, int(found[:, 0].argmax()), context))
+        self._network.load_state_dict(saved["network"])
         if self._params.ema_decay:
-            self._averaged.load_state_dict(state["averaged"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        self._at = TrainState(**state["position"])
-        self._best = {name: value.to(place.device) for name, value in state["best"].items()}
-        self._history = [EpochMetrics(**row) for row in state["history"]]
+            self._averaged.load_state_dict(saved["averaged"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["random"])
+        self._state = TrainState(**saved["state"])
+        self._best = {name: value.to(context.device) for name, value in saved["best"].items()}
+        self._history = [EpochMetrics(**metrics) for metrics in saved["history"]]
 
 
-def _loss(epoch: EpochMetrics) -> float:
-    """What the best epoch has least of: infinite where it is no number, which nothing is less than."""
-    return math.inf if math.isnan(epoch.validation_loss) else epoch.validation_loss
+def _loss(metrics: EpochMetrics) -> float:
+    """The validation loss, infinite if it is not a number."""
+    return math.inf if math.isnan(metrics.validation_loss) else metrics.validation_loss
 
 
-def _is_lack_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(said in str(error) for said in NO_MEMORY)
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(message in str(error) for message in OUT_OF_MEMORY)

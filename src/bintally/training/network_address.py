@@ -10,11 +10,13 @@ _SIOCGIFADDR = 0x8915  # netdevice(7): the IPv4 address of an interface
 
 
 def route_to(endpoint: str) -> tuple[str, str, bool]:
-    """This machine's IPv4 address on the way to ``endpoint`` (host:port), the interface that has it, and whether the
-    endpoint is this machine.
+    """The route to ``endpoint`` (host:port): this machine's IPv4 address on it, the interface with that address, and
+    whether the endpoint is this machine.
 
-    gloo and nccl would ask for the host's name instead, which on many machines is an address of loopback.
-    Raises UserError if there is no way to the endpoint.
+    gloo and nccl would resolve the host's name instead, which on many machines gives a loopback address.
+
+    Raises:
+        UserError: there is no route to the endpoint.
     """
     host, port = endpoint.split(":")
     try:
@@ -25,9 +27,9 @@ def route_to(endpoint: str) -> tuple[str, str, bool]:
                 if _address(probe, name) == address:
                     return address, name, socket.gethostbyname(host) == address
     except OSError as error:
-        raise UserError(f"launch.rdzv_endpoint: there is no way to '{endpoint}': {error.strerror}") from error
+        raise UserError(f"launch.rdzv_endpoint: there is no route to '{endpoint}': {error.strerror}") from error
     raise UserError(
-        f"launch.rdzv_endpoint: no interface of this machine has the address {address} it sees '{endpoint}' by"
+        f"launch.rdzv_endpoint: no interface of this machine has {address}, by which it reaches '{endpoint}'"
     )
 
 

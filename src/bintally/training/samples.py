@@ -1,4 +1,4 @@
-"""The input path: which samples make a batch, and their way from the disk to the device ahead of the step."""
+"""The input path: the samples of each batch, read from disk and copied to the device ahead of the step."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from bintally.model.encoded import Kind, MemoryMappedRows
 from bintally.training.augment import draw
-from bintally.training.distributed import Place
+from bintally.training.distributed import RankContext
 
-AHEAD_BYTES = 2**23  # read at once before they are asked for, at least one batch
+AHEAD_BYTES = 2**23  # read ahead at once, at least one batch
 VALIDATION_BATCH = 64
 
 
@@ -26,7 +26,7 @@ class Samples:
     """(bins, views, width) features or maps, or (bins, 3, size, size) pixels, of every bin."""
     kind: Kind
     rows: NDArray[np.int64]
-    """Which of them are in the split."""
+    """Rows of ``source`` that are in the split."""
     classes: NDArray[np.int64]
     """The class of each of ``rows``."""
     names: Sequence[str]
@@ -34,10 +34,6 @@ class Samples:
     groups: Sequence[str]
     """The group of each of ``rows``."""
     mirrored: bool
-    taught: torch.Tensor | None = None
-    """What teachers say of each of ``rows``: float32 (rows, classes), rows sum to 1."""
-    facts: torch.Tensor | None = None
-    """What the records say of each of ``rows``: float32 (rows, facts), NaN where they do not."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +41,19 @@ class Batch:
     """Part of a batch, on the device."""
 
     chosen: NDArray[np.int64]
-    """Numbers of the samples within their split."""
+    """Indices of the samples within their split."""
     inputs: torch.Tensor
     """(n, width) features or maps of one view, (n, views, width) of all, or uint8 (n, 3, size, size) pixels."""
     targets: torch.Tensor
     flip: torch.Tensor
-    """Whether to mirror, bool (n,): only of pixels."""
+    """Whether to mirror, bool (n,); of pixels only."""
     draws: torch.Tensor
-    """What changes the pixels: see :mod:`bintally.training.augment`."""
+    """Random numbers for the augmentation, float32 (n, DRAWS)."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One epoch: the samples of every batch in their order, and what happens to each sample."""
+    """One epoch: the samples of every batch in order, and the random changes of each sample."""
 
     batches: list[NDArray[np.int64]]
     flip: NDArray[np.bool_]
@@ -70,35 +66,32 @@ def steps_an_epoch(samples: int, batch_size: int) -> int:
     return math.ceil(samples / batch_size)
 
 
-def plan(samples: int, batch_size: int, seed: int, epoch: int, groups: Sequence[str] | None = None) -> Plan:
-    """An epoch, the same whatever the ranks.
+def plan(samples: int, batch_size: int, seed: int, epoch: int) -> Plan:
+    """Plan an epoch, independent of the number of ranks.
 
-    It is cut into as few batches as ``batch_size`` allows, equal in size to within one, so that no step is made from
-    a handful of samples left over. Samples of one of ``groups`` follow each other.
+    It has as few batches as ``batch_size`` allows, equal in size to within one, so that no step is made from a few
+    remaining samples.
     """
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(samples)
-    if groups is not None:
-        _, first, member = np.unique(np.asarray(groups)[order], return_index=True, return_inverse=True)
-        order = order[first[member].argsort(kind="stable")]
     flip = random.random(samples) < 0.5
     return Plan(np.array_split(order, steps_an_epoch(samples, batch_size)), flip, draw(samples, seed, epoch))
 
 
-def shares(batch: NDArray[np.int64], place: Place, parts: int) -> list[NDArray[np.int64]]:
-    """This rank's share of each of so many parts of a batch; which samples make a part depends on no rank."""
-    return [_share(_share(batch, part, parts), place.rank, place.ranks) for part in range(parts)]
+def shares(batch: NDArray[np.int64], context: RankContext, parts: int) -> list[NDArray[np.int64]]:
+    """This rank's share of each part of a batch; the parts do not depend on the ranks."""
+    return [_share(_share(batch, part, parts), context.rank, context.world_size) for part in range(parts)]
 
 
 def _share(values: NDArray[np.int64], number: int, of: int) -> NDArray[np.int64]:
-    """One of numpy.array_split's parts, which takes a tenth of a quick step to make all of them."""
+    """One part of numpy.array_split, which computes all of them and takes a tenth of a quick step."""
     size, larger = divmod(len(values), of)
     start = number * size + min(number, larger)
     return values[start : start + size + (number < larger)]
 
 
-def training_batches(samples: Samples, epoch: Plan, start: int, parts: int, place: Place) -> Iterator[Batch]:
-    """This rank's parts of every batch from the one numbered ``start`` on."""
+def training_batches(samples: Samples, epoch: Plan, start: int, parts: int, context: RankContext) -> Iterator[Batch]:
+    """This rank's parts of every batch from number ``start`` on."""
 
     def read(chosen: NDArray[np.int64]) -> Batch:
         flip = epoch.flip[chosen] & samples.mirrored
@@ -107,19 +100,19 @@ def training_batches(samples: Samples, epoch: Plan, start: int, parts: int, plac
             samples, chosen, samples.source.take(rows, None if samples.kind == "pixels" else flip), flip, epoch
         )
 
-    todo = (part for batch in islice(epoch.batches, start, None) for part in shares(batch, place, parts))
-    return _on_device(_ahead(todo, read), place.device)
+    todo = (part for batch in islice(epoch.batches, start, None) for part in shares(batch, context, parts))
+    return _on_device(_ahead(todo, read), context.device)
 
 
-def validation_batches(samples: Samples, place: Place) -> Iterator[Batch]:
-    """This rank's share of all samples, all views of each."""
+def validation_batches(samples: Samples, context: RankContext) -> Iterator[Batch]:
+    """This rank's share of all samples, with all views of each."""
 
     def read(chosen: NDArray[np.int64]) -> Batch:
         return _batch(samples, chosen, samples.source.take(samples.rows[chosen]))
 
-    mine = np.arange(len(samples.rows))[place.rank :: place.ranks]
+    mine = np.arange(len(samples.rows))[context.rank :: context.world_size]
     todo = (mine[at : at + VALIDATION_BATCH] for at in range(0, len(mine), VALIDATION_BATCH))
-    return _on_device(_ahead(todo, read), place.device)
+    return _on_device(_ahead(todo, read), context.device)
 
 
 def _batch(
@@ -139,13 +132,13 @@ def _batch(
 
 
 def _ahead(todo: Iterable[NDArray[np.int64]], read: Callable[[NDArray[np.int64]], Batch]) -> Iterator[Batch]:
-    """Batches in order, read by a thread ahead of time, several small ones in a turn.
+    """Batches in order, read ahead by a thread, several small ones at once.
 
-    A thread that wakes for every small batch takes a core from the step each time.
+    A thread that woke for every small batch would take a core from the step each time.
     """
     tasks = iter(todo)
 
-    def some() -> list[Batch]:
+    def read_some() -> list[Batch]:
         batches: list[Batch] = []
         while sum(batch.inputs.nbytes for batch in batches) < AHEAD_BYTES:
             task = next(tasks, None)
@@ -155,14 +148,14 @@ def _ahead(todo: Iterable[NDArray[np.int64]], read: Callable[[NDArray[np.int64]]
         return batches
 
     with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(some)
+        following = pool.submit(read_some)
         while batches := following.result():
-            following = pool.submit(some)
+            following = pool.submit(read_some)
             yield from batches
 
 
 def _on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches on the device; on a GPU each is copied, from pinned memory, while the one before it is computed on."""
+    """Batches on the device; a GPU copies each from pinned memory while it computes on the one before."""
     if device.type != "cuda":
         yield from batches
         return
@@ -178,10 +171,10 @@ def _on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch
 
     for batch in batches:
         with torch.cuda.stream(copying):
-            moved = {
+            copied = {
                 name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in _tensors(batch).items()
             }
-            following = Batch(chosen=batch.chosen, **moved), copying.record_event()
+            following = Batch(chosen=batch.chosen, **copied), copying.record_event()
         if ready:
             yield hand_over(*ready)
         ready = following

@@ -1,0 +1,190 @@
+"""Probabilities of counts for any number of photographs.
+
+They are computed in parts, each a file: an interrupted run continues after the last finished part, and memory does not
+grow with the number of photographs.
+"""
+
+import csv
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from bintally import paths
+from bintally.apps.photographs import Photographs, ReadFile, ReadFiles
+from bintally.errors import UserError, disk_full_as_user_error
+from bintally.files import SCRATCH, atomic_write
+from bintally.hashing import sha256_hex, source_code
+from bintally.inference.predictor import Predictor
+from bintally.memory import configure_malloc
+from bintally.model.card import load_model
+from bintally.progress import progress
+from bintally.resources import default_device
+from bintally.scoring.calibration import Calibration, Floats, load_calibration, predict_counts
+from bintally.scoring.decoding import DECODINGS
+
+PART = 256  # photographs in a file; a multiple of every batch size, as the last digits of a row depend on its batch
+PREDICTION_COLUMNS = (*DECODINGS, "low", "high", "unsure")
+
+log = logging.getLogger("bintally")
+
+
+@dataclass(frozen=True)
+class ScoredPart:
+    """Photographs that were scored, and those that could not be, each in order."""
+
+    ids: list[str]
+    probabilities: Floats
+    """(ids, counts)."""
+    rejected: list[tuple[str, str]]
+    """Id and reason."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All photographs of a run, read from disk part by part."""
+
+    calibration: Calibration
+    files: list[Path]
+
+    def __iter__(self) -> Iterator[ScoredPart]:
+        for file in self.files:
+            table = pq.read_table(file)
+            ids, reasons = (table.column(name).to_pylist() for name in ("id", "reason"))
+            scored = np.array([reason is None for reason in reasons])
+            columns = [table.column(f"p{count}").to_numpy() for count in self.calibration.counts]
+            yield ScoredPart(
+                [file_id for file_id, reason in zip(ids, reasons, strict=True) if reason is None],
+                np.stack(columns, 1)[scored],
+                [(file_id, reason) for file_id, reason in zip(ids, reasons, strict=True) if reason is not None],
+            )
+
+    def write_csv(self, path: Path) -> None:
+        """Write id, predictions and probabilities of every photograph that was scored."""
+        with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["id", *PREDICTION_COLUMNS, *(f"p{count}" for count in self.calibration.counts)])
+            for part in self:
+                predictions = prediction_rows(part.probabilities, self.calibration)
+                for file_id, predicted, row in zip(part.ids, predictions, part.probabilities, strict=True):
+                    writer.writerow([file_id, *predicted, *(f"{p:.8g}" for p in row)])
+
+    def write_parquet(self, path: Path) -> None:
+        """Write the same as :meth:`write_csv`, in full precision."""
+        schema = pa.schema(
+            [("id", pa.string()), *((name, pa.int64()) for name in PREDICTION_COLUMNS[:-1]), ("unsure", pa.bool_())]
+            + [(f"p{count}", pa.float64()) for count in self.calibration.counts]
+        )
+        with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+            for part in self:
+                rows = prediction_rows(part.probabilities, self.calibration)
+                predictions = np.array(rows, np.int64).reshape(-1, len(PREDICTION_COLUMNS))
+                unsure = predictions[:, -1].astype(bool)
+                columns = [part.ids, *predictions.T[:-1], unsure, *part.probabilities.T]
+                writer.write_table(pa.table([pa.array(values) for values in columns], schema=schema))
+
+
+def prediction_rows(probabilities: Floats, calibration: Calibration) -> list[list[int]]:
+    """The predictions for each row of (n, counts) probabilities, in the order of PREDICTION_COLUMNS."""
+    predicted = predict_counts(probabilities, calibration)
+    by_rule = [predicted.by_rule[rule] for rule in DECODINGS]
+    columns = [*by_rule, predicted.low, predicted.high, predicted.unsure.astype(np.int64)]
+    return np.stack(columns, 1).tolist()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def score_photographs(photographs: Photographs, model_folder: Path) -> Iterator[Scores]:
+    """Score photographs, continuing an interrupted run; its files are removed if the block raises nothing.
+
+    Raises UserError if the model is missing, the source fails, or another process scores the same photographs.
+    """
+    model_files = [model_folder / name for name in paths.MODEL_FILES]
+    for path in model_files:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: `dvc repro` creates it, `bintally pull` fetches it")
+    calibration = load_calibration(model_folder)
+    job = "\n".join([default_device().type, photographs.version, *photographs.ids]).encode()
+    code = source_code("apps", "inference", "model")
+    key = sha256_hex(*(path.read_bytes() for path in model_files), code, job)
+    folder = SCRATCH / "predict" / key[:16]
+    files = [folder / f"{start:09}.parquet" for start in range(0, len(photographs.ids), PART)]
+    with _exclusive(folder.parent / "lock", key, photographs.name), disk_full_as_user_error(folder):
+        done = next((number for number, file in enumerate(files) if not file.exists()), len(files))
+        if done:
+            log.info("predict: continuing after %d of %d", min(done * PART, len(photographs.ids)), len(photographs.ids))
+        if done < len(files):
+            configure_malloc()
+            predictor = Predictor(*load_model(model_folder), calibration)
+            _score(predictor, photographs.images, photographs.ids[done * PART :], files[done:])
+        yield Scores(calibration, files)
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _exclusive(path: Path, key: str, name: str) -> Iterator[None]:
+    """Lock one byte of a file, at an offset that the key gives; the lock ends with this process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(key[:15], 16))
+        except BlockingIOError as error:
+            raise UserError(f"another process is scoring {name}: wait for it, or end it first") from error
+        yield
+
+
+def _score(predictor: Predictor, images: ReadFiles, ids: Sequence[str], files: Sequence[Path]) -> None:
+    counts = predictor.calibration.counts
+    with progress("predict", len(ids), "photographs") as advance:
+        batches = _decoded_batches(predictor, images(ids))
+        for file in files:
+            columns: dict[str, list[Any]] = {"id": [], "reason": [], **{f"p{count}": [] for count in counts}}
+            for batch in islice(batches, PART // predictor.batch_size):
+                decoded = [pixels for _, pixels in batch if isinstance(pixels, torch.Tensor)]
+                rows = iter(predictor.distributions(torch.stack(decoded)).tolist() if decoded else [])
+                for file_id, pixels in batch:
+                    reason = pixels if isinstance(pixels, str) else None
+                    row = [None] * len(counts) if reason else next(rows)
+                    for column, value in zip(columns.values(), [file_id, reason, *row], strict=True):
+                        column.append(value)
+                advance(len(batch))
+            types = [pa.string(), pa.string(), *[pa.float64()] * len(counts)]
+            with atomic_write(file) as temporary:
+                pq.write_table(pa.table(columns, pa.schema(zip(columns, types, strict=True))), temporary)
+
+
+def _decoded_batches(
+    predictor: Predictor, reads: Iterable[tuple[str, ReadFile]]
+) -> Iterator[list[tuple[str, torch.Tensor | str]]]:
+    """Batches of ids with pixels, or with the reason why there are none, decoded one batch ahead of the caller."""
+
+    def decode(read: ReadFile) -> torch.Tensor | str:
+        try:
+            return predictor.decode(read())
+        except UserError as error:
+            return str(error)
+        except OSError as error:
+            return error.strerror or str(error)
+
+    # One thread per image: nested thread teams would compete with the network for the cores.
+    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting: list[tuple[str, Future[torch.Tensor | str]]] = []
+        source = iter(reads)
+        while True:
+            following = [(file_id, pool.submit(decode, read)) for file_id, read in islice(source, predictor.batch_size)]
+            if waiting:
+                yield [(file_id, future.result()) for file_id, future in waiting]
+            if not following:
+                return
+            waiting = following

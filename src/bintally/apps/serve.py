@@ -1,0 +1,134 @@
+"""`bintally serve`: the model over HTTP."""
+
+import argparse
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from bintally import paths
+from bintally.apps.arguments import non_negative_int, port, positive_int
+from bintally.errors import UserError
+from bintally.files import SCRATCH
+
+TOKEN_VARIABLE = "BINTALLY_TOKEN"  # noqa: S105
+
+log = logging.getLogger("bintally")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Counts the items in photographs over HTTP: POST /invocations takes JPEG or PNG, /openapi.json describes the "
+        "rest, / is a page to try it. On SIGTERM the server answers what it admitted and exits with 0. "
+        f"A token from --token-file or the environment variable {TOKEN_VARIABLE} is required of clients as "
+        "'Authorization: Bearer TOKEN'."
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=port, default=8080, help="0: any free port (default: %(default)s)")
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument(
+        "--model",
+        type=Path,
+        default=paths.MODELS,
+        metavar="FOLDER",
+        help="with model.safetensors, card.json, calibration.json (default: %(default)s)",
+    )
+    model.add_argument("--rev", help="serve the model of this tag, branch, commit or experiment, fetched through DVC")
+    parser.add_argument(
+        "--queue", type=positive_int, default=64, help="images admitted and not yet answered (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--wait-ms",
+        type=non_negative_int,
+        default=5,
+        help="how long a batch that is not full waits for images being decoded (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-bytes", type=positive_int, default=10 * 2**20, help="size of a request's body (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=positive_int,
+        default=30,
+        metavar="SECONDS",
+        help="refuse images that would wait longer; also the time to stop within (default: %(default)s)",
+    )
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help=f"replaces {TOKEN_VARIABLE}")
+    parser.add_argument("--open", action="store_true", help="listen beyond loopback without a token")
+    parser.set_defaults(func=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises UserError for a token, model or address that is unusable."""
+    token = read_token(arguments.token_file)
+
+    from bintally.serving.endpoint import Limits
+    from bintally.serving.server import serve
+
+    limits = Limits(arguments.queue, arguments.wait_ms / 1000, arguments.max_bytes, arguments.timeout)
+    folder = fetch_model(arguments.rev) if arguments.rev else arguments.model
+    serve(arguments.host, arguments.port, folder, limits, token, arguments.open)
+
+
+def read_token(file: Path | None) -> str | None:
+    """The token in a file, else in the environment, else None. Raises UserError if it is unreadable or malformed."""
+    if file is None:
+        token, origin = os.environ.get(TOKEN_VARIABLE), TOKEN_VARIABLE
+        if token is None:
+            return None
+    else:
+        origin = f"--token-file {file}"
+        try:
+            token = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{origin} cannot be read: {error}") from error
+    if not (token and token.isascii() and token.isprintable() and " " not in token):
+        raise UserError(f"{origin} holds no token: use one word of visible ASCII, such as of `openssl rand -hex 32`")
+    return token
+
+
+def fetch_model(rev: str) -> Path:
+    """The folder with the model of a tag, branch, commit or experiment, from DVC's cache or its remote.
+
+    Raises UserError if the revision does not exist or its model cannot be fetched.
+    """
+    # Serving a folder needs no DVC.
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.scm import RevError, SCMError, resolve_rev
+
+    from bintally.apps.remote import default_remote, remote_server
+
+    try:
+        with Repo() as repo:
+            commit = resolve_rev(repo.scm, rev)
+    except (DvcException, RevError, SCMError) as error:
+        raise UserError(f"--rev {rev} is no revision here: {error}; `git tag` and `dvc exp show` list them") from error
+    folder: Path = SCRATCH / "served" / commit
+    if not all((folder / name).is_file() for name in paths.MODEL_FILES):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            fetched = Path(temporary) / "model"
+            try:
+                try:
+                    _copy_model(commit, fetched)
+                except (DvcException, OSError):  # not in the cache
+                    with remote_server(default_remote()):
+                        _copy_model(commit, fetched)
+            except (DvcException, OSError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"--rev {rev} ({commit[:7]}) has no model that can be fetched: {reason}") from error
+            shutil.rmtree(folder, ignore_errors=True)
+            fetched.rename(folder)
+    log.info("%s is %s", rev, commit[:7])
+    return folder
+
+
+def _copy_model(commit: str, to: Path) -> None:
+    from dvc.api import DVCFileSystem
+
+    filesystem = DVCFileSystem(rev=commit)
+    to.mkdir(exist_ok=True)
+    for name in paths.MODEL_FILES:
+        filesystem.get_file(str(paths.MODELS / name), str(to / name))

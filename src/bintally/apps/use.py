@@ -1,0 +1,87 @@
+"""`bintally use`: put a file of settings into params.yaml."""
+
+import argparse
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bintally.errors import UserError
+from bintally.files import write_text
+from bintally.params import PARAMS_FILE, read_yaml, validate_params
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="sections and keys as in params.yaml: settings/*.yaml")
+    parser.set_defaults(func=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the values of a file into params.yaml, keep its comments and layout, and print what changed.
+
+    Raises UserError, and changes nothing, if a key or a value is not allowed.
+    """
+    current, settings = read_yaml(PARAMS_FILE), read_yaml(arguments.file)
+    if not isinstance(settings, dict):
+        raise UserError(f"{arguments.file} must hold sections of params.yaml, such as `train:`, not {settings!r}")
+    validate_params(merge(current, settings), f"{PARAMS_FILE} with {arguments.file}")
+    changes = {
+        (section, key): value
+        for section, values in settings.items()
+        for key, value in values.items()
+        if current[section][key] != value
+    }
+    if not changes:
+        print(f"{PARAMS_FILE}: nothing changed, it has the values of {arguments.file} already")
+        return
+    write_text(PARAMS_FILE, replace_values(PARAMS_FILE.read_text(encoding="utf-8"), changes))
+    width = max(len(f"{section}.{key}") for section, key in changes)
+    for (section, key), value in changes.items():
+        print(f"{f'{section}.{key}:':{width + 1}} {_text(current[section][key])} → {_text(value)}")
+    print(f"`git checkout {PARAMS_FILE}` restores what is committed.")
+
+
+def merge(params: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Parameters with the values of some settings instead of theirs."""
+    return params | {
+        section: params[section] | values if isinstance(values, dict) and section in params else values
+        for section, values in settings.items()
+    }
+
+
+def replace_values(text: str, changes: Mapping[tuple[str, str], object]) -> str:
+    """A YAML text with other values of some keys, by (section, key), and every other byte as it was."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedSeq
+
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 2**16  # no line is folded
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    document = yaml.load(text)
+    for (section, key), value in changes.items():
+        values = document[section]
+        old = values[key]
+        if isinstance(old, CommentedSeq) and isinstance(value, list):
+            old[:] = value
+            comment = (old.ca.comment or [None])[0]
+        else:
+            if isinstance(old, CommentedSeq) and old.ca.comment:  # a list has the comment that a key has otherwise
+                values.ca.items[key] = [None, None, old.ca.comment[0], None]
+            if isinstance(value, list):
+                value = CommentedSeq(value)
+                value.fa.set_flow_style()
+            values[key] = value
+            comment = values.ca.items.get(key, [None] * 3)[2]
+        if comment:
+            comment.start_mark.column = 0  # one space before it, however long the value was
+    output = io.StringIO()
+    yaml.dump(document, output)
+    return output.getvalue()
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,162 @@
+"""Start torchrun's agent, which starts a process for each rank, and report a failed rank in one sentence.
+
+It is what this command line does, but for the two points below:
+
+    torchrun --nnodes=<launch.nnodes> --nproc-per-node=<launch.ranks> --rdzv-backend=c10d \
+        --rdzv-endpoint=<launch.rdzv_endpoint> --max-restarts=<launch.max_restarts> -m <module>
+
+On one machine without an accelerator, ranks are forked from the agent, which has imported torch and has computed
+nothing yet: importing it takes seconds in each process. Elsewhere they are started as torchrun does, since a process
+that has initialised CUDA cannot be forked. On one machine agent and ranks find each other by a file, not by a port.
+"""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import DistError
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from bintally.errors import UserError
+from bintally.params import Launch
+from bintally.training.distributed import exit_process
+from bintally.training.network_address import route_to
+
+STOPPED = 128 + signal.SIGTERM  # exit code of a rank that was asked to stop
+RESUMES = "`dvc repro` resumes it"
+
+log = logging.getLogger("bintally")
+
+
+def launch(settings: Launch, module: str, on_cut_off: Callable[[UserError], object] = lambda _error: None) -> None:
+    """Run a module in `launch.ranks` processes on each of `launch.nnodes` machines, and wait for them.
+
+    Args:
+        module: defines ``run_rank() -> int``, which does the work of one rank and returns its exit code; calls it if
+            it runs as ``__main__``.
+        on_cut_off: called before this process exits because the other machines cannot be reached.
+
+    Raises:
+        UserError: a rank failed, or the machines could not meet.
+    """
+    log.info("ranks: %d, threads of each: %s", settings.ranks, os.environ["OMP_NUM_THREADS"])
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # every retry of a connection is a page of warnings otherwise
+    # The store torchrun would share with its ranks keeps, over a restart, the addresses of ranks that have died.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if settings.nnodes > 1:
+        threading.Thread(target=_exit_when_cut_off, args=(settings, on_cut_off), daemon=True).start()
+    try:
+        with tempfile.TemporaryDirectory(prefix="bintally-") as scratch:
+            config = LaunchConfig(
+                min_nodes=settings.nnodes,
+                max_nodes=settings.nnodes,
+                nproc_per_node=settings.ranks,
+                max_restarts=settings.max_restarts,
+                run_id="bintally",
+                rdzv_backend="c10d",
+                **_rendezvous(settings, Path(scratch)),
+            )
+            if settings.nnodes == 1 and not torch.accelerator.is_available():
+                config.start_method = "fork"
+                _import_before_fork(module)
+                elastic_launch(config, _forked_rank)(module)
+            else:
+                elastic_launch(config, sys.executable)("-u", "-m", module)
+    except ChildFailedError as error:
+        raise UserError(f"{_reason(*error.get_first_failure())}; {RESUMES}") from error
+    except SignalException as error:
+        raise UserError(f"stopped by {error.sigval.name}, the state is saved; {RESUMES}") from error
+    except (RendezvousError, DistError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{settings.nnodes} machines could not meet at launch.rdzv_endpoint ({settings.rdzv_endpoint}): {reason}; "
+            f"check that each of them reaches it and runs the same command; {RESUMES}"
+        ) from error
+
+
+def _rendezvous(settings: Launch, scratch: Path) -> dict[str, Any]:
+    """How the machines find each other, and the address by which ranks reach this one."""
+    several = settings.nnodes > 1
+    address, interface, is_host = route_to(settings.rdzv_endpoint if several else "127.0.0.1:1")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    if not several:
+        file = str(scratch / "rendezvous")
+        return {"rdzv_endpoint": file, "rdzv_configs": {"store_type": "file"}, "local_addr": address}
+    if address.startswith("127."):
+        raise UserError(
+            f"launch.rdzv_endpoint: '{settings.rdzv_endpoint}' is an address inside this machine, as /etc/hosts often "
+            "has its own name; give one by which the other machines reach it"
+        )
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+    wait = settings.timeout_s
+    configs = {"is_host": is_host, "read_timeout": wait, "join_timeout": wait}
+    return {"rdzv_endpoint": settings.rdzv_endpoint, "rdzv_configs": configs, "local_addr": address}
+
+
+def _import_before_fork(module: str) -> None:
+    import_module(module)
+    import_module("bintally.training.loop")
+    import_module("bintally.training.setup")
+    import_module("torch._dynamo")  # by the first optimizer, in seconds
+
+
+def _forked_rank(module: str) -> None:
+    """One rank. Its process must end by returning if it succeeds: the agent waits for the result."""
+    try:
+        status = import_module(module).run_rank()
+    except Exception:
+        traceback.print_exc()  # the agent would keep it to itself
+        raise
+    if status:
+        exit_process(status)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # waits for the other ranks from here on, and has nothing to save
+
+
+def _reason(rank: int, failure: ProcessFailure) -> str:
+    if failure.exitcode == -signal.SIGKILL:
+        return f"rank {rank} was ended by SIGKILL, as the system does when memory is short"
+    if failure.exitcode < 0:
+        return f"rank {rank} was ended by {signal.Signals(-failure.exitcode).name}"
+    if failure.exitcode == STOPPED:
+        return f"rank {rank} was asked to stop"
+    return f"rank {rank} failed with exit code {failure.exitcode}, the reason is above"
+
+
+def _exit_when_cut_off(settings: Launch, on_cut_off: Callable[[UserError], object]) -> None:
+    """End this process if all its ranks have ended and the agent has not noticed for `launch.timeout_s`.
+
+    The agent first consults the other machines, and waits for their answer for ever if the network is down.
+    """
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    idle_since = float("inf")
+    while True:
+        time.sleep(1)
+        alive = [pid for pid in children.read_text().split() if not _has_ended(pid)]
+        idle_since = time.monotonic() if alive else idle_since
+        if time.monotonic() - idle_since > settings.timeout_s:
+            endpoint = settings.rdzv_endpoint
+            on_cut_off(UserError(f"its ranks have ended and {endpoint} does not answer: is the network up? {RESUMES}"))
+            os._exit(1)
+
+
+def _has_ended(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

@@ -1,0 +1,70 @@
+"""What a training starts from: the untrained network and its samples, read from the outs of encode and split."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bintally.bins.groups import random_group_subset
+from bintally.files import read_csv
+from bintally.hashing import sha256_hex, source_code
+from bintally.model.backbone import Backbone
+from bintally.model.encoded import Encoded, load_encoded
+from bintally.model.network import CountingNetwork, Head
+from bintally.params import Params
+from bintally.paths import ENCODED, SPLITS
+from bintally.training.samples import Samples
+
+CODE = ("bins/groups.py", "model", "training")  # whose change may change what a resumed training comes to
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """A network with its initial weights, and the bins to train, validate and test it on."""
+
+    network: CountingNetwork
+    train: Samples
+    validation: Samples
+    encoded: Encoded
+    splits: NDArray[np.str_]
+    """The split of every bin, in the order of ``encoded``."""
+    data_digest: str
+    """SHA-256 of the encoded bins and their splits."""
+
+
+def prepare(params: Params) -> TrainingSetup:
+    """Read the encoded bins and their splits, and build the network from the encoded backbone."""
+    model, train, counts = params.model, params.train, params.model_counts
+    torch.manual_seed(train.seed)
+    encoded = load_encoded(ENCODED)
+    backbone = Backbone(model.backbone, model.image_size, model.features)
+    backbone.load_state_dict(encoded.backbone_state)
+    encoded.configure(backbone)
+    head = Head(backbone.width, train.hidden, len(counts), train.ordinal, train.seed)
+    table = read_csv(SPLITS)
+    splits = np.array([row["split"] for row in table])
+    truth = np.array([int(row["count"]) for row in table])
+    classes = np.searchsorted(counts, truth)
+    in_share = random_group_subset([row["group"] for row in table], train.share, train.seed)
+
+    def samples(chosen: NDArray[np.bool_]) -> Samples:
+        rows = np.flatnonzero(chosen & np.isin(truth, counts))
+        names, groups = ([table[row][column] for row in rows] for column in ("id", "group"))
+        return Samples(encoded.rows, encoded.encoding.kind, rows, classes[rows], names, groups, model.mirror)
+
+    return TrainingSetup(
+        CountingNetwork(backbone, head),
+        samples((splits == "train") & in_share),
+        samples(splits == "validation"),
+        encoded,
+        splits,
+        sha256_hex(encoded.encoding.digest.encode(), SPLITS.read_bytes()),
+    )
+
+
+def run_key(params: Params, data_digest: str) -> str:
+    """Hash of everything that a resumed training must have in common with the interrupted one, code included."""
+    sections = [section.model_dump_json().encode() for section in (params.model, params.train, params.augment)]
+    ranks = str(params.launch.ranks * params.launch.nnodes)
+    return sha256_hex(data_digest.encode(), *sections, ranks.encode(), source_code(*CODE))

@@ -1,0 +1,33 @@
+"""Twenty kills of a training and a soak of the server, by the scripts that also measure them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from project import ROOT, Project
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_training_killed_at_twenty_random_moments_ends_with_the_same_bytes() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/e2e/runs.py", "20"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "20 of 20" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_server_answers_under_twice_its_load_and_refuses_bad_requests(reproduced: Project) -> None:
+    command = [sys.executable, ROOT / "benchmarks/soak.py", "--model", "models", "--load", "60", "--bad", "1000"]
+    done = subprocess.run(command, cwd=reproduced.folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    load, bad = report["load"], report["bad"]
+    assert load["statuses"]["200"] > 0 and load["statuses"]["429"] > 0
+    assert load["accepted_without_answer"] == 0
+    assert not any(status.startswith("5") for status in load["statuses"] if "while stopping" not in status)
+    assert [process["exit_code"] for process in load["processes"]] == [0, 0]
+    assert (bad["server_errors"], bad["no_answer"], bad["no_end"]) == (0, 0, 0)
+    assert bad["alive"] and bad["exit_code"] == 0
+    good, _, total = bad["good_answers"].partition(" of ")
+    assert good == total
