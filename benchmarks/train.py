@@ -40,7 +40,8 @@ from bintally.bins.shards import ShardReader, read_index, write_shards
 from bintally.interruption import StopRequest
 from bintally.memory import configure_malloc
 from bintally.model.backbone import IMAGENET_MEAN, IMAGENET_STD, LITE, LITE_MEAN, LITE_STD, Backbone
-from bintally.model.encoded import Kind, MemoryMappedRows, encode
+from bintally.model.encoded import Kind, MemoryMappedRows
+from bintally.model.encoding import encode
 from bintally.model.network import CountingNetwork, Head, log_probabilities
 from bintally.model.pretrained import load_weights
 from bintally.model.views import stack_views

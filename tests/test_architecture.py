@@ -63,7 +63,7 @@ def imports(file: Path) -> frozenset[str]:
 
 def own_imports(file: Path) -> set[Path]:
     """Files of the package that a module imports, their packages' ``__init__.py`` among them."""
-    found = set()
+    found = set[Path]()
     for name in imports(file):
         parts = name.split(".")
         if parts[0] == "bintally":
@@ -163,7 +163,7 @@ def test_every_path_of_the_graph_stands_in_paths_alone() -> None:
         for out in stage.get(kind, [])
     }
     wrong = [
-        f"{relative(file)}: {node.value}"
+        f"{relative(file)}: {node.value!r}"
         for file in FILES
         if relative(file) != "paths.py"
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))

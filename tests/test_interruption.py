@@ -1,4 +1,4 @@
-"""A request to stop is noted, and a process does not outlive whoever asked for its work."""
+"""A request to stop is noted, and a process ends with its parent."""
 
 import os
 import signal
@@ -17,16 +17,16 @@ import subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", sys.argv[1]])
 time.sleep(60)
 """
-# SIGTERM is told of, and anything else ends it without a word.
+# SIGTERM is reported; anything else ends it silently.
 CHILD = """
 import os, signal, sys
 from bintally.interruption import terminate_with_parent
 
-def told(number, frame):
+def report(number, frame):
     print("SIGTERM", flush=True)
     sys.exit()
 
-signal.signal(signal.SIGTERM, told)
+signal.signal(signal.SIGTERM, report)
 signal.alarm(30)
 {start}
 print("ready", flush=True)
@@ -37,7 +37,7 @@ while True:
 
 @pytest.fixture
 def stop() -> Iterator[StopRequest]:
-    """A request that listens, and after it whatever listened before."""
+    """A request that listens; earlier handlers are restored after it."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     request = StopRequest()
     request.listen()
@@ -61,7 +61,7 @@ def test_a_wait_ends_with_its_time_or_with_the_request(stop: StopRequest) -> Non
     assert stop.came
 
 
-def test_a_process_is_asked_to_stop_when_its_parent_is_killed() -> None:
+def test_a_process_gets_sigterm_when_its_parent_is_killed() -> None:
     child = CHILD.format(start="terminate_with_parent()")
     with subprocess.Popen([sys.executable, "-c", PARENT, child], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
@@ -71,18 +71,18 @@ def test_a_process_is_asked_to_stop_when_its_parent_is_killed() -> None:
         assert parent.stdout.read() == "SIGTERM\n"
 
 
-def test_a_process_whose_parent_went_just_before_is_asked_to_stop_too() -> None:
-    # The parent ends between the two times that the child asks for it.
+def test_a_process_whose_parent_ended_just_before_gets_sigterm_too() -> None:
+    # The parent ends between the child's two calls of getppid.
     start = """
 real = os.getppid
-def first_the_parent_goes():
+def parent_ends_first():
     os.getppid = real
     parent = real()
     os.kill(parent, signal.SIGKILL)
     while real() == parent:
         pass
     return parent
-os.getppid = first_the_parent_goes
+os.getppid = parent_ends_first
 terminate_with_parent()"""
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, CHILD.format(start=start)], stdout=subprocess.PIPE, text=True

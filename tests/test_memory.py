@@ -1,3 +1,5 @@
+"""Freed memory stays with the process."""
+
 import resource
 import subprocess
 import sys
@@ -15,9 +17,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 """
 
 
-def test_memory_given_back_is_not_taken_anew_from_the_system() -> None:
-    def faults(how: str) -> int:
-        return int(subprocess.check_output([sys.executable, "-c", WORK, how]))
+def test_freed_memory_is_not_requested_again_from_the_system() -> None:
+    def page_faults(mode: str) -> int:
+        return int(subprocess.check_output([sys.executable, "-c", WORK, mode]))
 
     pages = 50 * 2**25 / resource.getpagesize()
-    assert faults("default") - faults("kept") > pages / 4
+    assert page_faults("default") - page_faults("kept") > pages / 4

@@ -1,4 +1,4 @@
-"""Who shares this machine: real processes that look like workers, and what each of them gets."""
+"""Shares of this machine: real processes that look like workers, and the share of each."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 from bintally.resources import available_cpus, visible_devices, worker_index_and_count
 
-# Its child is what a stage is to a worker.
+# Its child takes the place of a stage.
 WORKER = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
 Start = Callable[..., int]
 
@@ -24,7 +24,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         (tmp_path / name).write_text(WORKER)
     started = []
 
-    def one(repository: str, script: str, *words: str) -> int:
+    def start_worker(repository: str, script: str, *words: str) -> int:
         (tmp_path / repository / ".dvc").mkdir(parents=True, exist_ok=True)
         (tmp_path / repository / "inside").mkdir(exist_ok=True)
         command = [sys.executable, str(tmp_path / "bin" / script), *words]
@@ -36,17 +36,17 @@ def start(tmp_path: Path) -> Iterator[Start]:
             time.sleep(0.01)
         return int(children.read_text())
 
-    yield one
+    yield start_worker
     for process in started:
         process.communicate(b"\n")
 
 
-def test_the_workers_of_a_repository_are_told_apart_from_all_else(start: Start, tmp_path: Path) -> None:
+def test_the_workers_of_a_repository_are_counted(start: Start, tmp_path: Path) -> None:
     first = start("ours", "dvc", "exp", "queue-worker", "dvc-exp-0123-1@localhost", "--clean")
     assert worker_index_and_count(first) == (0, 1)
     start("theirs", "bintally", "tune")
     start("ours", "dvc", "exp", "run")
-    start("ours", "bintally", "errors")
+    start("ours", "bintally", "report")
     assert worker_index_and_count(first) == (0, 1)
     second = start("ours", "dvc", "exp", "queue-worker", "dvc-exp-0123-2@localhost")
     third = start("ours", "bintally", "tune", "--trials", "3")
@@ -56,7 +56,7 @@ def test_the_workers_of_a_repository_are_told_apart_from_all_else(start: Start, 
     assert worker_index_and_count(alone) == (3, 4), "a run in the workspace beside three workers"
 
 
-def test_a_shell_that_names_a_worker_is_none(start: Start, tmp_path: Path) -> None:
+def test_a_shell_that_names_a_worker_is_not_counted(start: Start, tmp_path: Path) -> None:
     child = start("ours", "dvc", "exp", "queue-worker", "one")
     shell = ["sh", "-c", "read line; true", "bintally", "tune"]
     with subprocess.Popen(shell, cwd=tmp_path / "ours", stdin=subprocess.PIPE) as process:
@@ -72,36 +72,38 @@ def test_a_containers_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert available_cpus(tmp_path) == expected
 
 
-def test_every_worker_has_gpus_of_its_own_where_there_are_enough() -> None:
-    def given(workers: int, ranks: int, gpus: int) -> list[str]:
-        return [visible_devices(place, ranks, gpus).get("CUDA_VISIBLE_DEVICES", "") for place in range(workers)]
+def test_every_worker_has_its_own_gpus_if_there_are_enough() -> None:
+    def shares(workers: int, ranks: int, gpus: int) -> list[str]:
+        return [visible_devices(index, ranks, gpus).get("CUDA_VISIBLE_DEVICES", "") for index in range(workers)]
 
-    assert given(workers=2, ranks=2, gpus=4) == ["0,1", "2,3"]
-    assert given(workers=3, ranks=1, gpus=2) == ["0", "1", "0"]
-    assert given(workers=2, ranks=4, gpus=4) == ["0,1,2,3", "0,1,2,3"], "fewer would make it train on the CPU"
-    assert given(workers=2, ranks=2, gpus=1) == ["", ""]
+    assert shares(workers=2, ranks=2, gpus=4) == ["0,1", "2,3"]
+    assert shares(workers=3, ranks=1, gpus=2) == ["0", "1", "0"]
+    assert shares(workers=2, ranks=4, gpus=4) == ["0,1,2,3", "0,1,2,3"], "fewer would make it train on the CPU"
+    assert shares(workers=2, ranks=2, gpus=1) == ["", ""]
 
 
-SHARE = """
+LIMIT = """
 import os, sys
 import torch
 from bintally import resources
-sharing.available_cpus = lambda: 12
-sharing.worker_index_and_count = lambda _pid: (1, 2)
+resources.available_cpus = lambda: 12
+resources.worker_index_and_count = lambda _pid: (1, 2)
 torch.cuda.device_count = lambda: 4
 torch.set_num_threads(8)
-sharing.limit_resources(ranks=2)
+resources.limit_resources(ranks=2)
 print(os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"], torch.get_num_threads())
 """
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("environment", "expected"),
     [({}, "3 2,3 3"), ({"OMP_NUM_THREADS": "5", "CUDA_VISIBLE_DEVICES": "3"}, "5 3 8")],
 )
-def test_what_the_user_has_set_stays(told: dict[str, str], expected: str) -> None:
-    ours = {
+def test_variables_set_by_the_user_stay(environment: dict[str, str], expected: str) -> None:
+    inherited = {
         name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
     }
-    said = subprocess.run([sys.executable, "-c", SHARE], env=ours | told, capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == expected
+    done = subprocess.run(
+        [sys.executable, "-c", LIMIT], env=inherited | environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == expected

@@ -20,7 +20,7 @@ METRIC_DIGITS = 6  # significant ones; the last of the sixteen that a float has 
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary file name beside ``path``, renamed to ``path`` when the block ends without an exception.
 
-    Until then the earlier file stays as it was. Raises UserError if the disk is full.
+    Raises UserError if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -41,13 +41,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any, digits: int | None = None) -> None:
-    """Write indented JSON with a closing newline.
-
-    Args:
-        digits: significant digits that every float is rounded to; None: all.
-
-    Raises ValueError for NaN and infinity.
-    """
+    """Write indented JSON, floats rounded to ``digits`` significant digits; ValueError for NaN and infinity."""
     if digits is not None:
         content = round_floats(content, digits)
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")

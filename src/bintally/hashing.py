@@ -1,4 +1,4 @@
-"""Digests that tell whether interrupted work may go on."""
+"""Digests that decide whether interrupted work may be resumed."""
 
 import hashlib
 from pathlib import Path
@@ -7,7 +7,7 @@ import bintally
 
 
 def sha256_hex(*parts: bytes) -> str:
-    """SHA-256 of some byte strings, each hashed with its length, in hexadecimal."""
+    """SHA-256 of byte strings, each hashed with its length, in hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8) + part)

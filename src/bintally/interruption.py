@@ -1,4 +1,4 @@
-"""Being asked to stop, and not outliving whoever asked for the work."""
+"""Requests to stop, and processes that end with their parent."""
 
 import ctypes
 import os
@@ -9,11 +9,11 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Stopped(Exception):
-    """The work ended early because it was asked to; what it had done is kept."""
+    """The work was stopped early by a signal; its state is saved."""
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGINT has come since :meth:`listen`."""
+    """Whether SIGTERM or SIGINT has come since :meth:`listen`, in ``came``."""
 
     def __init__(self) -> None:
         self.came = False
@@ -23,7 +23,7 @@ class StopRequest:
             signal.signal(number, self._note)
 
     def wait(self, seconds: float) -> None:
-        """Return as soon as it comes, at the latest after so many seconds."""
+        """Wait until it comes, ``seconds`` at most."""
         end = time.monotonic() + seconds
         while not self.came and time.monotonic() < end:
             time.sleep(0.05)
@@ -33,10 +33,10 @@ class StopRequest:
 
 
 def terminate_with_parent() -> None:
-    """Get SIGTERM when the parent process is gone: a `dvc repro` that is ended leaves its stage running otherwise."""
+    """Get SIGTERM when the parent process ends; otherwise a killed `dvc repro` would leave its stage running."""
     parent = os.getppid()
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
-    # It may have gone just before.
+    # It may have ended just before.
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""How this process's memory is handed out."""
+"""Settings of the memory allocator."""
 
 import ctypes
 import platform
@@ -9,10 +9,10 @@ TOP_PAD_BYTES = 2**26
 
 
 def configure_malloc() -> None:
-    """Let freed memory stay with the process for the next tensor, in one heap for all threads.
+    """Keep freed memory in the process, in one heap for all threads.
 
-    By default glibc gives tensors back to the system and takes them anew, which clears every page: a network spends up
-    to half its time on that (`benchmarks/train.py` shows it). What a process takes at its peak it keeps to its end.
+    By default glibc returns the memory of tensors to the system and requests it again, and each new page is cleared: a
+    network spends up to half its time on that (`benchmarks/train.py` shows it). The process keeps its peak memory.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -46,10 +46,9 @@ log = logging.getLogger("bintally")
 
 
 class TrainingMonitor:
-    """A context manager around one training, however it ends.
+    """A context manager around one training, however it ends, which writes to ``folder``:
 
-    It writes to ``folder``: ``epochs.jsonl`` (the run's key, a line for each epoch, the error if it fails) and
-    ``index.html``.
+    ``epochs.jsonl``, with the run's key, a line for each epoch and the error if it fails, and ``index.html``.
     """
 
     def __init__(self, folder: Path, key: str, epochs: int) -> None:
@@ -109,8 +108,6 @@ class TrainingMonitor:
         """The name of the experiment, else the start of the key."""
         return os.environ.get("DVC_EXP_NAME") or self._key[:8]
 
-    # --- the page ------------------------------------------------------------------------------------------
-
     def _draw(self, state: str, reason: str = "") -> None:
         """Write the page; at most every DRAW_EVERY_S seconds while the training runs."""
         now = time.monotonic()
@@ -118,7 +115,8 @@ class TrainingMonitor:
             return
         self._drawn = now
         rows = self._rows
-        best = min((row for row in rows if math.isfinite(row["validation_loss"])), key=_loss, default=None)
+        finite = [row for row in rows if math.isfinite(row["validation_loss"])]
+        best = min(finite, key=lambda row: row["validation_loss"], default=None)
         status = [f"{rows[-1]['epoch'] + 1 if rows else 0} of {self._epochs} epochs"]
         status += [f"{self._steps:,} of {self._total_steps:,} steps"] if self._steps else []
         status += [self._time_left(now)] if state == RUNNING else []
@@ -148,13 +146,11 @@ def tensorboard_folder() -> Path | None:
     if not value:
         return None
     if not Path(value).is_absolute():
-        raise UserError(
-            f"{TENSORBOARD_VARIABLE}: '{value}' must be absolute, since an experiment may run in a folder of its own"
-        )
+        reason = "must be absolute, since an experiment may run in a folder of its own"
+        raise UserError(f"{TENSORBOARD_VARIABLE}: '{value}' {reason}")
     if find_spec("tensorboard") is None:
-        raise UserError(
-            f"{TENSORBOARD_VARIABLE}={value} needs the package tensorboard: `pip install tensorboard`, or unset it"
-        )
+        remedy = "`pip install tensorboard`, or unset it"
+        raise UserError(f"{TENSORBOARD_VARIABLE}={value} needs the package tensorboard: {remedy}")
     return Path(value)
 
 
@@ -165,10 +161,6 @@ def _outcome(error: BaseException | None) -> tuple[str, str]:
     return "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: see the log"
 
 
-def _loss(row: Row) -> float:
-    return float(row["validation_loss"])
-
-
 def _chart(rows: Sequence[Row], best: Row | None, metric: str, title: str, scale: float) -> str:
     lines = {split: [(row["epoch"], scale * row[f"{split}_{metric}"]) for row in rows] for split in SPLITS}
     marked = (best["epoch"], scale * best[f"validation_{metric}"], f"best: epoch {best['epoch']}") if best else None
@@ -176,9 +168,10 @@ def _chart(rows: Sequence[Row], best: Row | None, metric: str, title: str, scale
 
 
 def _table(rows: Sequence[Row]) -> str:
-    header = [name.replace("_", " ") for name in rows[0]] if rows else []
+    if not rows:
+        return ""
     shown = [[f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row.values()] for row in rows]
-    return table(header, shown) if rows else ""
+    return table([name.replace("_", " ") for name in rows[0]], shown)
 
 
 def _duration(seconds: float) -> str:

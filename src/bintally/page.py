@@ -30,14 +30,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def document(title: str, body: str, style: str = "", refresh_s: int | None = None) -> str:
-    """A complete page.
-
-    Args:
-        title: text.
-        body: HTML.
-        style: CSS beyond STYLE.
-        refresh_s: seconds after which the browser reloads the page; None: never.
-    """
+    """A complete page of the HTML ``body``; with ``refresh_s``, the browser reloads it after that many seconds."""
     refresh = f'<meta http-equiv="refresh" content="{refresh_s}">' if refresh_s else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -70,9 +63,9 @@ def curves(title: str, x_label: str, lines: Mapping[str, Points], marked: tuple[
     """
     finite = {name: [point for point in line if math.isfinite(point[1])] for name, line in lines.items()}
     points = [point for line in finite.values() for point in line] or [(0.0, 0.0), (1.0, 1.0)]
-    x_ticks = _ticks([x for x, _ in points], least=1)
-    y_ticks = _ticks([y for _, y in points])
-    left, right = min(x for x, _ in points), max(max(x for x, _ in points), min(x for x, _ in points) + 1)
+    xs, ys = zip(*points, strict=True)
+    x_ticks, y_ticks = _ticks(xs, least=1), _ticks(ys)
+    left, right = min(xs), max(*xs, min(xs) + 1)
 
     def position(x: float, y: float) -> tuple[float, float]:
         across, up = (x - left) / (right - left), (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
@@ -84,9 +77,8 @@ def curves(title: str, x_label: str, lines: Mapping[str, Points], marked: tuple[
         parts.append(f'<line x1="{LEFT}" x2="{RIGHT}" y1="{y}" y2="{y}" stroke="#e2e8f0"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{tick:g}</text>')
     for tick in (tick for tick in x_ticks if left <= tick <= right):
-        parts.append(
-            f'<text x="{position(tick, y_ticks[0])[0]}" y="{BOTTOM + 18}" text-anchor="middle">{tick:g}</text>'
-        )
+        x = position(tick, y_ticks[0])[0]
+        parts.append(f'<text x="{x}" y="{BOTTOM + 18}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<text x="{(LEFT + RIGHT) / 2}" y="{BOTTOM + 38}" text-anchor="middle">{escape(x_label)}</text>')
     for number, (name, line) in enumerate(finite.items()):
         colour, start = COLOURS[number % len(COLOURS)], RIGHT - 110 * (len(finite) - number)

@@ -54,7 +54,7 @@ class Fetch(Section):
     ids: Text | None
     """File of the ids to take; null: draw them by seed from the source's listing."""
     counts: Counts
-    """The classes: counts to tell apart, ascending."""
+    """The classes: counts to distinguish, ascending."""
     open_ended: bool
     """Whether the last of `fetch.counts` stands for itself and every count above it."""
     per_count: Positive | None
@@ -136,8 +136,8 @@ class Train(Section):
     batch_size: Positive
     """Images per update, over all ranks together."""
     accumulation_steps: Positive
-    """Parts that each rank's share of a batch is processed in. More use less memory and give the same result, except for
-    batch normalisation that trains, whose statistics are those of a part."""
+    """Parts that each rank's share of a batch is processed in. More use less memory and give the same result, except
+    for batch normalisation that trains, whose statistics are those of a part."""
     optimizer: Literal["adam", "adamw", "sgd"]
     """torch.optim.Adam, AdamW or SGD."""
     lr: Annotated[float, Field(gt=0, le=10)]
@@ -209,15 +209,13 @@ class Launch(Section):
     def _check(self) -> "Launch":
         host, port = self.rdzv_endpoint.split(":")
         if self.nnodes > 1 and (host in ("localhost", "127.0.0.1") or not 0 < int(port) < 2**16):
-            raise ValueError(
-                f"launch.rdzv_endpoint: '{self.rdzv_endpoint}' must be an address and a port that "
-                f"all {self.nnodes} machines reach, such as 10.0.0.1:29500"
-            )
+            reached = f"an address and a port that all {self.nnodes} machines reach, such as 10.0.0.1:29500"
+            raise ValueError(f"launch.rdzv_endpoint: '{self.rdzv_endpoint}' must be {reached}")
         return self
 
 
 class Calibrate(Section):
-    """How probabilities are turned into answers, learned on validation."""
+    """How probabilities are turned into answers, fitted on validation."""
 
     counts: Counts | None
     """Counts to answer with, and to score bins of, among those trained on; null: all."""
@@ -332,14 +330,13 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that reads numbers as YAML 1.2 does and refuses a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[object] = set()
+        seen: list[object] = []
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' is given twice", key_node.start_mark
-                )
-            seen.add(key)
+                reason = f"the key '{key}' is given twice"
+                raise yaml.constructor.ConstructorError(None, None, reason, key_node.start_mark)
+            seen.append(key)
         return super().construct_mapping(node, deep)
 
 
@@ -368,9 +365,8 @@ def _sentence(error: ValidationError) -> str:
         elif detail["type"] == "extra_forbidden":
             section = Params.model_fields.get(str(detail["loc"][0])) if len(detail["loc"]) > 1 else None
             known = section.annotation.model_fields if section else Params.model_fields  # type: ignore[union-attr]
-            messages.append(
-                f"{key}: there is no such parameter (its value: {detail['input']!r}), only {', '.join(known)}"
-            )
+            value = f"its value: {detail['input']!r}"
+            messages.append(f"{key}: there is no such parameter ({value}), only {', '.join(known)}")
         elif detail["type"] == "missing":
             messages.append(f"{key}: is missing")
         else:
@@ -379,10 +375,7 @@ def _sentence(error: ValidationError) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """Content of a YAML file.
-
-    Raises UserError if it cannot be read, is not YAML, or gives a key twice.
-    """
+    """The content of a YAML file; UserError if it cannot be read, is not YAML, or gives a key twice."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except FileNotFoundError as error:
@@ -394,10 +387,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
-    """Every parameter, read and checked.
-
-    Raises UserError that names the key, the value and what is allowed.
-    """
+    """Every parameter, read and checked; a UserError names the key, the value and what is allowed."""
     return validate_params(read_yaml(path), path)
 
 

@@ -1,4 +1,4 @@
-"""Rate and time left: a bar on a terminal, a plain line every few seconds in a log."""
+"""Rate and time left: a bar on a terminal, or a line every few seconds in a log."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ LOG_EVERY_S = 10.0
 
 
 def log_to_stderr() -> None:
-    """Send the project's log to standard error, one plain line a message."""
+    """Send the project's log to standard error, one line for each message."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
 
@@ -24,7 +24,9 @@ def progress(
 ) -> Iterator[Callable[[int], object]]:
     """Yield a function to call with the number of units just finished.
 
-    ``quiet`` says nothing at all; ``brief`` leaves nothing behind of what takes a moment, as within something longer.
+    Args:
+        quiet: show nothing.
+        brief: leave no trace of work that takes only a moment, as within a longer task.
     """
     if quiet:
         yield lambda _units: None
@@ -33,15 +35,15 @@ def progress(
         with tqdm(desc=what, total=total, unit=unit, dynamic_ncols=True, leave=not brief) as bar:
             yield bar.update
         return
-    start = said = time.monotonic()
+    start = logged = time.monotonic()
     done = 0
 
     def advance(units: int) -> None:
-        nonlocal done, said
+        nonlocal done, logged
         done += units
         now = time.monotonic()
-        if now - said >= LOG_EVERY_S:
-            said = now
+        if now - logged >= LOG_EVERY_S:
+            logged = now
             rate = done / (now - start)
             left = f"{(total - done) / rate:.0f} s left" if rate > 0 else "time left unknown"
             log.info("%s: %d of %d, %s (%.1f %s/s)", what, done, total, left, rate, unit)

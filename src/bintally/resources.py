@@ -1,12 +1,12 @@
-"""A fair part of this machine's cores and GPUs for each experiment, where several run at once.
+"""An equal share of this machine's cores and GPUs for each experiment, if several run at once.
 
 `dvc queue start --jobs N` starts N processes `dvc exp queue-worker`; any number of `bintally tune` may be started. Each
-is a worker here, runs one experiment at a time, and gets as much as the others of its repository. They are counted when
-a stage starts. OMP_NUM_THREADS and CUDA_VISIBLE_DEVICES, where they are set, stay as they are.
+of these processes is a worker: it runs one experiment at a time and gets the same share as the other workers of its
+repository. They are counted when a stage starts. OMP_NUM_THREADS and CUDA_VISIBLE_DEVICES are kept if they are set.
 
-On a CPU the last digits of a convolution depend on the number of threads, and a training makes more of the difference.
-So an experiment comes to the same bytes beside others as alone only where its processes have as many threads: where
-OMP_NUM_THREADS is set, or each has one anyway.
+On a CPU the last digits of a convolution depend on the number of threads, and training amplifies the difference. So an
+experiment gives the same bytes beside others as alone only if its processes have the same number of threads: if
+OMP_NUM_THREADS is set, or each has one in either case.
 """
 
 import os
@@ -22,32 +22,31 @@ PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def limit_resources(ranks: int = 1) -> None:
-    """Hold this process, and the ``ranks`` it may start, to the part that is theirs; before it uses a GPU."""
-    place, workers = worker_index_and_count(os.getpid())
+    """Limit this process, and the ``ranks`` it may start, to their share; to be called before it uses a GPU."""
+    index, workers = worker_index_and_count(os.getpid())
     if "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, available_cpus() // (ranks * workers))
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        if torch := sys.modules.get("torch"):  # read the variable when it was imported
+        if torch := sys.modules.get("torch"):  # it read the variable when it was imported
             torch.set_num_threads(min(threads, torch.get_num_threads()))
     if workers > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
         from torch.cuda import device_count
 
-        os.environ |= visible_devices(place, ranks, device_count())
+        os.environ |= visible_devices(index, ranks, device_count())
 
 
-def visible_devices(place: int, ranks: int, gpus: int) -> dict[str, str]:
-    """The GPUs of one worker, as a variable of the environment: one for each of its ranks.
+def visible_devices(index: int, ranks: int, gpus: int) -> dict[str, str]:
+    """The GPUs of a worker, one for each of its ranks, as an environment variable; none if they are too few.
 
-    No fewer, even where workers then share them: ranks without a GPU of their own would train on the CPU, and come to
-    another result. Where there are not as many none are used, and nothing is said.
+    Workers share GPUs rather than get fewer: ranks without a GPU would train on the CPU, with another result.
     """
     if gpus < ranks:
         return {}
-    return {"CUDA_VISIBLE_DEVICES": ",".join(str((place * ranks + rank) % gpus) for rank in range(ranks))}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(str((index * ranks + rank) % gpus) for rank in range(ranks))}
 
 
 def available_cpus(cgroup: Path = CGROUP) -> int:
-    """How many cores this process may keep busy: those it may run on, or fewer where a container's quota says so."""
+    """Number of cores this process may use, by its affinity and its container's quota."""
     allowed = len(os.sched_getaffinity(0))
     quota = cgroup / "cpu.max"
     if quota.is_file():
@@ -58,34 +57,34 @@ def available_cpus(cgroup: Path = CGROUP) -> int:
 
 
 def default_device() -> "torch.device":
-    """CUDA where it is available, else the CPU."""
+    """CUDA if it is available, else the CPU."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def worker_index_and_count(pid: int) -> tuple[int, int]:
-    """Which of the workers of its repository a process belongs to, from 0, and how many there are.
+    """The index, from 0, of the worker that a process belongs to, and the number of workers of its repository.
 
-    One that belongs to none, as a run in the workspace, counts as one more.
+    A process that belongs to none, such as a run in the workspace, counts as another worker.
     """
     parents, found = _processes()
-    # A process that a worker is just starting still has its command line.
+    # A process just started by a worker still has the worker's command line.
     repositories = {
-        worker: at
-        for worker, (at, command) in found.items()
+        worker: repository
+        for worker, (repository, command) in found.items()
         if parents[worker] not in found or found[parents[worker]][1] != command
     }
-    mine = pid
-    while mine in parents and mine not in repositories:
-        mine = parents[mine]
-    ours = repositories.get(mine) or _repository(PROC / str(pid))
-    workers = sorted(worker for worker, at in repositories.items() if at == ours)
-    return (workers.index(mine), len(workers)) if mine in workers else (len(workers), len(workers) + 1)
+    ancestor = pid
+    while ancestor in parents and ancestor not in repositories:
+        ancestor = parents[ancestor]
+    own = repositories.get(ancestor) or _repository(PROC / str(pid))
+    workers = sorted(worker for worker, repository in repositories.items() if repository == own)
+    return (workers.index(ancestor), len(workers)) if ancestor in workers else (len(workers), len(workers) + 1)
 
 
 def _processes() -> tuple[dict[int, int], dict[int, tuple[Path, str]]]:
-    """The parent of every process, and the repository and command line of those that are workers."""
+    """The parent of every process; the repository and command line of every worker."""
     parents, workers = {}, {}
     for process in PROC.glob("[0-9]*"):
         try:
@@ -99,12 +98,12 @@ def _processes() -> tuple[dict[int, int], dict[int, tuple[Path, str]]]:
 
 
 def _is_worker(command: list[str]) -> bool:
-    """Whether it is a Python with the script of a worker: not a shell that names one."""
+    """Whether it is Python running the script of a worker, not a shell that names one."""
     script = [Path(word).name for word in command[1:2]] + command[2:]
     return any(script[: len(words)] == words for words in WORKERS)
 
 
 def _repository(process: Path) -> Path:
-    """The folder of the DVC repository that a process works in; where it is none, that folder."""
-    at = (process / "cwd").readlink()
-    return next((folder for folder in (at, *at.parents) if (folder / ".dvc").is_dir()), at)
+    """The root of the DVC repository that a process works in; its working directory if there is none."""
+    folder = (process / "cwd").readlink()
+    return next((parent for parent in (folder, *folder.parents) if (parent / ".dvc").is_dir()), folder)

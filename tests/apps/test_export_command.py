@@ -14,7 +14,8 @@ from bintally import cli, paths
 from bintally.bins.shards import write_shards
 from bintally.inference.predictor import Predictor
 from bintally.model.card import load_model
-from bintally.model.encoded import encode, load_encoded
+from bintally.model.encoded import load_encoded
+from bintally.model.encoding import encode
 from bintally.model.images import decode
 from bintally.model.prediction import predict_encoded
 from bintally.scoring.calibration import calibrated, load_calibration

@@ -1,4 +1,7 @@
-"""Every rule on real trainings: one that triggers it and one that does not."""
+"""Every rule on real trainings: one that triggers it and one that does not.
+
+Tests that hold durations against each other are slow ones: other programs on the machine change their result.
+"""
 
 import gzip
 import json
@@ -15,13 +18,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from toys import WIDTH, alone, both, parameters, rows, split, tiny_network, toy, toy_array, toy_pixels
 
+from bintally.diagnosis.collect import validation_outputs
 from bintally.diagnosis.evidence import Evidence, near_duplicate_share
 from bintally.diagnosis.profiling import profile_steps
 from bintally.diagnosis.report import verdict
 from bintally.diagnosis.rules import RULES, Severity, diagnose
-from bintally.diagnosis.validation import validation_outputs
 from bintally.errors import UserError
 from bintally.interruption import StopRequest
 from bintally.model.encoded import MemoryMappedRows
@@ -31,6 +33,18 @@ from bintally.training.checkpoint import Checkpoints
 from bintally.training.distributed import RankContext
 from bintally.training.loop import MARKS, fit
 from bintally.training.samples import Samples
+from training_helpers import (
+    WIDTH,
+    feature_array,
+    feature_samples,
+    make_params,
+    memory_mapped,
+    pixel_samples,
+    run_two_ranks,
+    single_rank,
+    split_samples,
+    tiny_network,
+)
 
 FINE, ADVICE, WARNING, ERROR = Severity.FINE, Severity.ADVICE, Severity.WARNING, Severity.ERROR
 TrainAndValidation = tuple[Samples, Samples]
@@ -52,14 +66,14 @@ class SlowRows(MemoryMappedRows):
 
 
 def slow_samples(folder: Path, row_s: float, first_s: float = 0.0) -> TrainAndValidation:
-    array, classes = toy_array()
-    rows(array, folder)
-    return split(SlowRows(folder / "array.npy", row_s, first_s), classes, mirrored=True)
+    array, classes = feature_array()
+    memory_mapped(array, folder)
+    return split_samples(SlowRows(folder / "array.npy", row_s, first_s), classes, mirrored=True)
 
 
 def relabelled_samples(folder: Path, change: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> TrainAndValidation:
-    array, classes = toy_array()
-    return split(rows(array, folder), change(classes), mirrored=True)
+    array, classes = feature_array()
+    return split_samples(memory_mapped(array, folder), change(classes), mirrored=True)
 
 
 def thirty_percent_random(classes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -78,10 +92,10 @@ def imbalanced(classes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def near_duplicate_samples(folder: Path) -> TrainAndValidation:
     """Every tenth row is repeated with another class."""
-    array, classes = toy_array()
+    array, classes = feature_array()
     array[1::10], classes = array[0::10], classes.copy()
     classes[1::10] = (classes[0::10] + 1) % 3
-    return split(rows(array, folder), classes, mirrored=True)
+    return split_samples(memory_mapped(array, folder), classes, mirrored=True)
 
 
 def large_network(hidden: int = 4096) -> CountingNetwork:
@@ -92,8 +106,8 @@ def large_network(hidden: int = 4096) -> CountingNetwork:
 
 def many_samples(folder: Path) -> TrainAndValidation:
     """Enough for two batches of 2048."""
-    array, classes = toy_array()
-    return split(rows(np.tile(array, (70, 1, 1)), folder), np.tile(classes, 70), mirrored=True)
+    array, classes = feature_array()
+    return split_samples(memory_mapped(np.tile(array, (70, 1, 1)), folder), np.tile(classes, 70), mirrored=True)
 
 
 def train_and_collect(
@@ -102,7 +116,8 @@ def train_and_collect(
     samples: TrainAndValidation,
     params: Params,
     network: Callable[[], CountingNetwork] = tiny_network,
-    steps: int = 40,
+    *,
+    steps: int,
 ) -> Evidence:
     """Profile some steps, train to the end, and collect the evidence."""
     profile = profile_steps(params, lambda: (network(), *samples), context, steps)
@@ -126,40 +141,46 @@ def run_on_one_core(context: RankContext, folder: Path) -> Evidence:
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        params = parameters(epochs=3, batch_size=1024, optimizer="sgd")
+        params = make_params(epochs=3, batch_size=1024, optimizer="sgd")
         return train_and_collect(context, folder, many_samples(folder / "data"), params, large_network, steps=8)
     finally:
         os.sched_setaffinity(0, allowed)
 
 
-def run(context: RankContext, folder: Path, make: Callable[[Path], TrainAndValidation], **settings: Any) -> Evidence:
-    return train_and_collect(context, folder, make(folder / "data"), parameters(**settings))
+def run(
+    context: RankContext, folder: Path, make: Callable[[Path], TrainAndValidation], steps: int = 6, **settings: Any
+) -> Evidence:
+    return train_and_collect(context, folder, make(folder / "data"), make_params(**settings), steps=steps)
 
 
 RUNS: dict[str, Callable[[RankContext, Path], Evidence]] = {
-    "plain": partial(run, make=toy, epochs=12),
-    "on a slow disk": partial(run, make=partial(slow_samples, row_s=0.001), epochs=3),
-    "on a cold disk": partial(run, make=partial(slow_samples, row_s=0.0, first_s=6.0), epochs=3),
+    "plain": partial(run, make=feature_samples, epochs=12),
+    "on a slow disk": partial(run, make=partial(slow_samples, row_s=0.001), steps=40, epochs=3),
+    "on a cold disk": partial(run, make=partial(slow_samples, row_s=0.0, first_s=6.0), steps=40, epochs=3),
     "on one core": run_on_one_core,
-    "in small batches": partial(run, make=many_samples, epochs=1, batch_size=16),
-    "with a tiny learning rate": partial(run, make=toy, epochs=6, optimizer="sgd", lr=1e-7),
-    "oscillating": partial(run, make=partial(toy, noise=1.0), epochs=9, optimizer="sgd", lr=0.5),
-    "exploding": partial(run, make=partial(toy, noise=1.0), epochs=9, optimizer="sgd", lr=10.0),
+    "in small batches": partial(run, make=many_samples, steps=40, epochs=1, batch_size=16),
+    "with a tiny learning rate": partial(run, make=feature_samples, epochs=6, optimizer="sgd", lr=1e-7),
+    "oscillating": partial(run, make=partial(feature_samples, noise=1.0), epochs=9, optimizer="sgd", lr=0.5),
+    "exploding": partial(run, make=partial(feature_samples, noise=1.0), epochs=9, optimizer="sgd", lr=10.0),
     "overfitting": partial(run, make=partial(relabelled_samples, change=thirty_percent_random), epochs=12, lr=0.1),
-    "early plateau": partial(run, make=partial(toy, noise=2.5), epochs=12, lr=0.1, optimizer="adamw", weight_decay=1.0),
-    "from pixels": partial(run, make=toy_pixels, trainable="all", epochs=9),
-    "with dead units": partial(run, make=toy_pixels, trainable="all", epochs=9, optimizer="sgd", lr=10.0),
+    "early plateau": partial(
+        run, make=partial(feature_samples, noise=2.5), epochs=12, lr=0.1, optimizer="adamw", weight_decay=1.0
+    ),
+    "from pixels": partial(run, make=pixel_samples, trainable="all", epochs=9),
+    "with dead units": partial(run, make=pixel_samples, steps=40, trainable="all", epochs=9, optimizer="sgd", lr=10.0),
     "with random labels": partial(run, make=partial(relabelled_samples, change=permuted), epochs=9),
     "imbalanced": partial(run, make=partial(relabelled_samples, change=imbalanced), epochs=3),
     "with near-duplicates": partial(run, make=near_duplicate_samples, epochs=3),
 }
 
 # Rule, run that triggers it, severity, run that does not.
-CASES = [
+TIMED_CASES = [
     ("input wait", "on a slow disk", ERROR, "on one core"),
     ("low utilisation", "on a slow disk", WARNING, "on one core"),
     ("batch too small", "in small batches", ADVICE, "on one core"),
     ("slow first step", "on a cold disk", ADVICE, "on one core"),
+]
+CASES = [
     ("loss not falling", "with a tiny learning rate", ERROR, "plain"),
     ("oscillating", "oscillating", WARNING, "plain"),
     ("diverging", "oscillating", ERROR, "plain"),
@@ -179,7 +200,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def context() -> Iterator[RankContext]:
-    with alone() as context:
+    with single_rank() as context:
         yield context
 
 
@@ -189,7 +210,10 @@ def evidence_of(context: RankContext, tmp_path_factory: pytest.TempPathFactory) 
     return cache(lambda name: RUNS[name](context, tmp_path_factory.mktemp("run")))
 
 
-@pytest.mark.parametrize(("rule", "triggering", "severity", "other"), CASES)
+@pytest.mark.parametrize(
+    ("rule", "triggering", "severity", "other"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in TIMED_CASES)],
+)
 def test_a_rule_is_triggered_by_one_run_and_not_by_another(
     evidence_of: Callable[[str], Evidence], rule: str, triggering: str, severity: Severity, other: str
 ) -> None:
@@ -199,7 +223,7 @@ def test_a_rule_is_triggered_by_one_run_and_not_by_another(
 
 def test_every_rule_has_a_case() -> None:
     tested_below = {"batch too large for memory", "uneven ranks", "communication bound"}
-    assert {case[0] for case in CASES} | tested_below == {rule.name for rule in RULES}
+    assert {case[0] for case in CASES + TIMED_CASES} | tested_below == {rule.name for rule in RULES}
 
 
 def test_the_verdict_is_whether_the_model_learns(evidence_of: Callable[[str], Evidence]) -> None:
@@ -209,7 +233,7 @@ def test_the_verdict_is_whether_the_model_learns(evidence_of: Callable[[str], Ev
 
 
 def test_a_profile_accounts_for_the_whole_step_and_writes_a_trace(context: RankContext, tmp_path: Path) -> None:
-    samples, params = toy_pixels(tmp_path), parameters("all")
+    samples, params = pixel_samples(tmp_path), make_params("all")
     profile = profile_steps(params, lambda: (tiny_network(), *samples), context, 6, tmp_path / "trace.json.gz")
     assert len(profile["steps_s"]) == 6 and sum(profile["time_shares"].values()) == pytest.approx(1, abs=0.02)
     assert min(profile["time_shares"][mark] for mark in MARKS) > 0
@@ -227,10 +251,10 @@ def test_a_profile_accounts_for_the_whole_step_and_writes_a_trace(context: RankC
 
 
 def profile_on_slow_disks(
-    context: RankContext, folder: Path, row_s: tuple[float, float], hidden: int
+    context: RankContext, folder: Path, row_s: tuple[float, float], hidden: int, batch_size: int = 16
 ) -> dict[str, Any]:
     samples = slow_samples(folder / str(context.rank), row_s[context.rank])
-    params = parameters(optimizer="sgd", lr=1e-4)
+    params = make_params(optimizer="sgd", lr=1e-4, batch_size=batch_size)
     return profile_steps(params, lambda: (large_network(hidden), *samples), context, 12)
 
 
@@ -239,25 +263,28 @@ def check_rule(profile: dict[str, Any], rule: str) -> tuple[Severity, str]:
     return finding.severity, finding.evidence
 
 
+@pytest.mark.slow
 def test_ranks_are_uneven_if_one_has_a_slower_disk_and_not_if_both_have(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "both").mkdir()
-    one, other = both(partial(profile_on_slow_disks, row_s=(0.001, 0.003), hidden=16), tmp_path / "one")
+    one, other = run_two_ranks(partial(profile_on_slow_disks, row_s=(0.001, 0.003), hidden=16), tmp_path / "one")
     assert one["solo_step_s"] == other["solo_step_s"] and check_rule(one, "uneven ranks")[0] == WARNING
-    same, _ = both(partial(profile_on_slow_disks, row_s=(0.003, 0.003), hidden=16), tmp_path / "both")
+    same, _ = run_two_ranks(partial(profile_on_slow_disks, row_s=(0.003, 0.003), hidden=16), tmp_path / "both")
     assert check_rule(same, "uneven ranks")[0] == FINE, same
     assert check_rule(same, "communication bound")[0] == FINE, same
 
 
+@pytest.mark.slow
 def test_many_gradients_and_little_computation_are_communication_bound(tmp_path: Path) -> None:
-    profile, _ = both(partial(profile_on_slow_disks, row_s=(0.0, 0.0), hidden=200_000), tmp_path)
+    work = partial(profile_on_slow_disks, row_s=(0.0, 0.0), hidden=200_000, batch_size=2)
+    profile, _ = run_two_ranks(work, tmp_path)
     severity, evidence = check_rule(profile, "communication bound")
     assert severity == WARNING and "ms without the other ranks" in evidence, profile
 
 
 def profile_in_little_memory(context: RankContext, folder: Path) -> dict[str, Any]:
     """Limit the memory once the network exists, so that there is none for its gradients."""
-    samples = toy(folder / str(context.rank))
+    samples = feature_samples(folder / str(context.rank))
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
 
     def setup() -> tuple[CountingNetwork, Samples, Samples]:
@@ -267,7 +294,7 @@ def profile_in_little_memory(context: RankContext, folder: Path) -> dict[str, An
         return network, *samples
 
     try:
-        return profile_steps(parameters(), setup, RankContext(0, 1, torch.device("cpu"), is_main=True), 4)
+        return profile_steps(make_params(), setup, RankContext(0, 1, torch.device("cpu"), is_main=True), 4)
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
@@ -275,7 +302,7 @@ def profile_in_little_memory(context: RankContext, folder: Path) -> dict[str, An
 def test_a_batch_is_too_large_if_memory_runs_out_or_nearly_does(
     tmp_path: Path, evidence_of: Callable[[str], Evidence]
 ) -> None:
-    profile, _ = both(profile_in_little_memory, tmp_path)
+    profile, _ = run_two_ranks(profile_in_little_memory, tmp_path)
     severity, evidence = check_rule(profile, "batch too large for memory")
     assert severity == ERROR and "lower train.batch_size" in evidence
     plain = {one.rule: one.severity for one in diagnose(evidence_of("plain"))}

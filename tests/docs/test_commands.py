@@ -17,11 +17,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 from pages import PAGES, ROOT, commands, words_in_backticks
-from project import Project, make_project
 
 from bintally.bins.record import parse_record
 from bintally.cli import COMMANDS, parser_for
 from bintally.params import Params, validate_params
+from project import Project, make_project
 
 # The test that runs a command, perhaps with other values, and what its file holds where it does.
 PIPELINE, SEARCH, MACHINES = "tests/e2e/test_pipeline.py", "tests/e2e/test_search.py", "tests/e2e/test_machines.py"
@@ -60,7 +60,7 @@ RUN_BY = {
     "dvc exp run --queue -S train.lr=0.002,0.004,0.008 -S launch.ranks=1": (QUEUE, '"--queue"'),
     "dvc queue start --jobs 2": (QUEUE, '"queue", "start"'),
     "dvc queue status": (QUEUE, '"queue", "status"'),
-    "make store PUBLIC=aft-vbi-pds": ("tests/e2e/conftest.py", "store"),
+    "make store PUBLIC=aft-vbi-pds": ("tests/conftest.py", "store"),
     "dvc exp run -S fetch.source=s3://aft-vbi-pds -S fetch.endpoint=http://127.0.0.1:8333 "
     "-S fetch.ids=../shared/abid/file_list.json -S fetch.per_count=null -S train.lr=0.0037 -S train.batch_size=32": (
         PIPELINE,

@@ -1,7 +1,7 @@
-"""Trainings to disturb, and what they came to.
+"""Trainings to interrupt, and their outcomes.
 
-`python tests/e2e/runs.py [TIMES]` kills a training so many times, at random moments, and compares what each becomes
-after it was resumed with an undisturbed one, byte for byte.
+`python tests/e2e/runs.py [TIMES]` kills a training TIMES times, at random moments, and compares the outcome of each,
+after it was resumed, with that of an uninterrupted one, byte for byte.
 """
 
 import json
@@ -23,7 +23,7 @@ TRAIN = ("python", "-m", "bintally.stages.train")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training leaves."""
+    """The outs of a training that show all of it."""
 
     weights: bytes
     curve: list[float]
@@ -38,8 +38,8 @@ def outcome(project: Project) -> Outcome:
     return Outcome((project.folder / "models/model.safetensors").read_bytes(), losses)
 
 
-def learn_slowly(project: Project, **values: object) -> None:
-    """A training of some seconds whose last epochs are its best, so that the weights kept show all of it."""
+def train_slowly(project: Project, **values: object) -> None:
+    """Make a training take some seconds, with its best epochs last, so that the weights kept show all of it."""
     project.set(**{"train__epochs": 150, "train__lr": 0.00003, "launch__checkpoint_s": 0.1} | values)
 
 
@@ -58,8 +58,8 @@ def checkpoints(project: Project) -> list[Path]:
     return sorted((project.folder / ".bintally/train").glob("*/*.pt"))
 
 
-def first_checkpoint(project: Project) -> float:
-    """Wait for it; the time at which it is there."""
+def wait_for_checkpoint(project: Project) -> float:
+    """Wait for a checkpoint; the time at which it exists."""
     deadline = time.monotonic() + WAIT_S
     while not checkpoints(project):
         assert time.monotonic() < deadline
@@ -67,13 +67,13 @@ def first_checkpoint(project: Project) -> float:
     return time.monotonic()
 
 
-def stages_left(project: Project) -> list[int]:
-    """Processes of a stage that are still at work in the project."""
+def running_stages(project: Project) -> list[int]:
+    """Processes of stages that run in the project, the launcher of a training before its ranks."""
     return processes(project, b"bintally.stages")
 
 
 def processes(project: Project, word: bytes) -> list[int]:
-    """Those that work in the project and have ``word`` in their command line."""
+    """Processes that run in the project with ``word`` in their command line."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -90,9 +90,9 @@ def main(times: int) -> None:
     with tempfile.TemporaryDirectory(prefix="bintally-kills-") as name:
         project = make_project(Path(name) / "project")
         project.must("dvc", "repro", "encode", "split")
-        learn_slowly(project, train__epochs=250, train__lr=0.00001)
+        train_slowly(project, train__epochs=250, train__lr=0.00001)
         run = project.start(*TRAIN)
-        start = first_checkpoint(project)
+        start = wait_for_checkpoint(project)
         run.communicate(timeout=WAIT_S)
         life = time.monotonic() - start
         undisturbed = outcome(project)
@@ -101,10 +101,10 @@ def main(times: int) -> None:
         for number in range(1, times + 1):
             run = project.start(*TRAIN)
             moment = chance.uniform(0, life)
-            first_checkpoint(project)
+            wait_for_checkpoint(project)
             time.sleep(moment)
             at = checkpoints(project)
-            for process in stages_left(project):
+            for process in running_stages(project):
                 os.kill(process, signal.SIGKILL)
             run.communicate(timeout=WAIT_S)
             (project.folder / "models/model.safetensors").unlink(missing_ok=True)

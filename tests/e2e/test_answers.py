@@ -2,10 +2,10 @@
 
 import httpx
 import numpy as np
-from project import Project
 
 from bintally.bins.shards import ShardReader, read_index
 from bintally.files import read_csv
+from project import Project
 from server_process import JPEG, running_server
 
 COUNTS = [1, 2, 3, 4, 5]

@@ -3,9 +3,10 @@
 import json
 from typing import Any
 
-from project import Project, Result
+import pytest
 
 from bintally.diagnosis.rules import RULES
+from project import Project, Result
 
 
 def run_diagnose(project: Project) -> tuple[Result, dict[str, Any]]:
@@ -17,7 +18,7 @@ def not_checked(diagnosis: dict[str, Any]) -> set[str]:
     return {finding["rule"] for finding in diagnosis["findings"] if finding["severity"] == "not_checked"}
 
 
-def test_a_good_run_a_loss_that_does_not_fall_and_a_failed_run_are_diagnosed(project: Project) -> None:
+def test_a_run_of_two_ranks_is_diagnosed(project: Project) -> None:
     project.set(launch__ranks=2)
     done, diagnosis = run_diagnose(project)
     assert done.code == {"fine": 0, "advice": 0, "warning": 10, "error": 20}[diagnosis["worst"]], done.text
@@ -29,12 +30,15 @@ def test_a_good_run_a_loss_that_does_not_fall_and_a_failed_run_are_diagnosed(pro
     assert (project.folder / "exports/diagnose/trace.json.gz").stat().st_size > 1000
     assert diagnosis["verdict"] in done.text and project.must("git", "status", "--porcelain", "dvc.lock") == ""
 
+
+@pytest.mark.slow
+def test_a_loss_that_does_not_fall_and_a_failed_run_are_diagnosed(project: Project) -> None:
     project.set(train__lr=1e-7)
-    done, diagnosis = run_diagnose(project)
+    _, diagnosis = run_diagnose(project)
     assert {"near chance", "loss not falling"} <= not_checked(diagnosis), "the model has other parameters"
 
     project.must("dvc", "repro", "train")
-    done, diagnosis = run_diagnose(project)
+    done, _ = run_diagnose(project)
     assert done.code == 20 and "error        loss not falling" in done.text, done.text
 
     project.set(train__optimizer="sgd", train__lr=10, train__weight_decay=1, train__epochs=40)

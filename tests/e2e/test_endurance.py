@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from project import ROOT, Project
 
 pytestmark = pytest.mark.slow
@@ -18,7 +19,7 @@ def test_a_training_killed_at_twenty_random_moments_ends_with_the_same_bytes() -
 
 
 def test_the_server_answers_under_twice_its_load_and_refuses_bad_requests(reproduced: Project) -> None:
-    command = [sys.executable, ROOT / "benchmarks/soak.py", "--model", "models", "--load", "60", "--bad", "1000"]
+    command = [sys.executable, str(ROOT / "benchmarks/soak.py"), "--model", "models", "--load", "60", "--bad", "1000"]
     done = subprocess.run(command, cwd=reproduced.folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

@@ -3,9 +3,9 @@
 import os
 
 import pytest
-from project import Project
 
 from bintally.apps.seaweedfs import Store, free_ports
+from project import Project
 
 OUTS = (
     "data/bins/index.csv",

@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+
 from hosts import ADDRESSES, TwoHosts, two_hosts
 from project import Project
-from runs import WAIT_S, checkpoints, learn_slowly, outcome, stages_left, steps_done
+from runs import WAIT_S, checkpoints, outcome, running_stages, steps_done, train_slowly
 
 TRAIN = ("dvc", "repro", "--force", "--single-item", "train")
 TIMEOUT_S = 8
@@ -19,8 +20,8 @@ def start(hosts: TwoHosts, host: int, project: Project) -> subprocess.Popen[str]
 
 
 @pytest.mark.slow
-def test_two_hosts_come_to_what_one_does_and_outlive_a_cut_cable(project: Project, tmp_path: Path) -> None:
-    learn_slowly(project, train__epochs=100, launch__timeout_s=TIMEOUT_S)
+def test_two_hosts_agree_with_one_and_survive_a_cut_cable(project: Project, tmp_path: Path) -> None:
+    train_slowly(project, train__epochs=100, launch__timeout_s=TIMEOUT_S)
     project.must("env", "OMP_NUM_THREADS=1", *TRAIN)
     on_one = outcome(project)
 
@@ -49,7 +50,7 @@ def test_two_hosts_come_to_what_one_does_and_outlive_a_cut_cable(project: Projec
             assert text.count("lost the other ranks") == 1 and f"launch.timeout_s ({TIMEOUT_S})" in text
         # Each waits once for its peer and once for torchrun; the rest is imports and clearing up.
         assert time.monotonic() - cut < 2 * TIMEOUT_S + 30
-        assert not any(stages_left(clone) for clone in clones)
+        assert not any(running_stages(clone) for clone in clones)
         assert [outcome(clone) for clone in clones] == whole, "the earlier outs are still there"
 
         hosts.mend()
@@ -80,7 +81,7 @@ def test_hosts_that_differ_do_not_train_together(project: Project, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_machine_that_never_comes_is_said_in_bounded_time(project: Project) -> None:
+def test_a_machine_that_never_joins_is_reported_in_bounded_time(project: Project) -> None:
     endpoint = f"{ADDRESSES[0]}:29502"
     project.set(launch__nnodes=2, launch__rdzv_endpoint=endpoint, launch__timeout_s=5)
     with two_hosts() as hosts:

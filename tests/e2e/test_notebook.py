@@ -4,9 +4,9 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from project import ROOT, Project
 
 from bintally.bins.shards import read_index
+from project import ROOT, Project
 
 NOTEBOOK = ROOT / "notebooks/explore.ipynb"
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from project import Project, make_project
 
 from bintally.apps.seaweedfs import Store
 from bintally.files import read_csv
 from bintally.scoring.decoding import DECODINGS, FOR_ACCURACY
 from bintally.scoring.references import REFERENCES
+from project import Project, make_project
 
 CALIBRATION = "models/calibration.json"
 ROUNDING = 1e-5  # metrics have six digits
@@ -138,6 +138,6 @@ def test_from_s3_and_back(tmp_path: Path, store: Store) -> None:
 
 def test_the_whole_network_trains_from_pixels(project: Project) -> None:
     project.set(model__trainable="all", model__backbone="mobilenet_v3_small", model__weights="none", train__epochs=1)
-    project.set(train__ordinal="true", train__initial_image_size=64)
+    project.set(model__features="last", train__ordinal="true", train__initial_image_size=64)
     project.must("dvc", "repro")
     assert (project.folder / "data/encoded/encoding.json").read_text().count("pixels") == 1

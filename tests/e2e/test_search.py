@@ -5,9 +5,8 @@ import signal
 import time
 from pathlib import Path
 
-from project import Project
-
 from bintally.files import read_csv
+from project import Project
 
 
 def experiments(project: Project) -> list[str]:

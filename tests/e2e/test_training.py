@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+
+from once import once_per_run
 from project import Project
-from runs import WAIT_S, best_epoch, checkpoints, learn_slowly, outcome, stages_left, steps_done
+from runs import WAIT_S, best_epoch, checkpoints, outcome, running_stages, steps_done, train_slowly
 
 TRAIN = ("dvc", "repro", "--force", "--single-item", "train")
 
@@ -18,7 +20,7 @@ TRAIN = ("dvc", "repro", "--force", "--single-item", "train")
 @pytest.mark.parametrize(
     ("trained", "lr", "others"),
     # Adam's first steps are as long as the learning rate whatever the gradient, so that it blows up the rounding of
-    # gradients near zero; where batch statistics are learned through, only small steps show the arithmetic alone.
+    # gradients near zero; if batch statistics take part in the gradient, only small steps show the arithmetic alone.
     [
         ("head", 0.01, (2,)),
         pytest.param("head", 0.01, (3, 4), marks=pytest.mark.slow),
@@ -41,16 +43,18 @@ def test_the_number_of_ranks_does_not_change_the_curve(
         assert curves[ranks] == pytest.approx(curves[1], rel=1e-4)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose training takes some seconds, after it. Not to be changed: copy it."""
-    folder = tmp_path_factory.mktemp("trained") / "project"
-    shutil.copytree(reproduced.folder, folder, symlinks=True)
-    project = Project(folder)
-    learn_slowly(project)
-    project.must(*TRAIN)
-    assert best_epoch(project) > 140
-    return project
+
+    def make(folder: Path) -> None:
+        shutil.copytree(reproduced.folder, folder, symlinks=True, dirs_exist_ok=True)
+        project = Project(folder)
+        train_slowly(project)
+        project.must(*TRAIN)
+        assert best_epoch(project) > 140
+
+    return Project(once_per_run(tmp_path_factory, "trained", make))
 
 
 @pytest.fixture
@@ -60,7 +64,7 @@ def slow(trained: Project, tmp_path: Path) -> Project:
     return Project(tmp_path / "project")
 
 
-def until_checkpoints(project: Project, run: subprocess.Popen[str], number: int = 2) -> None:
+def wait_for_checkpoints(project: Project, run: subprocess.Popen[str], number: int = 2) -> None:
     deadline = time.monotonic() + WAIT_S
     while len(checkpoints(project)) < number:
         assert time.monotonic() < deadline and run.poll() is None
@@ -69,13 +73,13 @@ def until_checkpoints(project: Project, run: subprocess.Popen[str], number: int 
 
 def kill_after_checkpoints(project: Project) -> None:
     run = project.start(*TRAIN)
-    until_checkpoints(project, run)
-    for process in stages_left(project):
+    wait_for_checkpoints(project, run)
+    for process in running_stages(project):
         os.kill(process, signal.SIGKILL)
     run.communicate(timeout=WAIT_S)
 
 
-def comes_to_the_same(project: Project, undisturbed: object, earlier_steps: bool = True) -> str:
+def assert_resumes_to(project: Project, undisturbed: object, earlier_steps: bool = True) -> str:
     text = project.must(*TRAIN)
     assert (steps_done(text) < 150 * 2) == earlier_steps
     assert outcome(project) == undisturbed
@@ -83,21 +87,21 @@ def comes_to_the_same(project: Project, undisturbed: object, earlier_steps: bool
     return text
 
 
-@pytest.mark.parametrize("who", [pytest.param("one rank", marks=pytest.mark.slow), "every process"])
-def test_a_killed_training_goes_on_to_the_same_bytes(slow: Project, who: str) -> None:
+@pytest.mark.parametrize("victim", [pytest.param("one rank", marks=pytest.mark.slow), "every process"])
+def test_a_killed_training_resumes_to_the_same_bytes(slow: Project, victim: str) -> None:
     undisturbed = outcome(slow)
     run = slow.start(*TRAIN)
-    until_checkpoints(slow, run)
-    launcher, *ranks = stages_left(slow)
+    wait_for_checkpoints(slow, run)
+    launcher, *ranks = running_stages(slow)
     assert len(ranks) == 2
-    for process in ranks[:1] if who == "one rank" else (launcher, *ranks, run.pid):
+    for process in ranks[:1] if victim == "one rank" else (launcher, *ranks, run.pid):
         os.kill(process, signal.SIGKILL)
     text = run.communicate(timeout=WAIT_S)[0]
     assert run.returncode != 0 and "Traceback" not in text
-    if who == "one rank":
+    if victim == "one rank":
         assert len(re.findall("^train: .*", text, re.MULTILINE)) == 1 and "SIGKILL" in text
-    assert not stages_left(slow)
-    comes_to_the_same(slow, undisturbed)
+    assert not running_stages(slow)
+    assert_resumes_to(slow, undisturbed)
 
 
 @pytest.mark.slow
@@ -105,15 +109,15 @@ def test_torchrun_restarts_a_killed_rank_by_itself(slow: Project) -> None:
     undisturbed = outcome(slow)
     slow.set(launch__max_restarts=1)
     run = slow.start(*TRAIN)
-    until_checkpoints(slow, run)
-    os.kill(stages_left(slow)[-1], signal.SIGKILL)
+    wait_for_checkpoints(slow, run)
+    os.kill(running_stages(slow)[-1], signal.SIGKILL)
     text = run.communicate(timeout=WAIT_S)[0]
     assert run.returncode == 0, text
     assert steps_done(text) < 150 * 2
     assert outcome(slow) == undisturbed
 
 
-def test_a_dvc_repro_that_is_asked_to_end_saves_and_leaves_no_process_behind(slow: Project) -> None:
+def test_a_terminated_dvc_repro_saves_and_leaves_no_process_behind(slow: Project) -> None:
     undisturbed = outcome(slow)
     slow.set(launch__checkpoint_s=3600)
     shutil.rmtree(slow.folder / "plots/training")
@@ -124,13 +128,13 @@ def test_a_dvc_repro_that_is_asked_to_end_saves_and_leaves_no_process_behind(slo
         time.sleep(0.01)
     run.terminate()
     text = run.communicate(timeout=WAIT_S)[0]
-    while stages_left(slow):
+    while running_stages(slow):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert run.returncode != 0 and "Traceback" not in text
-    assert outcome(slow) == undisturbed, "the earlier outs are back"
-    assert len(checkpoints(slow)) == 1, "saved because it was asked to end"
-    comes_to_the_same(slow, undisturbed)
+    assert outcome(slow) == undisturbed, "the earlier outs are restored"
+    assert len(checkpoints(slow)) == 1, "saved because of the signal"
+    assert_resumes_to(slow, undisturbed)
 
 
 @pytest.mark.slow
@@ -141,11 +145,11 @@ def test_a_damaged_checkpoint_and_changed_parameters(slow: Project) -> None:
     newest.write_bytes(newest.read_bytes()[:-1000])
 
     slow.set(train__label_smoothing=0.1)
-    assert steps_done(slow.must(*TRAIN)) == 150 * 2, "another run's state is not gone on from"
+    assert steps_done(slow.must(*TRAIN)) == 150 * 2, "it does not resume from the state of another run"
     assert outcome(slow).curve != undisturbed.curve
     slow.set(train__label_smoothing=0.0)
     assert checkpoints(slow) == [older, newest]
-    text = comes_to_the_same(slow, undisturbed)
+    text = assert_resumes_to(slow, undisturbed)
     assert text.count(f"checkpoint {newest.relative_to(slow.folder)} is damaged") == 1
 
 
@@ -171,13 +175,13 @@ def test_a_full_disk_leaves_the_older_checkpoint(slow: Project) -> None:
     ]
     done = slow.run(*namespace, "sh", "-c", "; ".join(commands))
     assert done.code != 0 and "Traceback" not in done.text
-    told = re.findall("^train: .*disk is full.*", done.text, re.MULTILINE)
-    assert len(told) == 1 and "free some space" in told[0], done.text
+    messages = re.findall("^train: .*disk is full.*", done.text, re.MULTILINE)
+    assert len(messages) == 1 and "free some space" in messages[0], done.text
     assert outcome(slow) == undisturbed
     (slow.folder / ".bintally").rmdir()
     kept.rename(slow.folder / ".bintally")
     assert [path.name for path in checkpoints(slow)] == [path.name for path in saved]
-    comes_to_the_same(slow, undisturbed)
+    assert_resumes_to(slow, undisturbed)
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_the_images(project: Project) -> None:
@@ -185,9 +189,11 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_images(project: Projec
     project.set(train__lr=10, train__optimizer="sgd", train__weight_decay=1, train__epochs=40)
     done = project.run("dvc", "repro", "train")
     assert done.code != 0 and "Traceback" not in done.text
-    told = re.findall(r"^train: the loss is not finite .*", done.text, re.MULTILINE)
-    assert len(told) == 1, done.text
-    assert re.search(r"in epoch \d+, step \d+, on images \w+.*; lower train\.lr \(10\.0\) or set train\.clip", told[0])
+    messages = re.findall(r"^train: the loss is not finite .*", done.text, re.MULTILINE)
+    assert len(messages) == 1, done.text
+    assert re.search(
+        r"in epoch \d+, step \d+, on images \w+.*; lower train\.lr \(10\.0\) or set train\.clip", messages[0]
+    )
 
 
 @pytest.mark.slow
@@ -197,17 +203,17 @@ def test_too_little_memory_says_what_to_lower(project: Project) -> None:
     used = 6_000_000  # kB: enough to start with, not for the maps of a batch
     done = project.run("sh", "-c", f"ulimit -v {used}; exec dvc repro --single-item train")
     assert done.code != 0 and "Traceback" not in done.text
-    (told,) = re.findall(r"^train: out of memory.*", done.text, re.MULTILINE)
-    assert "train.batch_size (256)" in told and "train.accumulation_steps (1)" in told
+    (message,) = re.findall(r"^train: out of memory.*", done.text, re.MULTILINE)
+    assert "train.batch_size (256)" in message and "train.accumulation_steps (1)" in message
 
 
 @pytest.mark.slow
 def test_the_newest_checkpoint_is_named_by_its_steps(slow: Project, tmp_path: Path) -> None:
     run = slow.start(*TRAIN)
-    until_checkpoints(slow, run)
+    wait_for_checkpoints(slow, run)
     run.terminate()
     run.communicate(timeout=WAIT_S)
-    while stages_left(slow):
+    while running_stages(slow):
         time.sleep(0.01)
     saved = int(checkpoints(slow)[-1].stem)
     assert steps_done(slow.must(*TRAIN)) == 150 * 2 - saved

@@ -4,17 +4,17 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from project import Project
-from runs import processes
 
 from bintally.resources import available_cpus
+from project import Project
+from runs import processes
 
 NAMES = ("fig", "plum")
 QUEUE_S = 300
 
 
-def until_its_workers_end(project: Project) -> None:
-    """They do by themselves some seconds after the last experiment."""
+def wait_for_workers_to_end(project: Project) -> None:
+    """They end some seconds after the last experiment."""
     deadline = time.monotonic() + QUEUE_S
     while processes(project, b"queue-worker"):
         assert time.monotonic() < deadline
@@ -23,11 +23,11 @@ def until_its_workers_end(project: Project) -> None:
 
 @pytest.fixture
 def queue(project: Project) -> Iterator[Project]:
-    """A project whose queue's workers end with the test."""
+    """A project; the workers of its queue end with the test."""
     yield project
     if processes(project, b"queue-worker"):
         project.run("dvc", "queue", "stop", "--kill")
-        until_its_workers_end(project)
+        wait_for_workers_to_end(project)
 
 
 @pytest.mark.slow
@@ -36,7 +36,7 @@ def test_queued_experiments_share_the_cores(queue: Project, monkeypatch: pytest.
     for name, rate in zip(NAMES, (0.02, 0.03), strict=True):
         queue.must("dvc", "exp", "run", "--queue", "-n", name, "-S", f"train.lr={rate}", "-S", "launch.ranks=1")
     queue.must("dvc", "queue", "start", "--jobs", "2")
-    until_its_workers_end(queue)
+    wait_for_workers_to_end(queue)
     logs = {name: queue.must("dvc", "queue", "logs", name) for name in NAMES}
     rows = [line.split() for line in queue.must("dvc", "queue", "status").splitlines()]
     states = {row[1]: row[-1] for row in rows if len(row) > 2 and row[1] in NAMES}

@@ -11,7 +11,7 @@ from bintally.errors import UserError
 from bintally.inference import runtime
 from bintally.inference.predictor import Predictor
 from bintally.model.backbone import Backbone
-from bintally.model.encoded import BATCH
+from bintally.model.encoding import BATCH
 from bintally.model.images import decode
 from bintally.model.network import CountingNetwork, Head, log_probabilities
 from bintally.model.views import stack_views

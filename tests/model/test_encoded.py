@@ -13,7 +13,8 @@ from PIL import Image
 from bintally.errors import UserError
 from bintally.model import encoded as encoded_module
 from bintally.model.backbone import LITE, Backbone
-from bintally.model.encoded import Encoded, MemoryMappedRows, encode, load_encoded
+from bintally.model.encoded import Encoded, MemoryMappedRows, load_encoded
+from bintally.model.encoding import encode
 from bintally.model.images import decode
 from bintally.model.network import CountingNetwork, Head, log_probabilities
 from bintally.model.prediction import predict_encoded
@@ -125,7 +126,7 @@ def test_two_runs_write_the_same_bytes_and_other_weights_give_another_digest(
 def test_an_interrupted_encoding_resumes_to_the_same_bytes(
     tmp_path: Path, backbone: Backbone, trainable: str | int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bintally.model.encoded.SYNC_INTERVAL_S", 0)
+    monkeypatch.setattr("bintally.model.encoding.SYNC_INTERVAL_S", 0)
     read: list[int] = []
     bodies = [*BODIES, *BODIES, *BODIES]
 

@@ -49,7 +49,8 @@ def test_waiting_images_run_in_one_batch_and_a_bad_one_does_not_affect_them() ->
     async def work() -> None:
         queue = batcher(run=run)
         bodies = [bytes([n]) for n in range(8)]
-        results = await asyncio.gather(*queue.submit([*bodies[:3], b"bad", *bodies[3:]]))
+        predicting = map(queue.predict, [*bodies[:3], b"bad", *bodies[3:]])
+        results = await asyncio.gather(*predicting, return_exceptions=True)
         assert results[:3] + results[4:] == list(range(8)) and str(results[3]) == "it is bad"
         assert batches == [4, 4]
         queue.close()
@@ -71,10 +72,10 @@ def test_images_are_decoded_while_a_batch_runs() -> None:
 
     async def work() -> None:
         queue = batcher(decode, run, wait_s=0)
-        first = queue.submit([b"1234"])
+        first = asyncio.ensure_future(queue.predict(b"1234"))
         while not queue.running:
             await asyncio.sleep(0.001)
-        await asyncio.gather(*first, *queue.submit([b"later"]))
+        await asyncio.gather(first, queue.predict(b"later"))
         queue.close()
 
     run_async(work)
@@ -83,7 +84,7 @@ def test_images_are_decoded_while_a_batch_runs() -> None:
 def test_a_single_image_does_not_wait() -> None:
     async def work() -> None:
         queue = batcher()
-        assert await queue.submit([b"\x07"])[0] == 7
+        assert await queue.predict(b"\x07") == 7
         queue.close()
 
     run_async(work)
@@ -102,15 +103,21 @@ def test_a_batch_that_is_not_full_waits_for_a_limited_time() -> None:
 
     async def work() -> None:
         queue = batcher(decode, run, wait_s=0.01)
-        await asyncio.gather(*queue.submit([b"slow", b"quick"]))
+        await asyncio.gather(queue.predict(b"slow"), queue.predict(b"quick"))
         queue.close()
 
     run_async(work)
 
 
-def test_a_cancelled_image_is_not_run() -> None:
+@pytest.mark.parametrize("decoded", [False, True])
+def test_a_cancelled_image_is_not_run(decoded: bool) -> None:
     seen: list[int] = []
     go_on = Event()
+    go_on_decoding = Event()
+
+    def decode(body: bytes) -> torch.Tensor:
+        assert body == b"\x01" or go_on_decoding.wait(TIMEOUT_S)
+        return torch.tensor(list(body))
 
     def run(batch: Sequence[torch.Tensor]) -> list[int]:
         assert go_on.wait(TIMEOUT_S)
@@ -118,14 +125,19 @@ def test_a_cancelled_image_is_not_run() -> None:
         return sums(batch)
 
     async def work() -> None:
-        queue = batcher(run=run, wait_s=0)
-        first = queue.submit([b"\x01"])
+        queue = batcher(decode, run, wait_s=0)
+        first = asyncio.ensure_future(queue.predict(b"\x01"))
         while not queue.running:
             await asyncio.sleep(0.001)
-        dropped, kept = queue.submit([b"\x02", b"\x03"])
+        dropped, kept = (asyncio.ensure_future(queue.predict(body)) for body in (b"\x02", b"\x03"))
+        await asyncio.sleep(0)  # so that decoding starts
+        while decoded and len(queue._decoded) < 2:
+            go_on_decoding.set()
+            await asyncio.sleep(0.001)
         dropped.cancel()
         go_on.set()
-        assert await asyncio.gather(*first, kept) == [1, 3] and seen == [1, 3]
+        go_on_decoding.set()
+        assert list(await asyncio.gather(first, kept)) == [1, 3] and seen == [1, 3]
         queue.close()
 
     run_async(work)
@@ -140,8 +152,8 @@ def test_a_batch_that_fails_does_not_affect_the_next() -> None:
     async def work() -> None:
         queue = batcher(run=run)
         with pytest.raises(MemoryError):
-            await queue.submit([b"\x0d"])[0]
-        assert await queue.submit([b"\x01"])[0] == 1
+            await queue.predict(b"\x0d")
+        assert await queue.predict(b"\x01") == 1
         queue.close()
 
     run_async(work)

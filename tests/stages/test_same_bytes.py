@@ -25,10 +25,12 @@ ROOT = Path(__file__).parents[2]
 BINS = 160
 # Each line changes a figure unless it is reset.
 MATPLOTLIBRC = "axes.formatter.use_locale: True\nfont.size: 20\nsavefig.dpi: 30\nimage.cmap: gray\nlines.linewidth: 9\n"
-SCRIPT = (
-    "from bintally.stages import audit, calibrate, compare, evaluate; from bintally.params import load_params; "
-    + ("[stage.main(load_params()) for stage in (calibrate, evaluate, audit, compare)]")
-)
+SCRIPT = """
+from bintally.params import load_params
+from bintally.stages import audit, calibrate, compare, evaluate
+for stage in (calibrate, evaluate, audit, compare):
+    stage.main(load_params())
+"""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Changed photographs: each change does what it says, to each sample alone, and none changes the count."""
+"""Augmentation: each change has its drawn strength, for each sample alone, and none changes the count."""
 
 import math
 from collections.abc import Callable
@@ -9,22 +9,22 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from toys import CPU, OURS
 
 from bintally.params import Augment
-from bintally.training.augment import DRAWS, Augmentation, Dropout, draw
+from bintally.training.augment import DRAWS, Augmentation, draw
+from training_helpers import CPU, PARAMS
 
 SIZE = 64
 NONE = dict.fromkeys(Augment.model_fields, 0.0)
-SHIFT_X, SHIFT_Y, SCALE, ANGLE, GAIN, CONTRAST, RED, GREEN, BLUE, BLUR, NOISE, PLACE, KEPT = range(DRAWS)
+SHIFT_X, SHIFT_Y, SCALE, ANGLE, GAIN, CONTRAST, RED, GREEN, BLUE, BLUR, NOISE, CUT = range(DRAWS - 1)
 
 
-def whole_size(params: Augment) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def at_full_size(params: Augment) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     return partial(Augmentation(params, SIZE, seed=1, device=CPU), side=SIZE)
 
 
 def augmentation(**strengths: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    return whole_size(Augment(**(NONE | strengths)))
+    return at_full_size(Augment(**(NONE | strengths)))
 
 
 def draws(number: int, seed: int = 1) -> torch.Tensor:
@@ -32,7 +32,7 @@ def draws(number: int, seed: int = 1) -> torch.Tensor:
 
 
 def one_draw(**values: float) -> torch.Tensor:
-    """A sample's draws: 0, but for those named."""
+    """Draws of one sample: 0 except those named."""
     result = torch.zeros(1, DRAWS)
     for name, value in values.items():
         result[0, globals()[name.upper()]] = value
@@ -44,8 +44,8 @@ def images(number: int, low: int = 0, high: int = 256) -> torch.Tensor:
     return torch.randint(low, high, (number, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
 
 
-def test_a_sample_comes_out_the_same_whatever_batch_it_is_in() -> None:
-    augment = whole_size(OURS.augment)
+def test_the_change_of_a_sample_does_not_depend_on_its_batch() -> None:
+    augment = at_full_size(PARAMS.augment)
     photographs, drawn = images(9), draws(9)
     together = augment(photographs, drawn)
     assert together.dtype == torch.float32 and together.shape == photographs.shape
@@ -57,14 +57,14 @@ def test_a_sample_comes_out_the_same_whatever_batch_it_is_in() -> None:
     torch.testing.assert_close(backwards, together, atol=1e-4, rtol=0)
 
 
-def test_nothing_allowed_changes_nothing() -> None:
+def test_no_strength_changes_nothing() -> None:
     changed = augmentation()(images(5), draws(5))
     assert changed.dtype == torch.float32
     assert torch.equal(changed, images(5).float())
 
 
 @pytest.mark.parametrize("name", NONE)
-def test_each_strength_alone_changes_every_image_and_each_draw_otherwise(name: str) -> None:
+def test_each_strength_alone_changes_every_image_and_each_draw_differently(name: str) -> None:
     strongest = {"shift": 0.25, "rotation": 45, "noise": 64}.get(name, 0.5)
     photographs = images(1, 20, 200).expand(8, -1, -1, -1)
     changed = augmentation(**{name: strongest})(photographs, draws(8))
@@ -83,7 +83,7 @@ def test_the_strongest_changes_stay_on_the_scale() -> None:
 
 
 def squares(number: int, seed: int) -> NDArray[np.uint8]:
-    """So many bright squares on dark, apart from each other and from the border, each of another colour."""
+    """Bright squares on dark, apart from each other and from the border, each of another colour."""
     random = np.random.default_rng(seed)
     picture = random.integers(10, 40, (3, SIZE, SIZE), dtype=np.uint8)
     for cell in random.choice(9, number, replace=False):
@@ -97,35 +97,35 @@ def counted(image: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize("side", [SIZE, SIZE // 2])
-def test_no_change_of_our_strengths_changes_the_count(side: int) -> None:
+def test_no_change_of_the_repositorys_strengths_changes_the_count(side: int) -> None:
     counts = [at % 10 for at in range(300)]
     pictures = torch.from_numpy(np.stack([squares(count, seed) for seed, count in enumerate(counts)]))
     assert [counted(picture.float()) for picture in pictures] == counts
     smaller, changed = (
-        Augmentation(params, SIZE, 1, CPU)(pictures, draws(300), side) for params in (Augment(**NONE), OURS.augment)
+        Augmentation(params, SIZE, 1, CPU)(pictures, draws(300), side) for params in (Augment(**NONE), PARAMS.augment)
     )
     assert changed.shape == smaller.shape == (300, 3, side, side)
     for some in (smaller, changed):
         assert [counted(picture) for picture in some] == counts
-    # Each has really been moved: by a pixel and more in the mean.
-    plain, moved = (ndimage.center_of_mass(some[9].mean(0).numpy() > 100) for some in (smaller, changed))
-    assert math.dist(plain, moved) > 0.3
+    # They have moved.
+    before, after = (ndimage.center_of_mass(some[9].mean(0).numpy() > 100) for some in (smaller, changed))
+    assert math.dist(before, after) > 0.3
 
 
-# --- moves ---------------------------------------------------------------------------------------------
+# --- shift, rotation, scale ------------------------------------------------------------------------------
 
 CENTRE = (SIZE - 1) / 2
 
 
 def spot(x: float, y: float) -> torch.Tensor:
-    """A soft bright spot so many pixels from the centre."""
+    """A soft bright spot ``x`` and ``y`` pixels from the centre."""
     along = torch.arange(SIZE) - CENTRE
     heights = 200 * torch.exp(-((along - x)[None, :] ** 2 + (along - y)[:, None] ** 2) / 8)
     return heights.expand(1, 3, SIZE, SIZE)
 
 
-def where(image: torch.Tensor) -> tuple[float, float]:
-    """The place of the spot, in pixels from the centre."""
+def position(image: torch.Tensor) -> tuple[float, float]:
+    """The position of the spot, in pixels from the centre."""
     y, x = ndimage.center_of_mass(image[0, 0].numpy())
     return x - CENTRE, y - CENTRE
 
@@ -133,27 +133,27 @@ def where(image: torch.Tensor) -> tuple[float, float]:
 @pytest.mark.parametrize("drawn", [-0.9, 0.5])
 def test_a_shift_is_the_drawn_share_of_the_side(drawn: float) -> None:
     shift = augmentation(shift=0.2)
-    x, y = where(shift(spot(2, 5), one_draw(shift_x=drawn)))
+    x, y = position(shift(spot(2, 5), one_draw(shift_x=drawn)))
     assert abs(x - 2) == pytest.approx(abs(drawn) * 0.2 * SIZE, abs=0.05) and y == pytest.approx(5, abs=0.05)
-    back, _ = where(shift(spot(2, 5), one_draw(shift_x=-drawn)))
+    back, _ = position(shift(spot(2, 5), one_draw(shift_x=-drawn)))
     assert back - 2 == pytest.approx(2 - x, abs=0.05)
-    x, y = where(shift(spot(2, 5), one_draw(shift_y=drawn)))
+    x, y = position(shift(spot(2, 5), one_draw(shift_y=drawn)))
     assert abs(y - 5) == pytest.approx(abs(drawn) * 0.2 * SIZE, abs=0.05) and x == pytest.approx(2, abs=0.05)
 
 
 @pytest.mark.parametrize("drawn", [-1.0, 0.5])
 def test_a_rotation_is_by_the_drawn_degrees(drawn: float) -> None:
-    x, y = where(augmentation(rotation=30)(spot(12, 9), one_draw(angle=drawn)))
+    x, y = position(augmentation(rotation=30)(spot(12, 9), one_draw(angle=drawn)))
     assert math.hypot(x, y) == pytest.approx(15, abs=0.05)
     turned = math.degrees(math.atan2(y, x) - math.atan2(9, 12))
     assert abs(turned) == pytest.approx(abs(drawn) * 30, abs=0.2)
-    x, y = where(augmentation(rotation=30)(spot(12, 9), one_draw(angle=-drawn)))
+    x, y = position(augmentation(rotation=30)(spot(12, 9), one_draw(angle=-drawn)))
     assert math.degrees(math.atan2(y, x) - math.atan2(9, 12)) == pytest.approx(-turned, abs=0.2)
 
 
 @pytest.mark.parametrize("drawn", [-1.0, 0.5])
 def test_a_scale_is_by_the_drawn_share(drawn: float) -> None:
-    x, y = where(augmentation(scale=0.4)(spot(9, -6), one_draw(scale=drawn)))
+    x, y = position(augmentation(scale=0.4)(spot(9, -6), one_draw(scale=drawn)))
     assert (x, y) == pytest.approx((9 * (1 + 0.4 * drawn), -6 * (1 + 0.4 * drawn)), abs=0.05)
 
 
@@ -183,9 +183,7 @@ def test_blur_is_the_drawn_share_of_a_mean_over_three_neighbours_along_either_si
 
 def test_noise_has_the_drawn_deviation_and_is_each_samples_own() -> None:
     grey = torch.full((4, 3, SIZE, SIZE), 128, dtype=torch.uint8)
-    drawn = torch.cat(
-        [one_draw(noise=noise, place=place) for noise, place in ((-1, 0.1), (0, 0.1), (1, 0.1), (1, -0.7))]
-    )
+    drawn = torch.cat([one_draw(noise=noise, cut=cut) for noise, cut in ((-1, 0.1), (0, 0.1), (1, 0.1), (1, -0.7))])
     changes = augmentation(noise=10)(grey, drawn) - 128
     assert not changes[0].any()
     for change, deviation in zip(changes[1:], (5, 10, 10), strict=True):
@@ -194,30 +192,3 @@ def test_noise_has_the_drawn_deviation_and_is_each_samples_own() -> None:
     torch.testing.assert_close(changes[2], changes[1] * 2, atol=1e-4, rtol=0)
     correlation = np.corrcoef(changes[2].flatten(), changes[3].flatten())[0, 1]
     assert abs(correlation) < 0.05
-
-
-# --- features ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("share", [0.2, 0.7])
-def test_dropout_leaves_its_share_of_the_features_out_and_makes_up_for_it(share: float) -> None:
-    kept = Dropout(share, 100, seed=1, device=CPU)(draws(4000))
-    assert kept.shape == (4000, 100) and kept.dtype == torch.float32
-    torch.testing.assert_close(kept.unique(), torch.tensor([0, 1 / (1 - share)]))
-    assert float((kept == 0).float().mean()) == pytest.approx(share, abs=0.01)
-    # Each feature and each sample has its own luck.
-    for axis in (0, 1):
-        assert float(kept.corrcoef()[0, 1:].abs().mean()) < 0.15, axis
-        kept = kept.T
-
-
-def test_dropout_is_by_what_was_drawn_for_the_sample_and_the_seed_alone() -> None:
-    drawn = draws(50)
-    first, again, other = (Dropout(0.5, 30, seed, CPU) for seed in (1, 1, 2))
-    together = first(drawn)
-    assert torch.equal(again(drawn.flip(0)).flip(0), together)
-    assert not torch.equal(other(drawn), together)
-    assert not torch.equal(first(draws(50, seed=2)), together)
-    # What is drawn reaches from -1 to just below 1.
-    ends = torch.cat([one_draw(kept=-1.0), one_draw(kept=float(np.nextafter(np.float32(1), np.float32(0))))])
-    assert first(ends).shape == (2, 30)

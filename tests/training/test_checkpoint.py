@@ -1,4 +1,4 @@
-"""Checkpoints: the newest whole one is found, damage is noticed, and a full disk costs none of the earlier ones."""
+"""Checkpoints: the newest undamaged one is found, and a full disk leaves the earlier ones."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-def saved(folder: Path, *steps: int) -> Checkpoints:
+def save_steps(folder: Path, *steps: int) -> Checkpoints:
     checkpoints = Checkpoints(folder, KEY, 0)
     for step in steps:
         checkpoints.save(step, {"weight": torch.full((50,), float(step)), "step": step})
@@ -35,21 +35,21 @@ def newest(checkpoints: Checkpoints) -> int:
 
 
 def test_two_are_kept_and_the_newest_is_found_again(tmp_path: Path) -> None:
-    assert saved(tmp_path).newest() == (-1, b"")
+    assert save_steps(tmp_path).newest() == (-1, b"")
     # Past ten, whose names sort before nine's without the zeros in front.
-    assert newest(saved(tmp_path, 8, 9, 10, 11)) == 11
+    assert newest(save_steps(tmp_path, 8, 9, 10, 11)) == 11
     assert files(tmp_path) == ["0000000010.pt", "0000000011.pt"]
     assert newest(Checkpoints(tmp_path, KEY, 0)) == 11
-    saved(tmp_path).remove()
-    assert saved(tmp_path).newest() == (-1, b"") and files(tmp_path) == []
+    save_steps(tmp_path).remove()
+    assert save_steps(tmp_path).newest() == (-1, b"") and files(tmp_path) == []
 
 
 def test_the_state_of_another_run_is_not_found(tmp_path: Path) -> None:
-    saved(tmp_path, 1)
+    save_steps(tmp_path, 1)
     assert Checkpoints(tmp_path, "f" * 64, 0).newest() == (-1, b"")
 
 
-def test_they_are_due_every_so_many_seconds(tmp_path: Path) -> None:
+def test_they_are_due_at_the_given_interval(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path, KEY, 0).due()
     assert not Checkpoints(tmp_path, KEY, 3600).due()
 
@@ -62,27 +62,27 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["empty", "short", "cut", "flipped"])
-def test_a_damaged_one_is_told_of_and_the_one_before_it_taken(
+def test_a_damaged_one_is_reported_and_the_one_before_it_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    checkpoints = saved(tmp_path, 4, 5)
+    checkpoints = save_steps(tmp_path, 4, 5)
     path = next(tmp_path.rglob("0000000005.pt"))
     damage(path, how)
     with caplog.at_level(logging.WARNING):
         assert newest(checkpoints) == 4
     assert [record.getMessage() for record in caplog.records] == [
-        f"train: the checkpoint {path} is damaged; going on from the one before it"
+        f"train: the checkpoint {path} is damaged; resuming from the one before it"
     ]
     damage(next(tmp_path.rglob("0000000004.pt")), how)
     assert checkpoints.newest() == (-1, b"")
 
 
-def test_damaged_ones_do_not_push_out_what_is_saved_after_them(tmp_path: Path) -> None:
-    checkpoints = saved(tmp_path, 8, 9)
+def test_damaged_ones_do_not_displace_later_ones(tmp_path: Path) -> None:
+    checkpoints = save_steps(tmp_path, 8, 9)
     for path in tmp_path.rglob("*.pt"):
         damage(path, "flipped")
     assert checkpoints.newest() == (-1, b"")
-    saved(tmp_path, 1, 2)
+    save_steps(tmp_path, 1, 2)
     assert newest(checkpoints) == 2
     damage(next(tmp_path.rglob("0000000002.pt")), "flipped")
     assert newest(checkpoints) == 1
@@ -93,7 +93,7 @@ def test_only_the_newest_runs_are_kept(tmp_path: Path) -> None:
     for age, run in enumerate(runs):
         Checkpoints(tmp_path, run * 64, 0).save(1, {})
         os.utime(tmp_path / (run * 16), (1e9 + age, 1e9 + age))
-        # What a run saves later costs no other run its own.
+        # A later checkpoint of a run removes no other run.
         Checkpoints(tmp_path, run * 64, 0).save(2, {})
         os.utime(tmp_path / (run * 16), (1e9 + age, 1e9 + age))
         kept = runs[max(0, age + 1 - KEPT_RUNS) : age + 1]
@@ -101,16 +101,16 @@ def test_only_the_newest_runs_are_kept(tmp_path: Path) -> None:
         assert len(files(tmp_path)) == 2 * len(kept)
 
 
-def test_a_full_disk_is_a_fault_and_leaves_the_earlier_ones(tmp_path: Path) -> None:
-    checkpoints = saved(tmp_path, 4, 5)
+def test_a_full_disk_is_an_error_and_leaves_the_earlier_ones(tmp_path: Path) -> None:
+    checkpoints = save_steps(tmp_path, 4, 5)
     folder = next(tmp_path.iterdir())
     # Whatever is written through it comes back as "no space left on device".
     (folder / ".0000000006.pt.tmp").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"the disk is full: could not write .*0000000006\.pt"):
-        saved(tmp_path, 6)
+        save_steps(tmp_path, 6)
     assert newest(checkpoints) == 5
     assert files(tmp_path) == ["0000000004.pt", "0000000005.pt"]
-    assert newest(saved(tmp_path, 6)) == 6
+    assert newest(save_steps(tmp_path, 6)) == 6
 
 
 class Code:
@@ -123,7 +123,7 @@ class Code:
         return Path.touch, (self.path,)
 
 
-def test_a_state_that_brings_code_is_refused_and_it_is_not_run(tmp_path: Path) -> None:
+def test_code_in_a_state_is_refused_and_not_run(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", KEY, 0)
     checkpoints.save(1, {"weight": Code(tmp_path / "touched")})
     with pytest.raises(pickle.UnpicklingError):

@@ -1,4 +1,4 @@
-"""Processes together: what they exchange, statistics of the whole batch, and what is said when one is lost."""
+"""Processes that train together: collective operations, global batch statistics, and lost ranks."""
 
 import os
 import signal
@@ -10,32 +10,32 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toys import Tensors, alone, both, ended, outcome, start
 
 from bintally.training.distributed import (
     GlobalBatchNorm,
-    Place,
+    RankContext,
     all_gather,
     all_reduce_sum,
     broadcast_bytes,
     convert_batch_norm,
 )
+from training_helpers import Tensors, exit_codes, rank_result, run_two_ranks, single_rank, start_ranks
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    with alone() as one:
-        yield one
+def context() -> Iterator[RankContext]:
+    with single_rank() as only:
+        yield only
 
 
-def whole_batch() -> torch.Tensor:
+def global_batch() -> torch.Tensor:
     """Seven images of three channels: more on the first of two ranks than on the second, and unlike those."""
     batch = torch.randn(7, 3, 4, 5, generator=torch.Generator().manual_seed(2)) * 2 + 1
     batch[:4] += 3
     return batch
 
 
-def normalised(norm: nn.BatchNorm2d, images: torch.Tensor) -> Tensors:
+def run_batch_norm(norm: nn.BatchNorm2d, images: torch.Tensor) -> Tensors:
     """Two steps of batch normalisation: the last's outputs and gradients, the statistics, and their use."""
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
@@ -51,60 +51,60 @@ def normalised(norm: nn.BatchNorm2d, images: torch.Tensor) -> Tensors:
     tensors = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
     tensors["outputs"] = outputs
     tensors |= {f"its {name}": buffer for name, buffer in norm.named_buffers()}
-    tensors["outputs in use"] = norm.eval()(whole_batch().to(images.device))
+    tensors["outputs in use"] = norm.eval()(global_batch().to(images.device))
     return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
 
 
-def share_normalised(place: Place) -> Tensors:
-    """What a rank comes to with its share of the batch."""
-    mine = np.array_split(np.arange(7), place.ranks)[place.rank]
-    return normalised(GlobalBatchNorm(3).to(place.device), whole_batch()[mine].to(place.device))
+def run_share(context: RankContext) -> Tensors:
+    """The results of a rank with its share of the batch."""
+    mine = np.array_split(np.arange(7), context.world_size)[context.rank]
+    return run_batch_norm(GlobalBatchNorm(3).to(context.device), global_batch()[mine].to(context.device))
 
 
-def exchange(place: Place, _folder: Path) -> dict[str, object]:
+def exchange(context: RankContext, _folder: Path) -> dict[str, object]:
     def content(rank: int) -> bytes:
         return bytes(range(5 + 200 * rank))
 
     return {
-        "place": [place.rank, place.ranks, place.is_main_process],
-        "summed": all_reduce_sum(torch.tensor([1.5, 2.0 * place.rank])),
-        "gathered": all_gather(torch.tensor([place.rank, 10 + place.rank]), place),
-        "sent": [broadcast_bytes(content(place.rank), source, place) == content(source) for source in (0, 1)],
-        "normalised": share_normalised(place),
+        "context": [context.rank, context.world_size, context.is_main],
+        "sum": all_reduce_sum(torch.tensor([1.5, 2.0 * context.rank])),
+        "gathered": all_gather(torch.tensor([context.rank, 10 + context.rank]), context),
+        "broadcast": [broadcast_bytes(content(context.rank), source, context) == content(source) for source in (0, 1)],
+        "batch norm": run_share(context),
     }
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
-    """What each of two processes comes to."""
-    return list(both(exchange, tmp_path_factory.mktemp("two")))
+    """The results of two processes."""
+    return list(run_two_ranks(exchange, tmp_path_factory.mktemp("two")))
 
 
-def test_ranks_sum_gather_and_send(place: Place, two: list[dict[str, object]]) -> None:
-    assert [one["place"] for one in two] == [[0, 2, True], [1, 2, False]]
+def test_ranks_sum_gather_and_broadcast(context: RankContext, two: list[dict[str, object]]) -> None:
+    assert [one["context"] for one in two] == [[0, 2, True], [1, 2, False]]
     for one in two:
-        torch.testing.assert_close(one["summed"], torch.tensor([3.0, 2.0]))
+        torch.testing.assert_close(one["sum"], torch.tensor([3.0, 2.0]))
         torch.testing.assert_close(one["gathered"], torch.tensor([[0, 10], [1, 11]]))
-        assert one["sent"] == [True, True]
-    assert (place.rank, place.ranks, place.is_main_process) == (0, 1, True)
-    assert broadcast_bytes(b"alone", 0, place) == b"alone"
-    assert all_gather(torch.tensor([3, 4]), place).tolist() == [[3, 4]]
+        assert one["broadcast"] == [True, True]
+    assert (context.rank, context.world_size, context.is_main) == (0, 1, True)
+    assert broadcast_bytes(b"alone", 0, context) == b"alone"
+    assert all_gather(torch.tensor([3, 4]), context).tolist() == [[3, 4]]
 
 
-def test_batch_statistics_are_those_of_the_whole_batch(place: Place, two: list[dict[str, Tensors]]) -> None:
-    expected = normalised(nn.BatchNorm2d(3), whole_batch())
+def test_batch_statistics_are_those_of_the_global_batch(context: RankContext, two: list[dict[str, Tensors]]) -> None:
+    expected = run_batch_norm(nn.BatchNorm2d(3), global_batch())
     assert len(expected) == 8
-    first, second = (one["normalised"] for one in two)
+    first, second = (one["batch norm"] for one in two)
     joint = dict(first)
     for name in ("outputs", "inputs' gradient"):
         joint[name] = torch.cat([first[name], second[name]])
     for name in ("weight's gradient", "bias's gradient"):
         joint[name] = first[name] + second[name]
-    torch.testing.assert_close(share_normalised(place), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(run_share(context), expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(joint, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_only_plain_batch_normalisation_is_made_to_share() -> None:
+def test_only_plain_batch_normalisation_is_converted() -> None:
     class Own(nn.BatchNorm2d):
         pass
 
@@ -124,44 +124,44 @@ def test_only_plain_batch_normalisation_is_made_to_share() -> None:
 # --- lost ranks ----------------------------------------------------------------------------------------
 
 
-def die_or_sum(place: Place, _folder: Path) -> None:
+def die_or_sum(context: RankContext, _folder: Path) -> None:
     all_reduce_sum(torch.ones(1))
-    if place.rank == 1:
+    if context.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     all_reduce_sum(torch.ones(1))
 
 
-def sleep_or_sum(place: Place, folder: Path) -> None:
+def sleep_or_sum(context: RankContext, folder: Path) -> None:
     all_reduce_sum(torch.ones(1))
-    while place.rank == 1 and not (folder / "0.pt").exists():
+    while context.rank == 1 and not (folder / "0.pt").exists():
         time.sleep(0.05)
     all_reduce_sum(torch.ones(1))
 
 
 def assert_lost(folder: Path, timeout_s: int) -> None:
-    said = outcome(0, folder)
-    assert said.startswith("RanksLost: rank 0 lost the other ranks (") and "\n" not in said
-    assert f"they wait launch.timeout_s ({timeout_s}) at most" in said
+    message = rank_result(0, folder)
+    assert message.startswith("RanksLost: rank 0 lost the other ranks (") and "\n" not in message
+    assert f"ranks wait launch.timeout_s ({timeout_s}) at most" in message
 
 
-def test_a_rank_that_dies_is_missed_by_the_others(tmp_path: Path) -> None:
-    assert ended(start(die_or_sum, tmp_path)) == [0, -signal.SIGKILL]
+def test_a_rank_that_dies_is_reported_by_the_others(tmp_path: Path) -> None:
+    assert exit_codes(start_ranks(die_or_sum, tmp_path)) == [0, -signal.SIGKILL]
     assert_lost(tmp_path, timeout_s=60)
 
 
 def test_a_rank_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
-    assert ended(start(sleep_or_sum, tmp_path, timeout_s=2)) == [0, 0]
+    assert exit_codes(start_ranks(sleep_or_sum, tmp_path, timeout_s=2)) == [0, 0]
     assert_lost(tmp_path, timeout_s=2)
 
 
-def test_a_rank_that_never_comes_is_given_up(tmp_path: Path) -> None:
-    assert ended(start(sleep_or_sum, tmp_path, ranks=[0], timeout_s=2)) == [0]
+def test_a_rank_that_never_starts_is_given_up(tmp_path: Path) -> None:
+    assert exit_codes(start_ranks(sleep_or_sum, tmp_path, ranks=[0], timeout_s=2)) == [0]
     assert_lost(tmp_path, timeout_s=2)
 
 
-def stumble(_place: Place, _folder: Path) -> None:
+def raise_another_error(_context: RankContext, _folder: Path) -> None:
     raise RuntimeError("of another kind")
 
 
-def test_an_error_of_another_kind_is_not_taken_for_a_lost_rank(tmp_path: Path) -> None:
-    assert both(stumble, tmp_path) == ("RuntimeError: of another kind",) * 2
+def test_another_error_is_not_reported_as_a_lost_rank(tmp_path: Path) -> None:
+    assert run_two_ranks(raise_another_error, tmp_path) == ("RuntimeError: of another kind",) * 2

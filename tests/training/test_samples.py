@@ -1,15 +1,13 @@
-"""Batches: every sample once an epoch, the same whatever the ranks, read as they are on the disk."""
+"""Batches: every sample once an epoch, independent of the number of ranks, read as stored."""
 
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from toys import CPU, SIDE, WIDTH, toy, toy_pixels
 
-from bintally.training.distributed import Place
+from bintally.training.distributed import RankContext
 from bintally.training.samples import (
     Batch,
     Samples,
@@ -19,14 +17,15 @@ from bintally.training.samples import (
     training_batches,
     validation_batches,
 )
+from training_helpers import CPU, SIZE, WIDTH, feature_samples, pixel_samples
 
 
-def places(ranks: int) -> list[Place]:
-    return [Place(rank, ranks, CPU, is_main_process=rank == 0) for rank in range(ranks)]
+def contexts(ranks: int) -> list[RankContext]:
+    return [RankContext(rank, ranks, CPU, is_main=rank == 0) for rank in range(ranks)]
 
 
 @pytest.mark.parametrize(("samples", "size"), [(100, 32), (97, 32), (64, 32), (5, 32), (33, 32), (7, 1)])
-def test_an_epoch_takes_every_sample_once_in_even_batches_no_larger_than_asked(samples: int, size: int) -> None:
+def test_an_epoch_takes_every_sample_once_in_even_batches_of_at_most_that_size(samples: int, size: int) -> None:
     epoch = plan(samples, size, seed=1, epoch=0)
     assert sorted(np.concatenate(epoch.batches).tolist()) == list(range(samples))
     sizes = [len(batch) for batch in epoch.batches]
@@ -35,7 +34,7 @@ def test_an_epoch_takes_every_sample_once_in_even_batches_no_larger_than_asked(s
     assert len(epoch.flip) == len(epoch.draws) == samples
 
 
-def test_an_epoch_is_drawn_anew_by_seed_and_by_number() -> None:
+def test_an_epoch_differs_by_seed_and_number() -> None:
     def drawn(seed: int, epoch: int) -> list[bytes]:
         one = plan(200, 50, seed, epoch)
         return [np.concatenate(one.batches).tobytes(), one.flip.tobytes(), one.draws.tobytes()]
@@ -48,26 +47,11 @@ def test_an_epoch_is_drawn_anew_by_seed_and_by_number() -> None:
     assert -1 <= one.draws.min() < -0.99 and 0.99 < one.draws.max() < 1
 
 
-def test_samples_of_a_group_follow_each_other_and_groups_come_in_another_order_each_epoch() -> None:
-    groups = [f"g{sample % 70}" for sample in range(100)]  # thirty of two, forty of one
-    orders = []
-    for epoch in (0, 1):
-        one = plan(100, 16, seed=1, epoch=epoch, groups=groups)
-        order = np.concatenate(one.batches).tolist()
-        assert sorted(order) == list(range(100)) and len(one.batches) == 7
-        changes = sum(groups[before] != groups[after] for before, after in pairwise(order))
-        assert changes == 69
-        orders.append(order)
-        # What happens to a sample does not depend on where it stands.
-        np.testing.assert_array_equal(one.draws, plan(100, 16, seed=1, epoch=epoch).draws)
-    assert orders[0] != orders[1] and orders[0] != sorted(orders[0])
-
-
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_ranks_and_parts_share_a_batch_out_evenly(ranks: int, parts: int) -> None:
     batch = np.random.default_rng(0).permutation(29)
-    shared = [shares(batch, place, parts) for place in places(ranks)]
+    shared = [shares(batch, context, parts) for context in contexts(ranks)]
     assert [len(mine) for mine in shared] == [parts] * ranks
     assert sorted(np.concatenate([part for mine in shared for part in mine]).tolist()) == list(range(29))
     sizes = [len(part) for mine in shared for part in mine]
@@ -75,23 +59,23 @@ def test_ranks_and_parts_share_a_batch_out_evenly(ranks: int, parts: int) -> Non
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_what_is_normalised_together_does_not_depend_on_the_ranks(ranks: int) -> None:
+def test_the_parts_of_a_batch_do_not_depend_on_the_ranks(ranks: int) -> None:
     batch = np.random.default_rng(0).permutation(29)
-    alone = shares(batch, places(1)[0], 2)
-    shared = [shares(batch, place, 2) for place in places(ranks)]
+    alone = shares(batch, contexts(1)[0], 2)
+    shared = [shares(batch, context, 2) for context in contexts(ranks)]
     for part in (0, 1):
         np.testing.assert_array_equal(np.concatenate([mine[part] for mine in shared]), alone[part])
 
 
-Seen = tuple[int, bytes, int, bool, bytes]
+SampleSeen = tuple[int, bytes, int, bool, bytes]
 
 
-def worked_through(samples: Samples, ranks: int, parts: int, start: int = 0) -> list[list[Seen]]:
-    """By step, all that the ranks together get of each sample, in the order of the samples' numbers."""
+def processed(samples: Samples, ranks: int, parts: int, start: int = 0) -> list[list[SampleSeen]]:
+    """By step, what the ranks together get of each sample, in the order of the samples."""
     epoch = plan(len(samples.rows), 16, seed=3, epoch=2)
-    steps: list[list[Seen]] = [[] for _ in epoch.batches[start:]]
-    for place in places(ranks):
-        batches = list(training_batches(samples, epoch, start, parts, place))
+    steps: list[list[SampleSeen]] = [[] for _ in epoch.batches[start:]]
+    for context in contexts(ranks):
+        batches = list(training_batches(samples, epoch, start, parts, context))
         assert len(batches) == parts * len(steps)
         for at, batch in enumerate(batches):
             steps[at // parts] += (
@@ -104,17 +88,15 @@ def worked_through(samples: Samples, ranks: int, parts: int, start: int = 0) -> 
 
 
 @pytest.mark.parametrize("pixels", [False, True])
-def test_what_happens_in_a_step_does_not_depend_on_ranks_parts_and_where_the_epoch_was_resumed(
-    tmp_path: Path, pixels: bool
-) -> None:
-    samples = (toy_pixels if pixels else toy)(tmp_path)[0]
-    whole = worked_through(samples, ranks=1, parts=1)
+def test_a_step_does_not_depend_on_ranks_parts_and_resumption(tmp_path: Path, pixels: bool) -> None:
+    samples = (pixel_samples if pixels else feature_samples)(tmp_path)[0]
+    whole = processed(samples, ranks=1, parts=1)
     assert sorted(number for step in whole for number, *_ in step) == list(range(len(samples.rows)))
     for ranks in (1, 2, 3, 4):
         for parts in (1, 2):
-            assert worked_through(samples, ranks, parts) == whole
+            assert processed(samples, ranks, parts) == whole
     for done in range(len(whole) + 1):
-        assert worked_through(samples, 2, 2, start=done) == whole[done:]
+        assert processed(samples, 2, 2, start=done) == whole[done:]
 
 
 def joint(batches: list[Batch]) -> Batch:
@@ -124,11 +106,11 @@ def joint(batches: list[Batch]) -> Batch:
     return Batch(np.concatenate([batch.chosen for batch in batches]), **tensors)
 
 
-def test_features_are_of_the_drawn_view_and_pixels_stay_bytes_with_a_word_on_mirroring(tmp_path: Path) -> None:
-    (features, _), (pixels, _) = toy(tmp_path / "features"), toy_pixels(tmp_path / "pixels")
+def test_features_are_of_the_drawn_view_and_pixels_come_unmirrored_with_the_flag(tmp_path: Path) -> None:
+    (features, _), (pixels, _) = feature_samples(tmp_path / "features"), pixel_samples(tmp_path / "pixels")
     array = np.load(tmp_path / "features" / "array.npy")
     epoch = plan(len(features.rows), 16, seed=1, epoch=0)
-    got = joint(list(training_batches(features, epoch, 0, 1, places(1)[0])))
+    got = joint(list(training_batches(features, epoch, 0, 1, contexts(1)[0])))
     mirrored = epoch.flip[got.chosen]
     assert 0 < mirrored.sum() < len(mirrored)
     np.testing.assert_array_equal(got.inputs, array[features.rows[got.chosen], mirrored.astype(int)])
@@ -136,20 +118,20 @@ def test_features_are_of_the_drawn_view_and_pixels_stay_bytes_with_a_word_on_mir
 
     array = np.load(tmp_path / "pixels" / "array.npy")
     epoch = plan(len(pixels.rows), 16, seed=1, epoch=0)
-    got = joint(list(training_batches(pixels, epoch, 0, 1, places(1)[0])))
+    got = joint(list(training_batches(pixels, epoch, 0, 1, contexts(1)[0])))
     assert got.inputs.dtype == torch.uint8
     np.testing.assert_array_equal(got.inputs, array[pixels.rows[got.chosen]])
     np.testing.assert_array_equal(got.flip, epoch.flip[got.chosen])
     np.testing.assert_array_equal(got.draws, epoch.draws[got.chosen])
     np.testing.assert_array_equal(got.targets, pixels.classes[got.chosen])
 
-    plain = joint(list(training_batches(replace(pixels, mirrored=False), epoch, 0, 1, places(1)[0])))
+    plain = joint(list(training_batches(replace(pixels, mirrored=False), epoch, 0, 1, contexts(1)[0])))
     assert not plain.flip.any()
 
 
-def test_features_of_one_view_are_enough_without_mirroring(tmp_path: Path) -> None:
-    samples = toy(tmp_path, mirrored=False)[0]
-    got = joint(list(training_batches(samples, plan(len(samples.rows), 16, 1, 0), 0, 1, places(1)[0])))
+def test_features_may_have_one_view_without_mirroring(tmp_path: Path) -> None:
+    samples = feature_samples(tmp_path, mirrored=False)[0]
+    got = joint(list(training_batches(samples, plan(len(samples.rows), 16, 1, 0), 0, 1, contexts(1)[0])))
     np.testing.assert_array_equal(got.inputs, np.load(tmp_path / "array.npy")[samples.rows[got.chosen], 0])
 
 
@@ -159,10 +141,10 @@ def test_validation_takes_all_views_of_every_sample_once_over_all_ranks(
 ) -> None:
     monkeypatch.setattr("bintally.training.samples.VALIDATION_BATCH", 7)
     for samples, shape in (
-        (toy(tmp_path / "features")[1], (2, WIDTH)),
-        (toy_pixels(tmp_path / "pixels")[1], (3, SIDE, SIDE)),
+        (feature_samples(tmp_path / "features")[1], (2, WIDTH)),
+        (pixel_samples(tmp_path / "pixels")[1], (3, SIZE, SIZE)),
     ):
-        batches = [batch for place in places(ranks) for batch in validation_batches(samples, place)]
+        batches = [batch for context in contexts(ranks) for batch in validation_batches(samples, context)]
         assert max(len(batch.chosen) for batch in batches) == min(7, -(-len(samples.rows) // ranks))
         chosen = np.concatenate([batch.chosen for batch in batches])
         assert sorted(chosen.tolist()) == list(range(len(samples.rows)))

@@ -39,14 +39,11 @@ def port(text: str) -> int:
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add SOURCE, --ids, --model and how to reach the S3 server: the photographs, and the model that scores them."""
-    parser.add_argument(
-        "source",
-        nargs="?",
-        default="data",
-        metavar="SOURCE",
-        help="s3://bucket[/prefix]; a folder laid out like the bucket, or of .jpg and .png files; a text file of their "
-        "paths, or of ids; data (the default): the bins of the last `dvc repro`",
+    help_line = (
+        "s3://bucket[/prefix]; a folder laid out like the bucket, or of .jpg and .png files; a text file of their "
+        "paths, or of ids; data (the default): the bins of the last `dvc repro`"
     )
+    parser.add_argument("source", nargs="?", default="data", metavar="SOURCE", help=help_line)
     parser.add_argument("--ids", type=Path, metavar="FILE", help="use only the ids in this file, one a line")
     parser.add_argument("--model", type=Path, default=Path("models"), metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--endpoint", metavar="URL", help="the S3 server (default: fetch.endpoint of params.yaml)")
@@ -58,6 +55,13 @@ def source_access(arguments: argparse.Namespace) -> dict[str, object]:
     """The keys of `fetch` in params.yaml that the arguments replace, with their values."""
     given = {"endpoint": arguments.endpoint, "region": arguments.region, "anonymous": False if arguments.sign else None}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def require_outs(*files: Path) -> None:
+    """Raise UserError if one of the files, which `dvc repro` writes, does not exist."""
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file} does not exist: `dvc repro` creates it, `bintally pull` fetches it")
 
 
 def create_output_folder(folder: Path) -> None:

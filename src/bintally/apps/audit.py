@@ -12,12 +12,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     add = parser.add_argument
     add("--to", type=Path, default=Path("exports/audit"), metavar="FOLDER", help="default: %(default)s")
-    add(
-        "--error-rate",
-        type=fraction,
-        metavar="FRACTION",
-        help="fraction of records assumed to be wrong (default: calibrate.record_error_rate)",
-    )
+    help_line = "fraction of records assumed to be wrong (default: calibrate.record_error_rate)"
+    add("--error-rate", type=fraction, metavar="FRACTION", help=help_line)
     add("--all", action="store_true", help="include bins that the model was trained on")
     add("--budget", type=positive_int, metavar="N", help="number of bins that can be recounted: mark the first N")
     add("--show", type=positive_int, metavar="N", help="number of bins on the page (default: 300, or the budget)")
@@ -38,19 +34,14 @@ def write_audit(arguments: argparse.Namespace) -> None:
     Raises UserError if there is nothing to audit, or as :func:`bintally.apps.scores.score_photographs` does.
     """
     # torch comes with these, `bintally --help` does without it.
-    from bintally.apps.audit_page import write_page
-    from bintally.apps.audit_ranking import rank_bins
-    from bintally.apps.audit_records import read_records
-    from bintally.apps.audit_report import print_ranking, recount_estimates, summary, write_table
+    from bintally.apps.audit_output import print_ranking, recount_estimates, summary, write_page, write_table
+    from bintally.apps.audit_ranking import rank_bins, read_records
     from bintally.apps.photographs import open_photographs
     from bintally.apps.scores import score_photographs
     from bintally.files import write_csv
-    from bintally.params import load_params
 
     create_output_folder(arguments.to)
-    photographs = open_photographs(
-        arguments.source, paths.BINS, lambda: load_params().fetch, source_access(arguments), arguments.ids
-    )
+    photographs = open_photographs(arguments.source, source_access(arguments), arguments.ids)
     records = read_records(photographs, arguments.source, include_training=arguments.all)
     photographs = replace(photographs, ids=list(records.bins))
     table, rejected, page = (arguments.to / name for name in ("audit.csv", "rejected.csv", "index.html"))

@@ -20,21 +20,15 @@ from bintally.scoring.metrics import Counts, Floats, LabelledPredictions
 from bintally.scoring.references import BenchmarkRow
 from bintally.scoring.selection import sharpness
 
-SIDES = ("height", "length", "width")
-
 
 @dataclass(frozen=True)
 class Products:
     """The products in all bins, from the records."""
 
-    bin_rows: Counts
-    """(m,) the row of each product's bin."""
-    quantities: Counts
-    """(m,) items of it in that bin."""
-    weights: Floats
-    """(m,) of one item, pounds, NaN if unknown."""
-    sides: Floats
-    """(m, 3) height, length and width, inches, NaN if unknown."""
+    bin_rows: Counts  # (m,) the row of each product's bin
+    quantities: Counts  # (m,) items of it in that bin
+    weights: Floats  # (m,) of one item, pounds, NaN if unknown
+    sides: Floats  # (m, 3) height, length and width, inches, NaN if unknown
 
 
 @dataclass(frozen=True)
@@ -43,26 +37,18 @@ class Collection:
 
     demo: bool
     benchmark: list[BenchmarkRow]
-    metrics: dict[str, Any]
-    """The content of ``metrics/test.json``."""
+    metrics: dict[str, Any]  # the content of metrics/test.json
     entries: list[Entry]
-    counts: Counts
-    """(n,) of the records."""
+    counts: Counts  # (n,) of the records
     groups: list[str]
     splits: list[str]
-    sizes: Counts
-    """(n, 2) width and height of the photographs, pixels."""
-    sharpness: Floats
-    """(n,) see :func:`bintally.scoring.selection.sharpness`."""
+    sizes: Counts  # (n, 2) width and height of the photographs, pixels
+    sharpness: Floats  # (n,) of scoring.selection.sharpness
     products: Products
-    test_rows: Counts
-    """(t,) the rows of the test bins."""
-    predictions: LabelledPredictions
-    """For the test bins."""
-    predicted_counts: dict[str, Counts]
-    """(t,) for each decoding rule."""
-    prediction_sets: Counts
-    """(t, 2) the lowest and the highest count."""
+    test_rows: Counts  # (t,) the rows of the test bins
+    predictions: LabelledPredictions  # for the test bins
+    predicted_counts: dict[str, Counts]  # (t,) for each decoding rule
+    prediction_sets: Counts  # (t, 2) the lowest and the highest count
     reader: ShardReader
 
     def description(self) -> str:
@@ -73,16 +59,13 @@ class Collection:
         return f"{len(self.test_rows):,} {'demo ' if self.demo else ''}test bins"
 
     def images(self, rows: Sequence[int] | Counts) -> list[bytes]:
-        """Read the photographs of some bins."""
         return [self.reader.image(self.entries[row]) for row in rows]
 
     def record(self, row: int) -> dict[str, Any]:
-        """Read the record of a bin."""
-        content: dict[str, Any] = json.loads(self.reader.record(self.entries[row]))
-        return content
+        return dict(json.loads(self.reader.record(self.entries[row])))
 
     def majority_count(self) -> int:
-        """Return the most frequent count of the training bins, among those the model predicts."""
+        """The most frequent count of the training bins, among those the model predicts."""
         is_train = np.array(self.splits) == "train"
         return int(np.bincount(self.counts[is_train & np.isin(self.counts, self.predictions.counts)]).argmax())
 
@@ -101,9 +84,15 @@ def load_collection() -> Collection:
         raise UserError(f"{paths.SPLITS} or {paths.PREDICTIONS} has other bins than {paths.BINS}; run `dvc repro`")
     benchmark = json.loads(paths.BENCHMARK.read_text(encoding="utf-8"))
     reader = ShardReader(paths.BINS)
+
+    def measure(entry: Entry) -> tuple[tuple[int, int], float]:
+        image = reader.image(entry)
+        with Image.open(BytesIO(image)) as opened:
+            return opened.size, sharpness(image)
+
+    measured = []
     with progress("measure", len(entries), "photographs") as advance, ThreadPoolExecutor() as pool:
-        measured = []
-        for size_and_sharpness in pool.map(lambda entry: _size_and_sharpness(reader.image(entry)), entries):
+        for size_and_sharpness in pool.map(measure, entries):
             measured.append(size_and_sharpness)
             advance(1)
     classes = [int(name[1:]) for name in predictions[0] if name[0] == "p" and name[1:].isdecimal()]
@@ -131,23 +120,15 @@ def load_collection() -> Collection:
     )
 
 
-def _size_and_sharpness(image: bytes) -> tuple[tuple[int, int], float]:
-    with Image.open(BytesIO(image)) as opened:
-        return opened.size, sharpness(image)
-
-
 def _products(records: Sequence[bytes]) -> Products:
-    items = [
-        (row, item)
-        for row, record in enumerate(records)
-        for item in json.loads(record)["BIN_FCSKU_DATA"].values()
-        if item["quantity"]
-    ]
+    products = [json.loads(record)["BIN_FCSKU_DATA"].values() for record in records]
+    items = [(row, item) for row, listed in enumerate(products) for item in listed if item["quantity"]]
+    sides = [[_measurement(item, side) for side in ("height", "length", "width")] for _, item in items]
     return Products(
         np.array([row for row, _ in items], np.int64),
         np.array([item["quantity"] for _, item in items], np.int64),
         np.array([_measurement(item, "weight") for _, item in items], np.float64),
-        np.array([[_measurement(item, side) for side in SIDES] for _, item in items], np.float64).reshape(-1, 3),
+        np.array(sides, np.float64).reshape(-1, 3),
     )
 
 

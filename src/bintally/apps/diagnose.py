@@ -17,12 +17,9 @@ log = logging.getLogger("bintally")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--to", type=Path, default=Path("exports/diagnose"), metavar="FOLDER", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--steps", type=positive_int, default=20, help="number of training steps to time (default: %(default)s)"
-    )
+    add = parser.add_argument
+    add("--to", type=Path, default=Path("exports/diagnose"), metavar="FOLDER", help="default: %(default)s")
+    add("--steps", type=positive_int, default=20, help="number of training steps to time (default: %(default)s)")
     parser.set_defaults(func=run)
 
 
@@ -35,7 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
     _prepare_data()
     configure_malloc()
     limit_resources(params.launch.ranks)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages of the profiler; read when torch is imported
+    # No messages of the profiler; both are read when torch is imported.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     from bintally.diagnosis.collect import collect
     from bintally.diagnosis.profiling import TRACE
@@ -56,12 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _prepare_data() -> None:
     log.info("diagnose: dvc repro split encode")
-    finished = subprocess.run(
-        [sys.executable, "-m", "dvc", "repro", "split", "encode"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command = [sys.executable, "-m", "dvc", "repro", "split", "encode"]
+    finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if finished.returncode:
         reason = finished.stdout.strip().rpartition("\n")[2]
         raise UserError(f"the data cannot be prepared: {reason}; see `dvc repro encode`")

@@ -38,9 +38,9 @@ def run_experiment(
     """Run `dvc exp run` with changed parameters outside the workspace and return its validation metrics.
 
     Args:
-        name: Name of the experiment; an existing one is replaced.
-        changes: Values by ``section.key``.
-        should_stop: Called twice a second with the epochs that training has finished since the last call.
+        name: of the experiment; an existing one is replaced.
+        changes: values by ``section.key``.
+        should_stop: called twice a second with the epochs that training has finished since the last call.
 
     Raises ExperimentStopped after ``should_stop`` returned True, UserError with the stage's message if it fails.
     """
@@ -49,19 +49,15 @@ def run_experiment(
     epochs.write_bytes(b"")
     remove_experiment(name)
     command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name]
-    for key, value in changes.items():
-        command += ["-S", f"{key}={json.dumps(value)}"]
+    command += [f"--set-param={key}={json.dumps(value)}" for key, value in changes.items()]
     with log.open("wb") as output:
         # DVC does not stop its stage when it is stopped: in a session of their own both get the signal. If this process
         # dies, DVC gets SIGTERM, and the stage when DVC is gone.
+        environment = os.environ | {EPOCHS_VARIABLE: str(epochs.resolve())}
         child = subprocess.Popen(
-            command,
-            env=os.environ | {EPOCHS_VARIABLE: str(epochs.resolve())},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=terminate_with_parent,
-        )
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True, preexec_fn=terminate_with_parent,
+        )  # fmt: skip
         try:
             with epochs.open(encoding="utf-8") as file:
                 while child.poll() is None:
@@ -101,10 +97,7 @@ def remove_experiment(name: str) -> None:
 def read_metrics(name: str) -> dict[str, Any] | None:
     """The validation metrics in the commit of an experiment; None if there is no such experiment."""
     commit = _commit(name)
-    if not commit:
-        return None
-    metrics: dict[str, Any] = json.loads(_git("show", f"{commit}:{paths.VALIDATION_METRICS}"))
-    return metrics
+    return dict(json.loads(_git("show", f"{commit}:{paths.VALIDATION_METRICS}"))) if commit else None
 
 
 def _terminate(child: subprocess.Popen[bytes]) -> None:

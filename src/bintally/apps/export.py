@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bintally import paths
-from bintally.apps.arguments import create_output_folder
+from bintally.apps.arguments import create_output_folder, require_outs
 from bintally.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,13 +31,11 @@ def run(arguments: argparse.Namespace) -> None:
     from bintally.inference.export import FILES, export
     from bintally.memory import configure_malloc
     from bintally.model.card import load_model
-    from bintally.model.encoded import BATCH, decoded_batches
+    from bintally.model.encoding import BATCH, decoded_batches
     from bintally.progress import progress
     from bintally.scoring.calibration import load_calibration
 
-    for needed in (paths.MODELS / "card.json", paths.BINS / "index.csv"):
-        if not needed.is_file():
-            raise UserError(f"{needed} does not exist: `dvc repro` creates it, `bintally pull` fetches it")
+    require_outs(paths.MODELS / "card.json", paths.BINS / "index.csv")
     configure_malloc()
     network, card = load_model(paths.MODELS)
     calibration = load_calibration(paths.MODELS)

@@ -4,7 +4,6 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from bintally import paths
 from bintally.apps.arguments import add_source_arguments, create_output_folder, source_access
 from bintally.errors import UserError
 from bintally.files import write_csv
@@ -28,11 +27,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     from bintally.apps.photographs import open_photographs
     from bintally.apps.scores import score_photographs
-    from bintally.params import load_params
 
-    photographs = open_photographs(
-        arguments.source, paths.BINS, lambda: load_params().fetch, source_access(arguments), arguments.ids
-    )
+    photographs = open_photographs(arguments.source, source_access(arguments), arguments.ids)
     rejected_file = to.with_name(f"{to.stem}-rejected.csv")
     with score_photographs(photographs, arguments.model) as scores:
         rejected = [row for part in scores for row in part.rejected]

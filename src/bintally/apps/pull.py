@@ -2,7 +2,7 @@
 
 import argparse
 
-from bintally.apps.remote import default_remote, remote_server
+from bintally.apps.remote import remote_server
 from bintally.apps.repro import run_dvc
 
 
@@ -12,5 +12,5 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(_arguments: argparse.Namespace) -> None:
     """Fetch the outs of dvc.lock and the run-cache from the default remote. Raises UserError if that fails."""
-    with remote_server(default_remote()):
+    with remote_server():
         run_dvc("pull", "--run-cache")

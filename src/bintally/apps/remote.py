@@ -30,7 +30,7 @@ class Remote:
 
 
 def default_remote() -> Remote:
-    """Raises UserError if the repository has no default remote."""
+    """Read it from the configuration. Raises UserError if there is none."""
     from dvc.repo import Repo
 
     with Repo() as repo:
@@ -47,18 +47,18 @@ def write_keys(remote: Remote, folder: Path) -> None:
 
     access, secret = access_keys(folder)
     with Repo() as repo, repo.config.edit("local") as config:
-        config.setdefault("remote", {}).setdefault(remote.name, {}).update(
-            access_key_id=access, secret_access_key=secret
-        )
+        settings = config.setdefault("remote", {}).setdefault(remote.name, {})
+        settings.update(access_key_id=access, secret_access_key=secret)
 
 
 @contextmanager
-def remote_server(remote: Remote, folder: Path = FOLDER) -> Iterator[None]:
-    """Run the remote's S3 server while the block runs, if it is on loopback and not running yet."""
+def remote_server() -> Iterator[None]:
+    """Run the default remote's S3 server while the block runs, if it is on loopback and not running yet."""
+    remote = default_remote()
     port = remote.loopback_port
     if port is None or is_listening(port):
         yield
         return
-    with s3_server(folder, port, [remote.bucket]):
-        write_keys(remote, folder)
+    with s3_server(FOLDER, port, [remote.bucket]):
+        write_keys(remote, FOLDER)
         yield

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from bintally import paths
-from bintally.apps.remote import Remote, default_remote, remote_server
+from bintally.apps.remote import default_remote, remote_server
 from bintally.errors import UserError
 from bintally.files import SCRATCH, write_text
 from bintally.hashing import sha256_hex
@@ -28,12 +28,11 @@ def run(_arguments: argparse.Namespace) -> None:
     """
     load_params()
     run_dvc("repro")
-    remote = default_remote()
-    fingerprint = _fingerprint(remote)
+    fingerprint = sha256_hex(Path("dvc.lock").read_bytes() + repr(default_remote()).encode())
     if PUSHED.exists() and PUSHED.read_text() == fingerprint and PAGE.exists():
         print("\nNothing changed since the last push.")
     else:
-        with remote_server(remote):
+        with remote_server():
             run_dvc("push", "--run-cache")
         run_dvc("plots", "show")
         write_text(PUSHED, fingerprint)
@@ -46,28 +45,22 @@ def run_dvc(*arguments: str) -> None:
         raise UserError(f"`dvc {' '.join(arguments)}` failed; its message is above")
 
 
-def _fingerprint(remote: Remote) -> str:
-    """Changes with dvc.lock and with the remote."""
-    return sha256_hex(Path("dvc.lock").read_bytes() + repr(remote).encode())
-
-
 def _summary() -> str:
     test = json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))
-    rows = json.loads(paths.BENCHMARK.read_text(encoding="utf-8"))
-    lines = ["", f"{'':44}{'accuracy':>10}{'RMSE':>8}"]
+    benchmark = json.loads(paths.BENCHMARK.read_text(encoding="utf-8"))
+    rows = []
     for rule in ("most_probable", "rounded_mean"):
         low, high = test["interval_95"][rule]["accuracy"]
-        name = f"{rule.replace('_', ' ')} (95 %: {low:.1%} to {high:.1%})"
-        lines.append(f"{name:44}{test[rule]['accuracy']:10.1%}{test[rule]['rmse']:8.3f}")
-    for row in rows["rows"][1:4]:
-        lines.append(f"{row['name']:44}{row['accuracy']:10.1%}{row['rmse']:8.3f}")
-    lines += [
-        f"{test['images']} test bins, calibration error {test['calibration_error']:.3f}. {rows['notes'][0]}",
-        "",
-        f"Plots:  {PAGE}   (figures in plots/, table in {paths.BENCHMARK_TABLE})",
-        "Next:   . .venv/bin/activate",
-        "        dvc exp run -S train.lr=0.0037      another learning rate, seconds of work",
-        "        dvc metrics diff                    what it changed",
-        "        dvc exp show                        all experiments in a table",
-    ]
-    return "\n".join(lines)
+        rows.append({"name": f"{rule.replace('_', ' ')} (95 %: {low:.1%} to {high:.1%})"} | test[rule])
+    rows += benchmark["rows"][1:4]
+    table = "\n".join(f"{row['name']:44}{row['accuracy']:10.1%}{row['rmse']:8.3f}" for row in rows)
+    return f"""
+{"":44}{"accuracy":>10}{"RMSE":>8}
+{table}
+{test["images"]} test bins, calibration error {test["calibration_error"]:.3f}. {benchmark["notes"][0]}
+
+Plots:  {PAGE}   (figures in plots/, table in {paths.BENCHMARK_TABLE})
+Next:   . .venv/bin/activate
+        dvc exp run -S train.lr=0.0037      another learning rate, seconds of work
+        dvc metrics diff                    what it changed
+        dvc exp show                        all experiments in a table"""

@@ -10,12 +10,11 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,8 @@ import pyarrow.parquet as pq
 import torch
 
 from bintally import paths
-from bintally.apps.photographs import Photographs, ReadFile, ReadFiles
+from bintally.apps.arguments import require_outs
+from bintally.apps.photographs import Photographs, ReadFile, ReadFiles, one_ahead
 from bintally.errors import UserError, disk_full_as_user_error
 from bintally.files import SCRATCH, atomic_write
 from bintally.hashing import sha256_hex, source_code
@@ -34,6 +34,7 @@ from bintally.progress import progress
 from bintally.resources import default_device
 from bintally.scoring.calibration import Calibration, Floats, load_calibration, predict_counts
 from bintally.scoring.decoding import DECODINGS
+from bintally.scoring.metrics import Counts
 
 PART = 256  # photographs in a file; a multiple of every batch size, as the last digits of a row depend on its batch
 PREDICTION_COLUMNS = (*DECODINGS, "low", "high", "unsure")
@@ -46,10 +47,8 @@ class ScoredPart:
     """Photographs that were scored, and those that could not be, each in order."""
 
     ids: list[str]
-    probabilities: Floats
-    """(ids, counts)."""
-    rejected: list[tuple[str, str]]
-    """Id and reason."""
+    probabilities: Floats  # (ids, counts)
+    rejected: list[tuple[str, str]]  # id and reason
 
 
 @dataclass(frozen=True)
@@ -62,14 +61,10 @@ class Scores:
     def __iter__(self) -> Iterator[ScoredPart]:
         for file in self.files:
             table = pq.read_table(file)
-            ids, reasons = (table.column(name).to_pylist() for name in ("id", "reason"))
-            scored = np.array([reason is None for reason in reasons])
-            columns = [table.column(f"p{count}").to_numpy() for count in self.calibration.counts]
-            yield ScoredPart(
-                [file_id for file_id, reason in zip(ids, reasons, strict=True) if reason is None],
-                np.stack(columns, 1)[scored],
-                [(file_id, reason) for file_id, reason in zip(ids, reasons, strict=True) if reason is not None],
-            )
+            scored, rejected = table.filter(table["reason"].is_null()), table.filter(table["reason"].is_valid())
+            probabilities = np.stack([scored[f"p{count}"].to_numpy() for count in self.calibration.counts], 1)
+            reasons = zip(rejected["id"].to_pylist(), rejected["reason"].to_pylist(), strict=True)
+            yield ScoredPart(scored["id"].to_pylist(), probabilities, list(reasons))
 
     def write_csv(self, path: Path) -> None:
         """Write id, predictions and probabilities of every photograph that was scored."""
@@ -89,19 +84,16 @@ class Scores:
         )
         with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
             for part in self:
-                rows = prediction_rows(part.probabilities, self.calibration)
-                predictions = np.array(rows, np.int64).reshape(-1, len(PREDICTION_COLUMNS))
-                unsure = predictions[:, -1].astype(bool)
-                columns = [part.ids, *predictions.T[:-1], unsure, *part.probabilities.T]
+                *predictions, unsure = prediction_rows(part.probabilities, self.calibration).T
+                columns = [part.ids, *predictions, unsure.astype(bool), *part.probabilities.T]
                 writer.write_table(pa.table([pa.array(values) for values in columns], schema=schema))
 
 
-def prediction_rows(probabilities: Floats, calibration: Calibration) -> list[list[int]]:
-    """The predictions for each row of (n, counts) probabilities, in the order of PREDICTION_COLUMNS."""
+def prediction_rows(probabilities: Floats, calibration: Calibration) -> Counts:
+    """The predictions, (n, PREDICTION_COLUMNS), for probabilities (n, counts)."""
     predicted = predict_counts(probabilities, calibration)
     by_rule = [predicted.by_rule[rule] for rule in DECODINGS]
-    columns = [*by_rule, predicted.low, predicted.high, predicted.unsure.astype(np.int64)]
-    return np.stack(columns, 1).tolist()  # type: ignore[no-any-return]
+    return np.stack([*by_rule, predicted.low, predicted.high, predicted.unsure.astype(np.int64)], 1)
 
 
 @contextmanager
@@ -111,9 +103,7 @@ def score_photographs(photographs: Photographs, model_folder: Path) -> Iterator[
     Raises UserError if the model is missing, the source fails, or another process scores the same photographs.
     """
     model_files = [model_folder / name for name in paths.MODEL_FILES]
-    for path in model_files:
-        if not path.is_file():
-            raise UserError(f"{path} does not exist: `dvc repro` creates it, `bintally pull` fetches it")
+    require_outs(*model_files)
     calibration = load_calibration(model_folder)
     job = "\n".join([default_device().type, photographs.version, *photographs.ids]).encode()
     code = source_code("apps", "inference", "model")
@@ -145,23 +135,22 @@ def _exclusive(path: Path, key: str, name: str) -> Iterator[None]:
 
 
 def _score(predictor: Predictor, images: ReadFiles, ids: Sequence[str], files: Sequence[Path]) -> None:
-    counts = predictor.calibration.counts
+    counts = [f"p{count}" for count in predictor.calibration.counts]
+    schema = pa.schema([("id", pa.string()), ("reason", pa.string()), *((name, pa.float64()) for name in counts)])
+    unscored = [None] * len(counts)
     with progress("predict", len(ids), "photographs") as advance:
         batches = _decoded_batches(predictor, images(ids))
         for file in files:
-            columns: dict[str, list[Any]] = {"id": [], "reason": [], **{f"p{count}": [] for count in counts}}
+            rows: list[list[object]] = []
             for batch in islice(batches, PART // predictor.batch_size):
                 decoded = [pixels for _, pixels in batch if isinstance(pixels, torch.Tensor)]
-                rows = iter(predictor.distributions(torch.stack(decoded)).tolist() if decoded else [])
+                distributions = iter(predictor.distributions(torch.stack(decoded)).tolist() if decoded else [])
                 for file_id, pixels in batch:
-                    reason = pixels if isinstance(pixels, str) else None
-                    row = [None] * len(counts) if reason else next(rows)
-                    for column, value in zip(columns.values(), [file_id, reason, *row], strict=True):
-                        column.append(value)
+                    failed = isinstance(pixels, str)
+                    rows.append([file_id, pixels, *unscored] if failed else [file_id, None, *next(distributions)])
                 advance(len(batch))
-            types = [pa.string(), pa.string(), *[pa.float64()] * len(counts)]
             with atomic_write(file) as temporary:
-                pq.write_table(pa.table(columns, pa.schema(zip(columns, types, strict=True))), temporary)
+                pq.write_table(pa.table(list(map(list, zip(*rows, strict=True))), schema=schema), temporary)
 
 
 def _decoded_batches(
@@ -179,12 +168,6 @@ def _decoded_batches(
 
     # One thread per image: nested thread teams would compete with the network for the cores.
     with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        waiting: list[tuple[str, Future[torch.Tensor | str]]] = []
-        source = iter(reads)
-        while True:
-            following = [(file_id, pool.submit(decode, read)) for file_id, read in islice(source, predictor.batch_size)]
-            if waiting:
-                yield [(file_id, future.result()) for file_id, future in waiting]
-            if not following:
-                return
-            waiting = following
+        decoding = ((file_id, pool.submit(decode, read)) for file_id, read in reads)
+        for batch in one_ahead(iter(lambda: list(islice(decoding, predictor.batch_size)), [])):
+            yield [(file_id, future.result()) for file_id, future in batch]

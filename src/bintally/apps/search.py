@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
+from itertools import count
 from typing import Any, Literal
 
 import optuna
@@ -38,9 +39,6 @@ class NotRun(Exception):
     """A trial that the study does not need: it repeats another one, or there are enough."""
 
 
-# --- the study ---------------------------------------------------------------------------------------
-
-
 def open_study(params: Params, storage: str | None) -> optuna.Study:
     """The study of these parameters, created if it does not exist, in a database (URL) or this folder's own.
 
@@ -51,7 +49,7 @@ def open_study(params: Params, storage: str | None) -> optuna.Study:
     SCRATCH.mkdir(exist_ok=True)
     url = storage or f"sqlite:///{DATABASE}"
     engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite:") else {"pool_pre_ping": True}
-    for attempt in range(ATTEMPTS):
+    for attempt in count(1):
         try:
             database = optuna.storages.RDBStorage(
                 url,
@@ -67,14 +65,13 @@ def open_study(params: Params, storage: str | None) -> optuna.Study:
                 pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS, n_warmup_steps=params.train.epochs // 3),
                 load_if_exists=True,
             )
-        except (IntegrityError, ProgrammingError, OperationalError) as error:
-            # Another process is creating the tables, or there is no database.
-            if attempt == ATTEMPTS - 1:
-                raise _database_error(url, error) from error
-            log.info("tune: the database is not ready, trying again in %d s", 1 + attempt)
-            time.sleep(1 + attempt)
         except (SQLAlchemyError, ImportError, ValueError) as error:
-            raise _database_error(url, error) from error
+            # One of these three: another process is creating the tables, or there is no database.
+            if attempt == ATTEMPTS or not isinstance(error, IntegrityError | ProgrammingError | OperationalError):
+                reason = str(error).splitlines()[0][:200]
+                raise UserError(f"--storage: '{_without_password(url)}' cannot be used: {reason}") from error
+            log.info("tune: the database is not ready, trying again in %d s", attempt)
+            time.sleep(attempt)
     raise AssertionError("an attempt returns or raises")
 
 
@@ -88,12 +85,11 @@ def _study_name(params: Params) -> str:
     return "tune-" + sha256(json.dumps(fixed).encode() + code).hexdigest()[:8]
 
 
-def _database_error(url: str, error: Exception) -> UserError:
+def _without_password(url: str) -> str:
     try:
-        safe_url = make_url(url).render_as_string(hide_password=True)
+        return make_url(url).render_as_string(hide_password=True)
     except SQLAlchemyError:
-        safe_url = url.partition("://")[0] + "://…"
-    return UserError(f"--storage: '{safe_url}' cannot be used: {str(error).splitlines()[0][:200]}")
+        return url.partition("://")[0] + "://…"
 
 
 def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -101,20 +97,16 @@ def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
 
     A failed trial without a reason was not needed, or its process died and another trial has its values.
     """
-    return [trial for trial in study.get_trials(deepcopy=False) if _counts(trial)]
 
+    def counts(trial: FrozenTrial) -> bool:
+        if trial.state == TrialState.FAIL:
+            return REASON in trial.user_attrs
+        if trial.state == TrialState.RUNNING and EXPERIMENT not in trial.user_attrs:
+            # Its process draws its values, or died before the first heartbeat: that trial is never stale.
+            return trial.datetime_start is not None and time.time() - trial.datetime_start.timestamp() < GRACE_S
+        return trial.state != TrialState.WAITING
 
-def _counts(trial: FrozenTrial) -> bool:
-    if trial.state == TrialState.FAIL:
-        return REASON in trial.user_attrs
-    if trial.state == TrialState.RUNNING and EXPERIMENT not in trial.user_attrs:
-        # Its process draws its values, or died before the first heartbeat: that trial is never stale.
-        return trial.datetime_start is not None and time.time() - trial.datetime_start.timestamp() < GRACE_S
-    return trial.state != TrialState.WAITING
-
-
-def count_finished(study: optuna.Study) -> int:
-    return sum(trial.state.is_finished() for trial in counted_trials(study))
+    return [trial for trial in study.get_trials(deepcopy=False) if counts(trial)]
 
 
 def _replace_stale(objectives: Sequence[str], study: optuna.Study, stale: FrozenTrial) -> None:
@@ -123,23 +115,15 @@ def _replace_stale(objectives: Sequence[str], study: optuna.Study, stale: Frozen
     if name and (validation := read_metrics(name)):
         log.info("tune: the process of trial %d died, its experiment has finished", stale.number)
         metrics = _metrics(validation)
-        study.add_trial(
-            create_trial(
-                values=[metrics[objective] for objective in objectives],
-                params=stale.params,
-                distributions=stale.distributions,
-                user_attrs={EXPERIMENT: name, **metrics},
-            )
-        )
+        values, attributes = [metrics[objective] for objective in objectives], {EXPERIMENT: name, **metrics}
+        domains = stale.distributions
+        study.add_trial(create_trial(values=values, params=stale.params, distributions=domains, user_attrs=attributes))
         return
     log.info("tune: the process of trial %d died, another trial runs with its values", stale.number)
     if name:
         remove_experiment(name)
         del stale.user_attrs[EXPERIMENT]
     RetryHeartbeatStaleTrialCallback()(study, stale)
-
-
-# --- its trials --------------------------------------------------------------------------------------
 
 
 def run_trials(study: optuna.Study, params: Params, number: int) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,9 +39,8 @@ class Store:
     def filesystem(self) -> "S3FileSystem":
         from s3fs import S3FileSystem
 
-        return S3FileSystem(
-            key=self.access_key, secret=self.secret_key, endpoint_url=self.endpoint, skip_instance_cache=True
-        )
+        keys = {"key": self.access_key, "secret": self.secret_key}
+        return S3FileSystem(endpoint_url=self.endpoint, skip_instance_cache=True, **keys)
 
 
 def is_listening(port: int) -> bool:
@@ -52,25 +52,24 @@ def is_listening(port: int) -> bool:
 
 def free_ports(number: int) -> list[int]:
     """Distinct free loopback ports; the port 10,000 above each, where the server opens gRPC, is free too."""
-    ports: list[int] = []
-    random = secrets.SystemRandom()
-    while len(ports) < number:
-        port = random.randrange(20_000, 30_000)
-        if port not in ports and not is_listening(port) and not is_listening(port + 10_000):
-            ports.append(port)
-    return ports
+    candidates = secrets.SystemRandom().sample(range(20_000, 30_000), 10_000)
+    free = (port for port in candidates if not is_listening(port) and not is_listening(port + 10_000))
+    return list(islice(free, number))
 
 
 def access_keys(folder: Path) -> tuple[str, str]:
     """The access key and the secret key of the server with its data in ``folder``, created on first use."""
     path = folder / "keys.json"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            temporary.touch(mode=0o600)
-            temporary.write_text(json.dumps([secrets.token_hex(10).upper(), secrets.token_urlsafe(30)]))
+        _write_private(path, [secrets.token_hex(10).upper(), secrets.token_urlsafe(30)])
     access, secret = json.loads(path.read_text())
     return access, secret
+
+
+def _write_private(path: Path, content: object) -> None:
+    with atomic_write(path) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.write_text(json.dumps(content))
 
 
 @contextmanager
@@ -78,30 +77,23 @@ def s3_server(folder: Path, port: int, buckets: Sequence[str] = (), public: Sequ
     """Run the server while the block runs.
 
     Args:
-        folder: Folder of the data, the keys and the log.
-        port: Port of the S3 API on loopback.
-        buckets: Buckets to create if they do not exist.
-        public: Buckets that anyone may list and read, created likewise.
+        folder: of the data, the keys and the log.
+        buckets: created if they do not exist.
+        public: buckets that anyone may list and read, created likewise.
 
     Raises UserError if the port is taken or the server does not start.
     """
     if is_listening(port):
         raise UserError(f"port {port} on {HOST} is taken; stop the program that listens there or choose another --port")
     access, secret = access_keys(folder)
-    identities: list[dict[str, object]] = [
-        {
-            "name": "bintally",
-            "credentials": [{"accessKey": access, "secretKey": secret}],
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }
-    ]
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    credentials = [{"accessKey": access, "secretKey": secret}]
+    identities: list[dict[str, object]] = [{"name": "bintally", "credentials": credentials, "actions": actions}]
     if public:
-        actions = [f"{action}:{bucket}" for bucket in public for action in ("Read", "List")]
-        identities.append({"name": "anonymous", "actions": actions})
+        open_to_all = [f"{action}:{bucket}" for bucket in public for action in ("Read", "List")]
+        identities.append({"name": "anonymous", "actions": open_to_all})
     config = folder / "s3.json"
-    with atomic_write(config) as temporary:
-        temporary.touch(mode=0o600)
-        temporary.write_text(json.dumps({"identities": identities}))
+    _write_private(config, {"identities": identities})
     data = folder / "data"
     data.mkdir(exist_ok=True)
     master, volume, filer, admin = free_ports(4)
@@ -145,7 +137,6 @@ def _create_buckets(store: Store, process: subprocess.Popen[bytes], buckets: Seq
             return
         except OSError as error:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise UserError(
-                    f"the S3 server did not start ({error}); see its log, {folder / 'server.log'}"
-                ) from error
+                log = folder / "server.log"
+                raise UserError(f"the S3 server did not start ({error}); see its log, {log}") from error
             time.sleep(0.2)

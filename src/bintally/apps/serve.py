@@ -24,38 +24,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"A token from --token-file or the environment variable {TOKEN_VARIABLE} is required of clients as "
         "'Authorization: Bearer TOKEN'."
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=port, default=8080, help="0: any free port (default: %(default)s)")
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=port, default=8080, help="0: any free port (default: %(default)s)")
     model = parser.add_mutually_exclusive_group()
-    model.add_argument(
-        "--model",
-        type=Path,
-        default=paths.MODELS,
-        metavar="FOLDER",
-        help="with model.safetensors, card.json, calibration.json (default: %(default)s)",
-    )
+    content = "with model.safetensors, card.json, calibration.json (default: %(default)s)"
+    model.add_argument("--model", type=Path, default=paths.MODELS, metavar="FOLDER", help=content)
     model.add_argument("--rev", help="serve the model of this tag, branch, commit or experiment, fetched through DVC")
-    parser.add_argument(
-        "--queue", type=positive_int, default=64, help="images admitted and not yet answered (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--wait-ms",
-        type=non_negative_int,
-        default=5,
-        help="how long a batch that is not full waits for images being decoded (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max-bytes", type=positive_int, default=10 * 2**20, help="size of a request's body (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--timeout",
-        type=positive_int,
-        default=30,
-        metavar="SECONDS",
-        help="refuse images that would wait longer; also the time to stop within (default: %(default)s)",
-    )
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help=f"replaces {TOKEN_VARIABLE}")
-    parser.add_argument("--open", action="store_true", help="listen beyond loopback without a token")
+    add("--queue", type=positive_int, default=64, help="images admitted and not yet answered (default: %(default)s)")
+    wait = "how long a batch that is not full waits for images being decoded (default: %(default)s)"
+    add("--wait-ms", type=non_negative_int, default=5, help=wait)
+    add("--max-bytes", type=positive_int, default=10 * 2**20, help="size of a request's body (default: %(default)s)")
+    timeout = "refuse images that would wait longer; also the time to stop within (default: %(default)s)"
+    add("--timeout", type=positive_int, default=30, metavar="SECONDS", help=timeout)
+    add("--token-file", type=Path, metavar="FILE", help=f"replaces {TOKEN_VARIABLE}")
+    add("--open", action="store_true", help="listen beyond loopback without a token")
     parser.set_defaults(func=run)
 
 
@@ -98,7 +81,7 @@ def fetch_model(rev: str) -> Path:
     from dvc.repo import Repo
     from dvc.scm import RevError, SCMError, resolve_rev
 
-    from bintally.apps.remote import default_remote, remote_server
+    from bintally.apps.remote import remote_server
 
     try:
         with Repo() as repo:
@@ -114,7 +97,7 @@ def fetch_model(rev: str) -> Path:
                 try:
                     _copy_model(commit, fetched)
                 except (DvcException, OSError):  # not in the cache
-                    with remote_server(default_remote()):
+                    with remote_server():
                         _copy_model(commit, fetched)
             except (DvcException, OSError) as error:
                 reason = " ".join(str(error).split())[:200]

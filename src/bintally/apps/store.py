@@ -13,17 +13,11 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dir", type=Path, default=FOLDER, metavar="FOLDER", help="folder of its data (default: %(default)s)"
-    )
-    parser.add_argument("--port", type=port, help="default: the port of the default DVC remote")
-    parser.add_argument(
-        "--public",
-        action="append",
-        default=[],
-        metavar="BUCKET",
-        help="a bucket that anyone may list and read (repeatable)",
-    )
+    add = parser.add_argument
+    add("--dir", type=Path, default=FOLDER, metavar="FOLDER", help="folder of its data (default: %(default)s)")
+    add("--port", type=port, help="default: the port of the default DVC remote")
+    public = "a bucket that anyone may list and read (repeatable)"
+    add("--public", action="append", default=[], metavar="BUCKET", help=public)
     parser.set_defaults(func=run)
 
 

@@ -24,15 +24,10 @@ log = logging.getLogger("bintally")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--trials", type=positive_int, default=20, help="number of trials in the study (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--storage", metavar="URL", help="a database that several machines share, such as postgresql+psycopg://..."
-    )
-    parser.add_argument(
-        "--jobs", type=positive_int, default=2, help="trials at a time on this machine (default: %(default)s)"
-    )
+    add = parser.add_argument
+    add("--trials", type=positive_int, default=20, help="number of trials in the study (default: %(default)s)")
+    add("--storage", metavar="URL", help="a database that several machines share, such as postgresql+psycopg://...")
+    add("--jobs", type=positive_int, default=2, help="trials at a time on this machine (default: %(default)s)")
     parser.set_defaults(func=run)
 
 
@@ -44,11 +39,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises UserError if the database cannot be used or no trial finishes.
     """
-    from bintally.apps.search import count_finished, open_study, run_trials
+    from bintally.apps.search import counted_trials, open_study, run_trials
 
     params = load_params()
     study = open_study(params, arguments.storage)
-    log.info("tune: study %s, %d of %d trials done", study.study_name, count_finished(study), arguments.trials)
+    done = sum(trial.state.is_finished() for trial in counted_trials(study))
+    log.info("tune: study %s, %d of %d trials done", study.study_name, done, arguments.trials)
     workers = [_start_worker(arguments.trials, arguments.storage) for _ in range(arguments.jobs - 1)]
     run_trials(study, params, arguments.trials)
     for worker in workers:
@@ -58,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _start_worker(trials: int, storage: str | None) -> subprocess.Popen[bytes]:
-    """A process that works on the same study and is terminated with this one."""
+    """Start a process that works on the same study and is terminated with this one."""
     command = [sys.executable, sys.argv[0], "tune", f"--trials={trials}", "--jobs=1"]
     command += [f"--storage={storage}"] if storage else []
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=terminate_with_parent)
@@ -100,5 +96,4 @@ def _report(study: "optuna.Study", params: Params) -> None:
     print(f"\n{len(complete)} of {len(trials)} trials finished; metrics are of validation. Plots, table: {paths.TUNE}/")
     for trial in best:
         changes = " ".join(f"-S {key}={json.dumps(value)}" for key, value in (params.tune.fixed | trial.params).items())
-        print(f"Best:   dvc exp apply {trial.user_attrs[EXPERIMENT]}")
-        print(f"    or  dvc exp run {changes}")
+        print(f"Best:   dvc exp apply {trial.user_attrs[EXPERIMENT]}\n    or  dvc exp run {changes}")

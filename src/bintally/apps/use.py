@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from bintally.errors import UserError
 from bintally.files import write_text
@@ -25,7 +24,11 @@ def run(arguments: argparse.Namespace) -> None:
     current, settings = read_yaml(PARAMS_FILE), read_yaml(arguments.file)
     if not isinstance(settings, dict):
         raise UserError(f"{arguments.file} must hold sections of params.yaml, such as `train:`, not {settings!r}")
-    validate_params(merge(current, settings), f"{PARAMS_FILE} with {arguments.file}")
+    merged = current | {
+        section: current[section] | values if isinstance(values, dict) and section in current else values
+        for section, values in settings.items()
+    }
+    validate_params(merged, f"{PARAMS_FILE} with {arguments.file}")
     changes = {
         (section, key): value
         for section, values in settings.items()
@@ -40,14 +43,6 @@ def run(arguments: argparse.Namespace) -> None:
     for (section, key), value in changes.items():
         print(f"{f'{section}.{key}:':{width + 1}} {_text(current[section][key])} → {_text(value)}")
     print(f"`git checkout {PARAMS_FILE}` restores what is committed.")
-
-
-def merge(params: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Parameters with the values of some settings instead of theirs."""
-    return params | {
-        section: params[section] | values if isinstance(values, dict) and section in params else values
-        for section, values in settings.items()
-    }
 
 
 def replace_values(text: str, changes: Mapping[tuple[str, str], object]) -> str:

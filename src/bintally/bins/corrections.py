@@ -1,8 +1,8 @@
 """Corrections: the counts of bins that a person has recounted, which replace those of the records."""
 
 import csv
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from bintally.bins.record import ID_PATTERN
 from bintally.errors import UserError
@@ -33,22 +33,18 @@ def read_corrections(path: Path) -> dict[str, int]:
         where = f"'{path}', line {number}: '{','.join(line)[:80]}'"
         if len(line) != 2 or not ID_PATTERN.fullmatch(line[0]):
             raise UserError(f"{where} must be an id, a comma and a count")
-        if not _is_count(line[1]):
+        # The length first: int() refuses numbers of thousands of digits.
+        text = line[1]
+        if not (text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_COUNT)) and int(text) <= MAX_COUNT):
             raise UserError(f"{where} must have a count from 0 to {MAX_COUNT}")
         if line[0] in counts:
             raise UserError(f"{where} repeats an id; remove one of the two lines")
-        counts[line[0]] = int(line[1])
+        counts[line[0]] = int(text)
     return counts
 
 
-def _is_count(text: str) -> bool:
-    # The length first: int() refuses numbers of thousands of digits.
-    return text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_COUNT)) and int(text) <= MAX_COUNT
-
-
-@dataclass(frozen=True)
-class Merged:
-    """How many of the merged bins are new, changed their count, or stayed the same."""
+class Merged(NamedTuple):
+    """Number of merged bins that are new, have another count than before, or the same."""
 
     new: int
     changed: int

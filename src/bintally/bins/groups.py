@@ -1,5 +1,6 @@
 """Groups of photographs of the same bin, and splits that keep each group together."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,9 +15,6 @@ def group_bins(asins: Mapping[str, frozenset[str]]) -> dict[str, str]:
     Two photographs are linked if their ids are at most 2 apart and they share an ASIN; a group is a connected
     component of these links. The distance ignores leading zeros, so 00777 and 777 are linked if they share an ASIN
     although they are different photographs. An id that is not a number is a group of its own.
-
-    Args:
-        asins: the ASINs in each bin, by id.
     """
     parent = {bin_id: bin_id for bin_id in asins}
 
@@ -30,50 +28,41 @@ def group_bins(asins: Mapping[str, frozenset[str]]) -> dict[str, str]:
         if bin_id.isdecimal():
             by_number.setdefault(int(bin_id), []).append(bin_id)
     for number, ids in by_number.items():
-        for distance in range(MAX_ID_DISTANCE + 1):
-            for bin_id in ids:
-                for neighbour in by_number.get(number + distance, []):
-                    if asins[bin_id] & asins[neighbour]:
-                        first, second = sorted((root(bin_id), root(neighbour)))
-                        parent[second] = first
+        neighbours = [id_ for distance in range(MAX_ID_DISTANCE + 1) for id_ in by_number.get(number + distance, [])]
+        for bin_id, neighbour in itertools.product(ids, neighbours):
+            if asins[bin_id] & asins[neighbour]:
+                first, second = sorted((root(bin_id), root(neighbour)))
+                parent[second] = first
     return {bin_id: root(bin_id) for bin_id in asins}
 
 
 def split_groups(groups: Sequence[str], counts: Sequence[int], shares: Mapping[str, float], seed: int) -> list[str]:
-    """Split bins by group, stratified by count.
+    """Split bins by group, stratified by count; return the name of each bin's split.
 
     Greedy: groups are taken largest first, in random order among equals, and each goes to the split that lacks the
     most of the counts in it.
 
     Args:
-        groups: the group of each bin.
-        counts: the count of each bin.
         shares: the fraction of the bins in each split, summing to 1.
-
-    Returns:
-        The name of each bin's split.
     """
     names = list(shares)
-    classes = {count: column for column, count in enumerate(sorted(set(counts)))}
+    distinct, classes = np.unique(np.asarray(counts), return_inverse=True)
     members: dict[str, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
-    total = np.bincount([classes[count] for count in counts], minlength=len(classes))
-    target = np.outer(list(shares.values()), total)
+    target = np.outer(list(shares.values()), np.bincount(classes))
     assigned = np.zeros_like(target)
 
     order = sorted(members)
     np.random.default_rng(seed).shuffle(order)
     order.sort(key=lambda group: -len(members[group]))
-    result = [""] * len(groups)
+    split_of: dict[str, str] = {}
     for group in order:
-        contents = np.bincount([classes[counts[row]] for row in members[group]], minlength=len(classes))
-        lacking = ((target - assigned) / target) @ contents
-        choice = int(np.argmax(lacking))
+        contents = np.bincount(classes[members[group]], minlength=len(distinct))
+        choice = int(np.argmax(((target - assigned) / target) @ contents))
         assigned[choice] += contents
-        for row in members[group]:
-            result[row] = names[choice]
-    return result
+        split_of[group] = names[choice]
+    return [split_of[group] for group in groups]
 
 
 def split_with_test_set(
@@ -83,9 +72,6 @@ def split_with_test_set(
 
     Other bins of the groups in the test set are ``left_out``. The remaining bins are divided between the other
     splits in proportion to their shares.
-
-    Args:
-        is_test: whether each bin is in the test set.
     """
     test_groups = {group for group, in_test in zip(groups, is_test, strict=True) if in_test}
     rest = [row for row, group in enumerate(groups) if group not in test_groups]

@@ -21,10 +21,8 @@ class BadBin(Exception):
 class Record:
     """The inventory record of a bin."""
 
-    count: int
-    """EXPECTED_QUANTITY: how many items the bin should hold."""
-    asins: frozenset[str]
-    """The products in it, without those of quantity 0."""
+    count: int  # EXPECTED_QUANTITY: how many items the bin should hold
+    asins: frozenset[str]  # the products in it, without those of quantity 0
 
 
 def parse_record(body: bytes) -> Record:
@@ -56,10 +54,7 @@ def parse_record(body: bytes) -> Record:
 
 
 def check_image(body: bytes) -> None:
-    """Check that a photograph is a complete JPEG by decoding it.
-
-    Raises BadBin if it does not decode, is truncated, or has more than MAX_PIXELS pixels.
-    """
+    """Decode a photograph. Raises BadBin if it is not a complete JPEG of at most MAX_PIXELS pixels."""
     try:
         with Image.open(io.BytesIO(body), formats=["JPEG"]) as image:
             if image.width * image.height > MAX_PIXELS:

@@ -51,40 +51,28 @@ def write_shards(folder: Path, bins: Iterable[Bin]) -> list[Entry]:
     entries: list[Entry] = []
     remaining = iter(bins)
     current = next(remaining, None)
+    shards = itertools.count()
     with disk_full_as_user_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for shard in itertools.count():
-            if current is None:
-                break
-            name = f"bins-{shard:05d}.tar"
+        while current is not None:
+            name = f"bins-{next(shards):05d}.tar"
             with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
                 while current is not None and tar.offset < SHARD_BYTES:
-                    image_offset = _add_member(tar, f"{current.id}.jpg", current.image)
-                    record_offset = _add_member(tar, f"{current.id}.json", current.record)
-                    entries.append(
-                        Entry(
-                            id=current.id,
-                            count=current.count,
-                            group=current.group,
-                            shard=name,
-                            image_offset=image_offset,
-                            image_size=len(current.image),
-                            record_offset=record_offset,
-                            record_size=len(current.record),
-                        )
-                    )
+                    image = _add_member(tar, f"{current.id}.jpg", current.image)
+                    record = _add_member(tar, f"{current.id}.json", current.record)
+                    entries.append(Entry(current.id, current.count, current.group, name, *image, *record))
                     current = next(remaining, None)
         write_csv(folder / "index.csv", [field.name for field in fields(Entry)], map(astuple, entries))
     return entries
 
 
-def _add_member(tar: tarfile.TarFile, name: str, body: bytes) -> int:
-    """Append a member and return the offset of its bytes."""
+def _add_member(tar: tarfile.TarFile, name: str, body: bytes) -> tuple[int, int]:
+    """Append a member and return the offset and the size of its bytes."""
     info = tarfile.TarInfo(name)  # without an owner and a time, so that equal bins give equal files
     info.size = len(body)
-    start = tar.offset + tarfile.BLOCKSIZE
+    offset = tar.offset + tarfile.BLOCKSIZE
     tar.addfile(info, io.BytesIO(body))
-    return start
+    return offset, len(body)
 
 
 def read_index(folder: Path) -> list[Entry]:
@@ -104,14 +92,11 @@ class ShardReader:
 
     def image(self, entry: Entry) -> bytes:
         """The bytes of the photograph, unchanged from the source."""
-        return self._read(entry.shard, entry.image_offset, entry.image_size)
+        return os.pread(self._files[entry.shard], entry.image_size, entry.image_offset)
 
     def record(self, entry: Entry) -> bytes:
         """The bytes of the record, unchanged from the source."""
-        return self._read(entry.shard, entry.record_offset, entry.record_size)
-
-    def _read(self, shard: str, offset: int, size: int) -> bytes:
-        return os.pread(self._files[shard], size, offset)
+        return os.pread(self._files[entry.shard], entry.record_size, entry.record_offset)
 
     def __del__(self) -> None:
         for descriptor in self._files.values():

@@ -39,7 +39,7 @@ def image_key(bin_id: str) -> str:
 
 
 class Source(Protocol):
-    """A store of bins."""
+    """A store of bins. Both methods raise UserError if it cannot be read."""
 
     def ids(self) -> list[str]:
         """Return the id of every record, sorted."""
@@ -49,39 +49,29 @@ class Source(Protocol):
 
 
 class ObjectSource:
-    """Bins in an object store, read with concurrent requests."""
+    """Bins in an object store, read with concurrent requests, each in up to MAX_ATTEMPTS attempts."""
 
     def __init__(self, store: ObjectStore, name: str, concurrency: int) -> None:
-        self._store = store
-        self._name = name
-        self._concurrency = concurrency
+        self._store, self._name, self._concurrency = store, name, concurrency
 
     def ids(self) -> list[str]:
-        """Return the id of every record, sorted. Raises UserError if the store cannot be listed."""
-        listing = self._with_retries(
-            "be listed",
-            "metadata/",
-            lambda: [entry["path"] for page in self._store.list("metadata/") for entry in page],
-        )
-        stems = {PurePosixPath(path).stem for path in listing if path.endswith(".json")}
+        pages = self._with_retries("be listed", "metadata/", lambda: list(self._store.list("metadata/")))
+        paths = [PurePosixPath(entry["path"]) for page in pages for entry in page]
+        stems = {path.stem for path in paths if path.suffix == ".json"}
         if not stems:
             raise UserError(f"{self._name} has no metadata/<id>.json: check fetch.source and its prefix")
         return sorted(stem for stem in stems if ID_PATTERN.fullmatch(stem))
 
     def read(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
-        """Yield (key, bytes or None). Raises UserError if an object cannot be read in MAX_ATTEMPTS attempts."""
         # Several keys per task: a task of one key would cost about as much as reading it.
         size = max(1, min(MAX_KEYS_PER_TASK, len(keys) // (4 * self._concurrency)))
         chunks = [keys[start : start + size] for start in range(0, len(keys), size)]
         with ThreadPoolExecutor(self._concurrency) as pool:
             try:
-                for chunk, bodies in zip(chunks, pool.map(self._get_all, chunks), strict=True):
-                    yield from zip(chunk, bodies, strict=True)
+                for objects in pool.map(lambda chunk: [(key, self._get(key)) for key in chunk], chunks):
+                    yield from objects
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
-
-    def _get_all(self, keys: Sequence[str]) -> list[bytes | None]:
-        return [self._get(key) for key in keys]
 
     def _get(self, key: str) -> bytes | None:
         try:
@@ -138,12 +128,8 @@ def _credentials() -> Any:
 
     def current() -> dict[str, Any]:
         frozen = found.get_frozen_credentials()
-        return {
-            "access_key_id": frozen.access_key,
-            "secret_access_key": frozen.secret_key,
-            "token": frozen.token,
-            "expires_at": None,
-        }
+        keys = {"access_key_id": frozen.access_key, "secret_access_key": frozen.secret_key}
+        return keys | {"token": frozen.token, "expires_at": None}
 
     return current
 
@@ -151,7 +137,7 @@ def _credentials() -> Any:
 def open_source(fetch: Fetch) -> Source:
     """Open the bucket or folder `fetch.source`. Raises UserError if the folder does not exist.
 
-    `demo` is none of the two; the caller opens it as a :class:`bintally.demo.warehouse.DemoSource`.
+    `demo` is neither; the caller opens it as a :class:`bintally.demo.warehouse.DemoSource`.
     """
     if not fetch.source.startswith("s3://"):
         folder = Path(fetch.source)
@@ -159,10 +145,7 @@ def open_source(fetch: Fetch) -> Source:
             raise UserError(f"fetch.source: '{fetch.source}' is neither demo, nor s3://…, nor an existing folder")
         return ObjectSource(LocalStore(folder.resolve()), fetch.source, fetch.concurrency)
     url = urlsplit(fetch.source)
-    if fetch.anonymous:
-        access: dict[str, Any] = {"skip_signature": True}
-    else:
-        access = {"credential_provider": _credentials()}
+    access: dict[str, Any] = {"skip_signature": True} if fetch.anonymous else {"credential_provider": _credentials()}
     store = S3Store(
         url.netloc,
         prefix=url.path.strip("/") or None,

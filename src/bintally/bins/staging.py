@@ -23,15 +23,11 @@ class Staging:
             )
 
     def fetch(self, source: Source, keys: Iterable[str]) -> Iterable[str]:
-        """Read the objects that are not stored yet and store them; yield each key, the ones already stored first.
-
-        Raises UserError if the disk is full or the source fails.
-        """
+        """Read the objects that are not stored yet and store them; yield each key, the ones already stored first."""
         requested = list(keys)
         stored = [key for key in requested if self._has(key)]
         yield from stored
-        missing = sorted(set(requested).difference(stored))
-        for key, body in source.read(missing):
+        for key, body in source.read(sorted(set(requested).difference(stored))):
             with self._database_errors_as_user_errors():
                 self._database.execute("INSERT INTO object VALUES (?, ?)", (key, body))
             yield key
@@ -53,9 +49,8 @@ class Staging:
             yield
         except sqlite3.DatabaseError as error:
             if "full" in str(error):
-                raise UserError(
-                    f"the disk is full: could not write {self._path}; free some space and run it again"
-                ) from error
+                message = f"the disk is full: could not write {self._path}; free some space and run it again"
+                raise UserError(message) from error
             raise UserError(f"{self._path} cannot be used ({error}); delete it to fetch everything again") from error
 
     def close(self) -> None:

@@ -27,12 +27,9 @@ BATCH = 2048
 class Subset:
     """The selected bins and the rejected ones, by id."""
 
-    counts: dict[str, int]
-    """The count of each selected bin."""
-    groups: dict[str, str]
-    """The group of each selected bin."""
-    rejected: dict[str, str]
-    """The reason for each rejected bin."""
+    counts: dict[str, int]  # of the selected bins
+    groups: dict[str, str]  # of the selected bins
+    rejected: dict[str, str]  # the reason for each rejected bin
 
 
 def select_bins(source: Source, fetch: Fetch, staging: Staging) -> Subset:
@@ -43,7 +40,11 @@ def select_bins(source: Source, fetch: Fetch, staging: Staging) -> Subset:
 
     Raises UserError if no bin, or none of one count, can be used.
     """
-    candidates = read_id_list(Path(fetch.ids)) if fetch.ids else _shuffled(source.ids(), fetch.seed)
+    if fetch.ids:
+        candidates = read_id_list(Path(fetch.ids))
+    else:
+        ids = source.ids()
+        candidates = [ids[index] for index in np.random.default_rng(fetch.seed).permutation(len(ids))]
     limit = fetch.per_count or len(candidates)
     goal = min(limit * len(fetch.counts), len(candidates))
     records: dict[str, Record] = {}
@@ -61,7 +62,7 @@ def select_bins(source: Source, fetch: Fetch, staging: Staging) -> Subset:
             usable: list[str] = []
             for bin_id in batch:
                 try:
-                    records[bin_id] = record = _record(staging.get(record_key(bin_id)))
+                    records[bin_id] = record = parse_record(_present(staging.get(record_key(bin_id)), "record"))
                 except BadBin as reason:
                     rejected[bin_id] = str(reason)
                     continue
@@ -88,9 +89,8 @@ def select_bins(source: Source, fetch: Fetch, staging: Staging) -> Subset:
     if not counts:
         reasons = Counter(rejected.values()).most_common(1)
         why = f"most often: {reasons[0][0]}" if reasons else "none has one of the counts"
-        raise UserError(
-            f"none of {len(candidates)} bins of {fetch.source} with counts {fetch.counts} can be used; {why}"
-        )
+        subject = f"none of {len(candidates)} bins of {fetch.source} with counts {fetch.counts}"
+        raise UserError(f"{subject} can be used; {why}")
     for count in fetch.counts:
         if fetch.per_count and selected[count] < fetch.per_count:
             log.warning("count %d: %d bins, fewer than fetch.per_count (%d)", count, selected[count], fetch.per_count)
@@ -110,10 +110,6 @@ def iter_bins(subset: Subset, staging: Staging) -> Iterator[Bin]:
             advance(1)
 
 
-def _shuffled(ids: list[str], seed: int) -> list[str]:
-    return [ids[index] for index in np.random.default_rng(seed).permutation(len(ids))]
-
-
 def _first_with_room(ids: list[str], labels: dict[str, int], room: dict[int, int]) -> list[str]:
     """The first ids of each count, as many as there is room for."""
     first = []
@@ -124,17 +120,15 @@ def _first_with_room(ids: list[str], labels: dict[str, int], room: dict[int, int
     return first
 
 
-def _record(body: bytes | None) -> Record:
+def _present(body: bytes | None, name: str) -> bytes:
     if body is None:
-        raise BadBin("record is missing")
-    return parse_record(body)
+        raise BadBin(f"{name} is missing")
+    return body
 
 
 def _image_defect(body: bytes | None) -> str | None:
-    if body is None:
-        return "image is missing"
     try:
-        check_image(body)
+        check_image(_present(body, "image"))
     except BadBin as reason:
         return str(reason)
     return None

@@ -20,15 +20,7 @@ Rng = np.random.Generator
 FABRIC, CARDBOARD, WHITE, BLACK = (255, 229, 150), (150, 113, 84), (226, 220, 210), (34, 31, 32)
 LABELS = ((110, 165, 220), (240, 120, 70), (30, 28, 34), (240, 150, 165), (105, 65, 55), (70, 75, 85))
 STICKERED = 0.9  # share of the products with a white barcode sticker
-INKS = (
-    (165, 48, 48),
-    (38, 58, 112),
-    (44, 98, 80),
-    (205, 140, 60),
-    (78, 56, 94),
-    (76, 136, 165),
-    (120, 98, 80),
-)
+INKS = ((165, 48, 48), (38, 58, 112), (44, 98, 80), (205, 140, 60), (78, 56, 94), (76, 136, 165), (120, 98, 80))
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,7 @@ class Photo:
 
 
 def render(photo: Photo) -> Image.Image:
-    """Render `photo` as an RGB image of `photo.width` by `photo.height` pixels."""
+    """Render `photo` as an RGB image."""
     canvas = _draw_interior(photo)
     for item in photo.items:
         _draw_item(canvas, item, photo)
@@ -94,7 +86,6 @@ def render(photo: Photo) -> Image.Image:
 
 
 def to_jpeg(image: Image.Image) -> bytes:
-    """Encode `image` as a JPEG file, with fixed settings."""
     out = io.BytesIO()
     image.save(out, "JPEG", quality=85, subsampling=2)
     return out.getvalue()
@@ -111,9 +102,8 @@ def _draw_interior(photo: Photo) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for near, far, gain in ((left, left + inset, 0.7), (right, right - inset, 0.78)):
         draw.polygon([(near, top), (far, top), (far, floor), (near, bottom)], _scale_colour(wall, gain))
-    draw.polygon(
-        [(left, bottom), (left + inset, floor), (right - inset, floor), (right, bottom)], _scale_colour(wall, 1)
-    )
+    ground = [(left, bottom), (left + inset, floor), (right - inset, floor), (right, bottom)]
+    draw.polygon(ground, _scale_colour(wall, 1))
     for x in rng.uniform(left, right, rng.integers(2, 6)):
         draw.line([(x, top), (x + rng.normal(0, 12), floor)], _scale_colour(wall, rng.uniform(0.7, 0.95)), 2)
     return _illuminate(image.filter(ImageFilter.BoxBlur(4)), rng.uniform(0.6, 1.15, (4, 5)))
@@ -158,7 +148,6 @@ def _draw_label(rng: Rng, size: int) -> Image.Image:
 
 
 def _draw_item(canvas: Image.Image, item: Item, photo: Photo) -> None:
-    """Draw one item and its shadow."""
     left, top, right, bottom = photo.opening
     unit, middle = bottom - top, (left + right) / 2
     scale = unit * (1 - 0.12 * item.back)  # farther items are smaller, higher and nearer the middle
@@ -169,9 +158,8 @@ def _draw_item(canvas: Image.Image, item: Item, photo: Photo) -> None:
     if item.lying:
         sprite = sprite.transpose(Image.Transpose.ROTATE_90)
     if product.kind in ("box", "book"):
-        sprite = _add_top_and_side(
-            sprite, product.depth * scale * 0.3, middle - x, y - sprite.height - (top + bottom) / 2
-        )
+        above = y - sprite.height - (top + bottom) / 2
+        sprite = _add_top_and_side(sprite, product.depth * scale * 0.3, middle - x, above)
     if abs(item.tilt) > 0.5:
         sprite = sprite.rotate(item.tilt, Image.Resampling.BILINEAR, expand=True)
     gain = 1.0 - 0.35 * item.back
@@ -280,9 +268,8 @@ def _draw_bag(rng: Rng, title: str, w: int, h: int, base: Colour, ink: Colour) -
     turn = np.linspace(0, 2 * np.pi, 28, endpoint=False)
     reach = 1 + rng.normal(0, 0.06, 28)
     across, down = (np.clip(np.sign(v) * abs(v) ** 0.5 * reach, -1, 1) for v in (np.cos(turn), np.sin(turn)))
-    ImageDraw.Draw(mask := Image.new("L", (w, h))).polygon(
-        list(zip(w / 2 * (1 + across), h / 2 * (1 + down), strict=True)), 255
-    )
+    outline = list(zip(w / 2 * (1 + across), h / 2 * (1 + down), strict=True))
+    ImageDraw.Draw(mask := Image.new("L", (w, h))).polygon(outline, 255)
     face.putalpha(mask)
     return face
 

@@ -68,7 +68,6 @@ class Bin:
 
     @property
     def count(self) -> int:
-        """The true number of items."""
         return len(self.photo.items)
 
 
@@ -79,7 +78,6 @@ class DemoWarehouse:
     seed: int
 
     def bin(self, number: int) -> Bin:
-        """Return the true contents of bin `number`."""
         block, place = divmod(number - 1, BLOCK)
         pattern = PATTERNS[self._rng("pattern", block).integers(len(PATTERNS))]
         group = block * BLOCK + pattern.index(pattern[place]) + 1
@@ -109,7 +107,6 @@ class DemoWarehouse:
         return data[: len(data) * 3 // 5] if bin_.defect == "broken image" else data
 
     def record(self, number: int) -> bytes:
-        """Return the JSON file of bin `number`."""
         bin_, rng = self.bin(number), self._rng("record", number)
         quantities = Counter(item.product for item in bin_.photo.items)
         if bin_.defect == "wrong record":
@@ -133,8 +130,7 @@ class DemoSource:
         """Raises ValueError if `bins` is less than 1 or `seed` is negative."""
         if bins < 1 or seed < 0:
             raise ValueError(f"bins must be at least 1 and seed at least 0, got bins={bins}, seed={seed}")
-        self._bins = bins
-        self._warehouse = DemoWarehouse(seed)
+        self._bins, self._warehouse = bins, DemoWarehouse(seed)
 
     def ids(self) -> list[str]:
         """Return every id, sorted: "00001", "00002", …"""

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sklearn.neighbors import NearestNeighbors
 
 from bintally.scoring.metrics import Floats, LabelledPredictions, evaluate
 
 NEAR_DUPLICATE = 0.1  # distance to another bin, as a fraction of the median distance to the nearest
 RESAMPLES = 500
-DISTANCE_ROWS = 512  # rows whose distances are in memory at once
 
 
 class NoEvidence(Exception):
@@ -21,10 +21,8 @@ class NoEvidence(Exception):
 class ValidationOutputs:
     """The outputs of a finished model for the validation bins."""
 
-    predictions: LabelledPredictions
-    """Not calibrated."""
-    dead_units: float
-    """Share of the head's hidden units that are zero for every bin."""
+    predictions: LabelledPredictions  # not calibrated
+    dead_units: float  # share of the head's hidden units that are zero for every bin
 
     def accuracy(self) -> tuple[float, float]:
         """Return the accuracy and the lower end of its 95 % interval, bootstrapped by group."""
@@ -41,27 +39,20 @@ class ValidationOutputs:
 class Evidence:
     """The evidence on one set of parameters. The methods raise NoEvidence if theirs is missing."""
 
-    profile: Mapping[str, Any]
-    """See :func:`bintally.diagnosis.profiling.profile_steps`."""
-    epochs: Sequence[Mapping[str, float]]
-    """The metrics of each epoch of a run, finished or not: see :class:`bintally.training.loop.EpochMetrics`."""
-    failure: str
-    """The error that ended the run; empty if there was none."""
-    outputs: ValidationOutputs | None
-    """None if no model was trained with these parameters."""
-    train_counts: Mapping[int, int]
-    """Number of training bins by count."""
-    near_duplicates: float
-    """See :func:`near_duplicate_share`."""
+    profile: Mapping[str, Any]  # see bintally.diagnosis.profiling.profile_steps
+    epochs: Sequence[Mapping[str, float]]  # EpochMetrics of a run, finished or not
+    failure: str  # the error that ended the run; empty if there was none
+    outputs: ValidationOutputs | None  # None if no model was trained with these parameters
+    train_counts: Mapping[int, int]  # number of training bins by count
+    near_duplicates: float  # see near_duplicate_share
 
     def profile_value(self, key: str) -> Any:
-        """Return an entry of the profile."""
         if key not in self.profile:
             raise NoEvidence(f"the profiled steps failed: {self.profile.get('failure', 'unknown reason')}")
         return self.profile[key]
 
     def solo_step_s(self) -> Sequence[float]:
-        """Return the seconds per step of each rank without the others, if there are several."""
+        """Return the seconds per step of each rank without the others."""
         self.profile_value("step_s")
         if "solo_step_s" not in self.profile:
             raise NoEvidence("there is only one rank")
@@ -73,7 +64,7 @@ class Evidence:
         return next((failure for failure in (self.failure, self.profile.get("failure", "")) if text in failure), "")
 
     def curve(self, name: str, min_epochs: int) -> Floats:
-        """Return a metric of all epochs, if there are enough and all values are finite."""
+        """Return a metric by epoch, if there are enough epochs and all values are finite."""
         if len(self.epochs) < min_epochs:
             raise NoEvidence(f"{len(self.epochs)} epochs of these parameters, {min_epochs} are needed; run `dvc repro`")
         values = np.array([epoch[name] for epoch in self.epochs])
@@ -96,14 +87,14 @@ def near_duplicate_share(signatures: Floats, counts: Sequence[int]) -> float:
         signatures: (bins, width) vectors to measure Euclidean distances between.
         counts: (bins,) of the records.
     """
-    values, labels = np.asarray(signatures, dtype=np.float64), np.asarray(counts)
-    norms = (values**2).sum(1)
-    nearest, nearest_with_other_count = np.full(len(values), np.inf), np.full(len(values), np.inf)
-    for start in range(0, len(values), DISTANCE_ROWS):
-        rows = slice(start, start + DISTANCE_ROWS)
-        squares = (norms[rows, None] + norms - 2 * values[rows] @ values.T).clip(0)
-        squares[np.arange(len(squares)), np.arange(start, start + len(squares))] = np.inf
-        nearest[rows] = squares.min(1)
-        nearest_with_other_count[rows] = np.where(labels[rows, None] != labels, squares, np.inf).min(1)
-    limit = NEAR_DUPLICATE * np.median(np.sqrt(nearest))
-    return float((np.sqrt(nearest_with_other_count) < limit).mean())
+    labels = np.asarray(counts)
+    if len(distinct := np.unique(labels)) < 2:
+        return 0.0
+    # scikit-learn computes the distances in chunks; a query without bins leaves out each bin's distance to itself.
+    nearest, _ = NearestNeighbors(n_neighbors=1).fit(signatures).kneighbors()
+    limit = NEAR_DUPLICATE * np.median(nearest)
+    near_duplicates = 0
+    for count in distinct:
+        neighbours = NearestNeighbors(n_neighbors=1).fit(signatures[labels != count])
+        near_duplicates += int((neighbours.kneighbors(signatures[labels == count])[0] < limit).sum())
+    return near_duplicates / len(labels)

@@ -1,14 +1,13 @@
-"""Figures of a diagnosis: the time of a step, the curves, the confusion matrix."""
+"""Figures of a diagnosis: the time of a step, and the curves."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from bintally.diagnosis.evidence import Evidence, ValidationOutputs
-from bintally.scoring.figures import BLUE, GREEN, GREY, ORANGE, confusion_figure
-from bintally.scoring.metrics import confusion
+from bintally.diagnosis.evidence import Evidence
+from bintally.scoring.figures import BLUE, GREEN, GREY, ORANGE
 
 PART_COLOURS = (ORANGE, BLUE, "#b7791f", "#63b3ed", GREEN, GREY)
-MAX_NAME = 30  # characters
+MAX_NAME = 30  # characters of an operation
 
 
 def step_figure(evidence: Evidence) -> Figure:
@@ -26,11 +25,9 @@ def step_figure(evidence: Evidence) -> Figure:
     parts.legend(loc="center left", bbox_to_anchor=(0.22, 0.5), frameon=False, fontsize=9, reverse=True)
     parts.set_title(f"one step, {profile['step_s'] * 1000:.1f} ms")
 
-    names = [operation["name"] for operation in profile["operations"]][::-1]
-    shares = [operation["share"] for operation in profile["operations"]][::-1]
-    operations.barh(
-        [name if len(name) < MAX_NAME else name[: MAX_NAME - 1] + "…" for name in names], shares, color=BLUE
-    )
+    slowest = profile["operations"][::-1]
+    names = [one["name"] if len(one["name"]) < MAX_NAME else one["name"][: MAX_NAME - 1] + "…" for one in slowest]
+    operations.barh(names, [one["share"] for one in slowest], color=BLUE)
     operations.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     operations.tick_params(axis="y", labelsize=8)
     operations.set_title("slowest operations")
@@ -64,17 +61,8 @@ def curves_figure(evidence: Evidence) -> Figure:
     accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     if evidence.outputs:
         accuracy.axhline(evidence.outputs.majority_share(), color=ORANGE, linestyle="--", label="majority class")
-    line_of = {
-        label: line for axes in (loss, accuracy) for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(line_of.values(), line_of.keys(), loc="outside lower center", ncols=len(line_of), frameon=False)
+    lines = {str(line.get_label()): line for axes in (loss, accuracy) for line in axes.get_lines()}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False)
     gradient.plot(epochs, [epoch["gradient_norm"] for epoch in evidence.epochs], color=BLUE, marker=marker)
     gradient.set(xlabel="epoch", title="norm of the gradient", yscale="log")
     return figure
-
-
-def validation_confusion_figure(outputs: ValidationOutputs) -> Figure:
-    """The confusion matrix of the validation bins, by the most probable count."""
-    predictions = outputs.predictions
-    title = f"{len(predictions.truth)} validation bins"
-    return confusion_figure(confusion(predictions, "most_probable"), predictions.counts, title)

@@ -6,7 +6,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,33 +52,30 @@ class _EnoughSteps(Exception):
 class _TimedSteps:
     """The measurements of a training that was ended after some steps."""
 
-    samples: int
-    """Number of training samples."""
-    first_s: float
-    """Duration of the first step."""
-    seconds: list[float]
-    """Duration of each timed step."""
-    gradient_rms: list[list[float]]
-    """Root mean square of the gradient by timed step and stage, the head last."""
-    cpu_s: float
-    """CPU time of this process in the timed steps, summed over cores."""
+    samples: int  # number of training samples
+    first_s: float  # duration of the first step
+    seconds: list[float]  # duration of each timed step
+    gradient_rms: list[list[float]]  # root mean square of the gradient by timed step and stage, the head last
+    cpu_s: float  # CPU time of this process in the timed steps, summed over cores
+
+    @property
+    def step_s(self) -> float:
+        return float(np.mean(self.seconds))
 
 
 def profile_steps(params: Params, setup: Setup, context: RankContext, steps: int, trace: Path | None = None) -> Profile:
     """Time ``steps`` training steps, profile as many, and time two other configurations for comparison.
 
     The other configurations are each rank with its share of a batch but without the others, and batches twice as
-    large. Every duration is measured without the profiler, in the fastest repetition. No checkpoint is read or written.
+    large. Every duration is measured without the profiler, in the fastest repetition.
 
     Args:
         setup: returns a new network and the samples of training and validation.
         trace: a ``.json.gz`` file that the main process writes, for a trace viewer.
 
     Returns:
-        The same on every rank: seconds per step, shares of a step by part, images per second, utilisation of the cores
-        or of the GPU, bytes of memory, seconds per step of each rank without the others, size of the gradients by stage
-        (None: not finite). If the training fails with a UserError, ``failure`` is its message and the entries that it
-        prevented are missing.
+        The profile, the same on every rank; a gradient that is not finite is None. If the training fails with a
+        UserError, ``failure`` is its message and the entries that it prevented are missing.
     """
     train = params.train
     profiled: Profile = {
@@ -89,10 +86,8 @@ def profile_steps(params: Params, setup: Setup, context: RankContext, steps: int
         "steps": steps,
         "memory_bytes": _memory_bytes(context),
     }
-    profiler = profile(
-        activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (context.device.type == "cuda"),
-        profile_memory=True,
-    )
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (context.device.type == "cuda")
+    profiler = profile(activities=activities, profile_memory=True)
     try:
         timed = _run_steps(params, setup, context, steps)
         peak_memory = _peak_memory_bytes(context)  # before the profiler takes some
@@ -100,53 +95,57 @@ def profile_steps(params: Params, setup: Setup, context: RankContext, steps: int
     except UserError as failure:
         return profiled | {"failure": str(failure)}
     events = profiler.key_averages()
-    profiled |= {
-        "first_step_s": timed.first_s,
-        "steps_s": timed.seconds,
-        "time_shares": _time_shares(events, sum(with_profiler.seconds)),
-        "utilisation": _utilisation(events, sum(with_profiler.seconds), timed, context),
-        "peak_memory_bytes": peak_memory,
-        "gradient_rms": [_finite(float(np.median(stage))) for stage in zip(*timed.gradient_rms, strict=True)],
-        "operations": _slowest_operations(events),
-    }
     if trace and context.is_main:
         trace.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(trace))
-    return profiled | _compare(params, setup, context, timed)
+    fastest, failures = _fastest_repetitions(params, setup, context, timed)
+    step_s = fastest["these"].step_s
+    gradient_rms = [float(np.median(stage)) for stage in zip(*timed.gradient_rms, strict=True)]
+    profiled |= {
+        "first_step_s": timed.first_s,
+        "steps_s": timed.seconds,
+        "step_s": step_s,
+        "images_per_second": train.batch_size / step_s,
+        "time_shares": _time_shares(events, sum(with_profiler.seconds)),
+        "utilisation": _utilisation(events, sum(with_profiler.seconds), fastest["these"], context),
+        "peak_memory_bytes": peak_memory,
+        "gradient_rms": [value if math.isfinite(value) else None for value in gradient_rms],
+        "operations": _slowest_operations(events),
+    }
+    if "solo" in fastest:
+        solo_step_s = torch.tensor([fastest["solo"].step_s], device=context.device)
+        profiled["solo_step_s"] = all_gather(solo_step_s, context).flatten().tolist()
+    if "double" in fastest:
+        profiled["double_images_per_second"] = 2 * train.batch_size / fastest["double"].step_s
+    return profiled | {f"{name}_failure": failure for name, failure in failures.items()}
 
 
-def _compare(params: Params, setup: Setup, context: RankContext, timed: _TimedSteps) -> Profile:
-    """Time these parameters and the other configurations."""
+def _fastest_repetitions(
+    params: Params, setup: Setup, context: RankContext, timed: _TimedSteps
+) -> tuple[dict[str, _TimedSteps], dict[str, str]]:
+    """Time these parameters and the other configurations; return the fastest repetition of each, and failures."""
     batch_size = params.train.batch_size
     configurations = {"these": (params, context)}
     if context.world_size > 1:
         solo = replace(context, rank=0, world_size=1, is_main=False)
-        configurations["solo"] = _with_batch_size(batch_size // context.world_size, params), solo
+        configurations["solo"] = _with_train(params, batch_size=batch_size // context.world_size), solo
     if 2 * batch_size <= timed.samples:
-        configurations["double"] = _with_batch_size(2 * batch_size, params), context
-    # In turn, and the fastest of each, since the speed of a machine varies over time.
-    fastest = {"these": _mean(timed.seconds)}
-    result: Profile = {}
-    for _ in range(REPETITIONS):
+        configurations["double"] = _with_train(params, batch_size=2 * batch_size), context
+    fastest, failures = {"these": timed}, dict[str, str]()
+    for _ in range(REPETITIONS):  # in turn, since the speed of a machine varies over time
         for name, (its_params, its_context) in list(configurations.items()):
             try:
-                seconds = _mean(_run_steps(its_params, setup, its_context, len(timed.seconds)).seconds)
+                repetition = _run_steps(its_params, setup, its_context, len(timed.seconds))
             except UserError as failure:
-                result[f"{name}_failure"] = str(failure)
+                failures[name] = str(failure)
                 del configurations[name]
             else:
-                fastest[name] = min(seconds, fastest.get(name, math.inf))
-    result |= {"step_s": fastest["these"], "images_per_second": batch_size / fastest["these"]}
-    if "solo" in configurations:
-        solo_step_s = torch.tensor([fastest["solo"]], device=context.device)
-        result["solo_step_s"] = all_gather(solo_step_s, context).flatten().tolist()
-    if "double" in configurations:
-        result["double_images_per_second"] = 2 * batch_size / fastest["double"]
-    return result
+                fastest[name] = min(fastest.get(name, repetition), repetition, key=lambda steps: steps.step_s)
+    return fastest, failures
 
 
-def _with_batch_size(size: int, params: Params) -> Params:
-    return params.model_copy(update={"train": params.train.model_copy(update={"batch_size": size})})
+def _with_train(params: Params, **train: Any) -> Params:
+    return params.model_copy(update={"train": params.train.model_copy(update=train)})
 
 
 def _run_steps(
@@ -154,9 +153,7 @@ def _run_steps(
 ) -> _TimedSteps:
     """Train for one step, WARM_UP_STEPS, and ``steps`` that are timed."""
     network, train, validation = setup()
-    # Images of the final size, and no validation.
-    update = {"initial_image_size": None, "epochs": NEVER, "validate_every": NEVER}
-    params = params.model_copy(update={"train": params.train.model_copy(update=update)})
+    params = _with_train(params, initial_image_size=None, epochs=NEVER, validate_every=NEVER)
     stages = trainable_stages(network, params.model.trainable)
     times: list[float] = []
     gradient_rms: list[list[float]] = []
@@ -230,11 +227,8 @@ def _time_shares(events: EventList, seconds: float) -> dict[str, float]:
 
 def _slowest_operations(events: EventList) -> list[dict[str, Any]]:
     """The operations with the most time of their own, with their share of it."""
-    self_time = {
-        event.key: event.self_cpu_time_total + event.self_device_time_total
-        for event in events
-        if event.key not in MARKS
-    }
+    operations = [event for event in events if event.key not in MARKS]
+    self_time = {event.key: event.self_cpu_time_total + event.self_device_time_total for event in operations}
     slowest = sorted(self_time, key=lambda key: (-self_time[key], key))[:OPERATIONS]
     return [{"name": key, "share": self_time[key] / sum(self_time.values())} for key in slowest]
 
@@ -243,14 +237,6 @@ def _root_mean_square(stage: list[nn.Parameter]) -> float:
     gradients = [parameter.grad for parameter in stage if parameter.grad is not None]
     number = sum(gradient.numel() for gradient in gradients)
     return float(nn.utils.get_total_norm(gradients)) / math.sqrt(number) if number else 0.0
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))
 
 
 def run_rank() -> int:

@@ -6,20 +6,18 @@ from html import escape
 from pathlib import Path
 
 from bintally.diagnosis.evidence import Evidence
-from bintally.diagnosis.figures import curves_figure, step_figure, validation_confusion_figure
+from bintally.diagnosis.figures import curves_figure, step_figure
 from bintally.diagnosis.rules import Finding, Severity
 from bintally.files import write_json, write_text
 from bintally.page import document, picture
 from bintally.params import Params
+from bintally.scoring.figures import confusion_figure
+from bintally.scoring.metrics import confusion
 
-COLOURS = {
-    Severity.NOT_CHECKED: "#718096",
-    Severity.FINE: "#2f855a",
-    Severity.ADVICE: "#2b6cb0",
-    Severity.WARNING: "#b7791f",
-    Severity.ERROR: "#c53030",
-}
-STYLE = "".join(f".{severity.name}{{color:{colour};font-weight:600}}" for severity, colour in COLOURS.items())
+COLOURS = ("#718096", "#2f855a", "#2b6cb0", "#b7791f", "#c53030")  # in the order of Severity
+STYLE = "".join(
+    f".{severity.name}{{color:{colour};font-weight:600}}" for severity, colour in zip(Severity, COLOURS, strict=True)
+)
 
 
 def verdict(evidence: Evidence) -> str:
@@ -41,8 +39,19 @@ def verdict(evidence: Evidence) -> str:
 
 def write_report(folder: Path, evidence: Evidence, findings: list[Finding], params: Params) -> None:
     """Write ``index.html`` and ``diagnosis.json``."""
-    _write_json(folder / "diagnosis.json", evidence, findings)
-    _write_page(folder / "index.html", evidence, findings, params)
+    summary = {
+        "verdict": verdict(evidence),
+        "worst": max(finding.severity for finding in findings).name.lower(),
+        "findings": [asdict(finding) | {"severity": finding.severity.name.lower()} for finding in findings],
+        "profile": evidence.profile,
+        "epochs": [
+            # None: JSON has finite numbers alone.
+            {name: value if math.isfinite(value) else None for name, value in epoch.items()}
+            for epoch in evidence.epochs
+        ],
+    }
+    write_json(folder / "diagnosis.json", summary)
+    write_text(folder / "index.html", document("Diagnosis", _body(evidence, findings, params), STYLE))
 
 
 def print_report(evidence: Evidence, findings: list[Finding]) -> None:
@@ -54,24 +63,7 @@ def print_report(evidence: Evidence, findings: list[Finding]) -> None:
             print(f"{'':12} {'':28} → {finding.advice}")
 
 
-def _write_json(path: Path, evidence: Evidence, findings: list[Finding]) -> None:
-    write_json(
-        path,
-        {
-            "verdict": verdict(evidence),
-            "worst": max(finding.severity for finding in findings).name.lower(),
-            "findings": [asdict(finding) | {"severity": finding.severity.name.lower()} for finding in findings],
-            "profile": evidence.profile,
-            "epochs": [{name: _finite(value) for name, value in epoch.items()} for epoch in evidence.epochs],
-        },
-    )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None  # JSON has no other numbers
-
-
-def _write_page(path: Path, evidence: Evidence, findings: list[Finding], params: Params) -> None:
+def _body(evidence: Evidence, findings: list[Finding], params: Params) -> str:
     figures = []
     if "time_shares" in evidence.profile:
         caption = "Under the profiler, except for the images per second."
@@ -79,9 +71,10 @@ def _write_page(path: Path, evidence: Evidence, findings: list[Finding], params:
     if evidence.epochs:
         figures.append(("Curves", curves_figure(evidence), "Of the last run with these parameters."))
     if evidence.outputs:
-        figures.append(
-            ("Predictions", validation_confusion_figure(evidence.outputs), "The most probable count, not calibrated.")
-        )
+        predictions = evidence.outputs.predictions
+        table, title = confusion(predictions, "most_probable"), f"{len(predictions.truth)} validation bins"
+        figure = confusion_figure(table, predictions.counts, title)
+        figures.append(("Predictions", figure, "The most probable count, not calibrated."))
     figures_html = "".join(
         f"<h2>{heading}</h2><figure>{picture(figure, heading)}<figcaption>{caption}</figcaption></figure>"
         for heading, figure, caption in figures
@@ -93,7 +86,7 @@ def _write_page(path: Path, evidence: Evidence, findings: list[Finding], params:
         for finding in _worst_first(findings)
     )
     profile, model = evidence.profile, params.model
-    body = (
+    return (
         f"<h1>Diagnosis</h1><p><b>{escape(verdict(evidence))}</b></p>"
         f"<p>{escape(str(profile['device']))}, {profile['ranks']} ranks of {profile['threads']} threads, "
         f"{escape(model.backbone)} at {model.image_size} pixels, model.trainable: {model.trainable}, "
@@ -103,7 +96,6 @@ def _write_page(path: Path, evidence: Evidence, findings: list[Finding], params:
         "<table><thead><tr><th>severity</th><th>rule</th><th>evidence</th><th>condition</th><th>advice</th></tr></thead>"
         f"<tbody>{rows}</tbody></table>{figures_html}"
     )
-    write_text(path, document("Diagnosis", body, STYLE))
 
 
 def _worst_first(findings: list[Finding]) -> list[Finding]:

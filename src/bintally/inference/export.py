@@ -1,8 +1,8 @@
 """A model as one file that runs without this project: ONNX, or a PyTorch program.
 
 Both take ``images``, uint8 (n, 3, size, size) of any n, as ``bintally.model.images.decode`` returns them, and return
-``probabilities``, float32 (n, counts), calibrated. Both hold card and calibration: as metadata, and as the extra file
-``card.json``. Equal models give equal bytes under one version of PyTorch.
+``probabilities``, float32 (n, counts), calibrated. ONNX holds card and calibration as metadata, a program as the extra
+file ``card.json``. Equal models give equal bytes under one version of PyTorch.
 """
 
 import json
@@ -34,17 +34,14 @@ def export(
     formats: Sequence[str],
     batches: Iterable[torch.Tensor],
 ) -> dict[Path, float]:
-    """Write a model to ``folder`` and compare the files' probabilities with the model's.
+    """Write a model to ``folder`` and return, by file, the greatest difference of a probability from the model's.
+
+    Raises UserError if a difference exceeds TOLERANCE; then no file is written.
 
     Args:
         network: on the CPU, in evaluation mode.
         formats: keys of FILES.
-        batches: at least one, uint8 (n, 3, size, size) of any n.
-
-    Returns:
-        The greatest absolute difference of a probability, for each file.
-
-    Raises UserError if a difference exceeds TOLERANCE; then no file is written.
+        batches: images to compare, at least one batch, uint8 (n, 3, size, size) of any n.
     """
     model = calibrated_network(network, card, calibration)
     metadata = card.model_dump(mode="json") | {"calibration": calibration.model_dump(mode="json")}
@@ -62,7 +59,7 @@ def export(
                 by_batch[path].append((run(images) - expected).abs().max())
         differences = {path: float(torch.stack(values).max()) for path, values in by_batch.items()}
         for path, difference in differences.items():
-            if not difference <= TOLERANCE:  # nor if it is NaN
+            if not difference <= TOLERANCE:  # NaN is not
                 raise UserError(
                     f"{path} would differ from the model: by {difference:.1e} in a probability, more than "
                     f"{TOLERANCE:.0e}; nothing is written"

@@ -1,4 +1,4 @@
-"""From image files to probabilities of counts: the one path of all that predicts with a saved model."""
+"""From image files to probabilities of counts: the one path for everything that predicts with a saved model."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -8,7 +8,7 @@ import torch
 
 from bintally.inference.runtime import load_runner
 from bintally.model.card import ModelCard
-from bintally.model.encoded import BATCH, decoded_batches
+from bintally.model.encoding import BATCH, decoded_batches
 from bintally.model.images import decode
 from bintally.model.network import CountingNetwork
 from bintally.resources import default_device
@@ -22,17 +22,11 @@ class Predictor:
         self, network: CountingNetwork, card: ModelCard, calibration: Calibration, device: torch.device | None = None
     ) -> None:
         device = device or default_device()
-        self.card = card
-        self.calibration = calibration
-        self.batch_size = BATCH[device.type]
-        """The batch size to use where there are enough images."""
+        self.card, self.calibration, self.batch_size = card, calibration, BATCH[device.type]
         self._run = load_runner(network, card, calibration, device)
 
     def decode(self, file: bytes) -> torch.Tensor:
-        """The model's input for a JPEG or PNG file, uint8 (3, size, size).
-
-        Raises UserError if the file does not decode or is too large to be decoded.
-        """
+        """The model's input for a JPEG or PNG file, uint8 (3, size, size). Raises UserError as :func:`decode` does."""
         return decode(file, self.card.image_size)
 
     def distributions(self, pixels: torch.Tensor) -> Floats:
@@ -40,11 +34,7 @@ class Predictor:
         return self._run(pixels).double().numpy()
 
     def __call__(self, files: Sequence[bytes]) -> Floats:
-        """Probabilities of the calibration's counts, float64 (files, counts), for JPEG or PNG files.
-
-        Raises UserError if one of them does not decode.
-        """
+        """The same for JPEG or PNG files. Raises UserError if one does not decode."""
         batches = decoded_batches([partial(bytes, file) for file in files], self.card.image_size, self.batch_size)
-        return np.concatenate(
-            [np.empty((0, len(self.calibration.counts))), *(self.distributions(pixels) for pixels in batches)]
-        )
+        no_rows = np.empty((0, len(self.calibration.counts)))
+        return np.concatenate([no_rows, *map(self.distributions, batches)])

@@ -19,7 +19,6 @@ from bintally.model.network import CalibratedNetwork, CountingNetwork
 from bintally.resources import available_cpus
 from bintally.scoring.calibration import Calibration
 
-OPSET = 20  # of 2023: older runtimes read it, too
 ONNX_CACHE, ONNX_CACHE_SIZE = SCRATCH / "onnx", 4
 
 log = logging.getLogger("bintally")
@@ -29,7 +28,7 @@ Runner = Callable[[torch.Tensor], torch.Tensor]
 
 
 def calibrated_network(network: CountingNetwork, card: ModelCard, calibration: Calibration) -> CalibratedNetwork:
-    """Network and calibration in one module, from pixels to probabilities."""
+    """The module that predicts with a calibration."""
     classes = [card.counts.index(count) for count in calibration.counts]
     return CalibratedNetwork(network, card.mirror, classes, calibration.temperature).eval()
 
@@ -83,7 +82,7 @@ def to_onnx(program: torch.export.ExportedProgram, metadata: dict[str, Any]) -> 
             dynamic_shapes=({0: "n"},),
             input_names=["images"],
             output_names=["probabilities"],
-            opset_version=OPSET,
+            opset_version=20,  # of 2023: older runtimes read it, too
             verbose=False,
         )
     assert onnx_program is not None

@@ -2,14 +2,13 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from bintally.errors import UserError
 
-# Their weights are pip packages.
+# Networks with weights in pip packages.
 LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 # Scale 0–255. torchvision's preset for ImageNet; EfficientNet-Lite takes (x - 127) / 128.
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -20,21 +19,18 @@ RESNET_STAGES = (("conv1", "bn1", "relu", "maxpool"), ("layer1",), ("layer2",), 
 class Backbone(nn.Module):
     """Normalises images and computes one feature vector from each.
 
-    ``body`` is a sequence of stages. Each stage but the last gives a map at a lower resolution than the one before; the
-    last gives the vector that the network's classifier would take. ResNets and the EfficientNet-Lites have five stages,
-    every other network is a single one. Parameters have the network's own names behind ``body.<stage>.``.
-
-    After :meth:`split_at` the first stages are frozen: :meth:`frozen_forward` computes rows from images, and the
-    backbone takes these rows as well as images.
+    ``body`` is a sequence of stages, five of a ResNet or EfficientNet-Lite, one of every other network. Each gives maps
+    of a lower resolution, the last the vector that the network's classifier would take. Parameters have the network's
+    own names behind ``body.<stage>.``. After :meth:`split_at` the first stages are frozen, and the backbone takes their
+    outputs, the rows of :meth:`frozen_forward`, as well as images.
 
     Args:
         name: of LITE or ``torchvision.models.list_models()``.
         image_size: side of the images in pixels.
-        features: ``last``: the last stage's vector; ``every_scale``: followed by the spatial mean of every earlier
-            stage's map, as textures and edges of the early maps tell as much about a count as the objects of the last.
+        features: ``last``: the last stage's vector; ``every_scale``: followed by the spatial means of the earlier
+            stages' maps, whose textures and edges say as much about a count as the objects of the last.
 
-    Raises UserError if the network does not exist, does not take images of that size, or has no named stages where
-    ``every_scale`` needs them.
+    Raises UserError if no such network exists or it does not take these arguments.
     """
 
     mean: torch.Tensor
@@ -75,10 +71,7 @@ class Backbone(nn.Module):
         return [list(stage.parameters()) for stage in self.body]
 
     def split_at(self, trainable_stages: int) -> None:
-        """Freeze all stages but the last ``trainable_stages``.
-
-        Raises UserError if the network has fewer stages, or none with names.
-        """
+        """Freeze all stages but the last ``trainable_stages``. Raises UserError if there are fewer."""
         if len(self.body) == 1:
             raise UserError(f"model.trainable: {trainable_stages} {_needs_stages(self.name)}; take head or all")
         if not 0 < trainable_stages <= len(self.body):
@@ -89,16 +82,14 @@ class Backbone(nn.Module):
         self.frozen_stages = len(self.body) - trainable_stages
 
     def frozen_names(self) -> list[str]:
-        """Names in the state dict of the frozen stages."""
+        """Names of the frozen stages' parameters and buffers in the state dict."""
         frozen = tuple(f"body.{stage}." for stage in range(self.frozen_stages))
         return [name for name in self.state_dict() if name.startswith(frozen)]
 
     def frozen_forward(self, images: torch.Tensor) -> torch.Tensor:
         """Run the frozen stages: (n, 3, size, size) of 0–255, any dtype, to rows that :meth:`forward` takes.
 
-        Returns:
-            float32 (n, height · width · channels + means): the last frozen stage's map, channels last, and, with
-            ``every_scale``, the spatial means of all frozen stages' maps.
+        A row is float32: the last frozen stage's map, channels last, and the means that ``every_scale`` takes.
         """
         maps, means = self._normalised(images), []
         for stage in list(self.body)[: self.frozen_stages]:
@@ -119,17 +110,17 @@ class Backbone(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(n, 3, size, size) of 0–255, any dtype, or rows of :meth:`frozen_forward`, to float32 (n, width)."""
+        stages, means = list(self.body), []
         if inputs.dim() == 2:
             maps, frozen_means = self.unpack_rows(inputs)
-            maps, means = maps.contiguous(memory_format=torch.channels_last), [frozen_means]
-            rest = list(self.body)[self.frozen_stages :]
+            maps = maps.contiguous(memory_format=torch.channels_last)
+            stages, means = stages[self.frozen_stages :], [frozen_means]
         else:
-            maps, means = self._normalised(inputs), []
-            rest = list(self.body)
-        for stage in rest[:-1]:
+            maps = self._normalised(inputs)
+        for stage in stages[:-1]:
             maps = stage(maps)
             means.append(self._scale(maps))
-        return torch.cat([rest[-1](maps), *means], 1)
+        return torch.cat([stages[-1](maps), *means], 1)
 
     def _scale(self, maps: torch.Tensor) -> torch.Tensor:
         return maps.mean((2, 3)) if self.every_scale else maps.new_zeros(len(maps), 0)
@@ -138,10 +129,7 @@ class Backbone(nn.Module):
         return ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Set training mode for batch normalisation with trainable weights alone.
-
-        Dropout, whose draws would differ between ranks, is never active.
-        """
+        """Set training mode for trainable batch normalisation alone: dropout's draws would differ between ranks."""
         super().train(False)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -164,14 +152,11 @@ def _stages(name: str) -> Sequence[nn.Module]:
             f"model.backbone: '{name}' is not a torchvision classification network; "
             f"take {LITE[0]}, resnet50 or another of torchvision.models.list_models()"
         )
-    # Auxiliary classifiers, of these two networks alone, have no use without the classifier.
-    options: dict[str, Any] = (
-        {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    )
+    # These two have auxiliary classifiers by default.
+    options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     network = torchvision.models.get_model(name, weights=None, **options)
     if isinstance(network, torchvision.models.ResNet):
-        stages = [{child: network.get_submodule(child) for child in stage} for stage in RESNET_STAGES]
-        return _sequences(stages)
+        return _sequences([{child: network.get_submodule(child) for child in stage} for stage in RESNET_STAGES])
     if name.startswith("squeezenet"):
         network.classifier = nn.AdaptiveAvgPool2d(1)
     else:

@@ -52,7 +52,7 @@ def save_model(folder: Path, network: CountingNetwork, card: ModelCard) -> None:
 def load_model(folder: Path) -> tuple[CountingNetwork, ModelCard]:
     """Read a model in evaluation mode; no code in its files is run.
 
-    Raises UserError if it is missing or damaged, if a weight is not finite, or if the card's normalisation is another.
+    Raises UserError if it is incomplete or damaged, has weights that are not finite, or does not match its card.
     """
     try:
         card = ModelCard.model_validate_json((folder / "card.json").read_text(encoding="utf-8"))

@@ -10,22 +10,14 @@ from torchvision.transforms.v2.functional import resize
 from bintally.bins.record import MAX_PIXELS
 from bintally.errors import UserError
 
-FORMATS = ["JPEG", "PNG"]
 MAX_SCANS = 64  # of a progressive JPEG, each as slow to decode as the whole image; cameras write about ten
 START_OF_SCAN = b"\xff\xda"
 
 
 def decode(body: bytes, size: int) -> torch.Tensor:
-    """Decode a JPEG or PNG, apply its EXIF orientation, and squash it to a square, bilinear with antialiasing.
+    """Decode a JPEG or PNG file, apply its EXIF orientation, and squash it to a square, bilinear with antialiasing.
 
-    Args:
-        body: the file.
-        size: side of the square in pixels.
-
-    Returns:
-        uint8 tensor of shape (3, size, size), RGB.
-
-    Raises UserError if the file cannot be decoded or, before decoding, if the image is too large.
+    Returns uint8 (3, size, size), RGB. Raises UserError if it does not decode or, before decoding, if it is too large.
     """
     _check_size(body)
     try:
@@ -41,16 +33,14 @@ def decode(body: bytes, size: int) -> torch.Tensor:
 
 def _check_size(body: bytes) -> None:
     try:
-        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(body), formats=["JPEG", "PNG"]) as image:
             width, height = image.size
     except Image.DecompressionBombError as error:
         raise UserError(f"an image of more than {MAX_PIXELS:,} pixels is too large; make it smaller") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise _error(body, "it is neither JPEG nor PNG") from error
     if width * height > MAX_PIXELS:
-        raise UserError(
-            f"an image of {width} x {height} pixels is too large; at most {MAX_PIXELS:,} pixels are allowed"
-        )
+        raise UserError(f"an image of {width} x {height} pixels is too large; at most {MAX_PIXELS:,} are allowed")
     if body.count(START_OF_SCAN) > MAX_SCANS:
         raise UserError(f"a JPEG of more than {MAX_SCANS} scans is not decoded; save it as a baseline JPEG")
 

@@ -13,19 +13,17 @@ from bintally.model.views import stack_views
 class Head(nn.Sequential):
     """Two linear layers with a ReLU between them, as in the reference study, initialised from ``seed``.
 
-    With ``ordinal`` it has one output fewer than classes: the logit that the count is of a higher class than k, given
-    that it is at least of class k. :meth:`forward` turns these into log-probabilities of the classes.
+    With ``ordinal`` its outputs are continuation ratios, one fewer than classes.
     """
 
     def __init__(self, width: int, hidden: int, classes: int, ordinal: bool, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             super().__init__(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, classes - ordinal))
-        self.ordinal = ordinal
-        self.classes = classes
+        self.ordinal, self.classes = ordinal, classes
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(n, width) to logits (n, classes)."""
+        """(n, width) to logits, with ``ordinal`` log-probabilities, (n, classes)."""
         outputs: torch.Tensor = super().forward(features)
         return continuation_ratio_log_probs(outputs) if self.ordinal else outputs
 
@@ -33,11 +31,7 @@ class Head(nn.Sequential):
 def continuation_ratio_log_probs(logits: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of ordered classes from continuation ratios (Agresti, Categorical Data Analysis, 8.3.6).
 
-    Args:
-        logits: (n, classes - 1), of a class above k, given class k or above.
-
-    Returns:
-        (n, classes).
+    ``logits``, (n, classes - 1), are of a class above k, given class k or above; the result is (n, classes).
     """
     above = _log_sigmoid(logits).cumsum(1)
     not_above = _log_sigmoid(-logits)
@@ -55,8 +49,7 @@ class CountingNetwork(nn.Module):
 
     def __init__(self, backbone: Backbone, head: Head) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.head = head
+        self.backbone, self.head = backbone, head
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images, or rows that the backbone takes in their place, to logits (n, classes)."""
@@ -67,25 +60,18 @@ class CalibratedNetwork(nn.Module):
     """From pixels to calibrated probabilities: the module that predicts and is exported.
 
     Args:
-        network: the counting network.
         mirror: average over an image and its mirror image.
-        classes: indices of the classes to answer with; None: all.
+        classes: indices of the classes to distinguish; None: all.
         temperature: divides the log-probabilities.
     """
 
     classes: torch.Tensor
 
     def __init__(
-        self,
-        network: CountingNetwork,
-        mirror: bool,
-        classes: Sequence[int] | None = None,
-        temperature: float = 1.0,
+        self, network: CountingNetwork, mirror: bool, classes: Sequence[int] | None = None, temperature: float = 1.0
     ) -> None:
         super().__init__()
-        self.network = network
-        self.mirror = mirror
-        self.temperature = temperature
+        self.network, self.mirror, self.temperature = network, mirror, temperature
         indices = list(range(network.head.classes) if classes is None else classes)
         self.register_buffer("classes", torch.tensor(indices), persistent=False)
 
@@ -96,16 +82,14 @@ class CalibratedNetwork(nn.Module):
 
 
 def log_probabilities(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """The logarithm of each class's probability, averaged over views; finite where the probability underflows.
+    """The logarithm of each class's probability, averaged over views, float32 (n, classes).
 
     Args:
         network: a Head for features, a CountingNetwork for images or rows.
         inputs: (n, views, width) features or rows, or (n, views, 3, h, w) images.
-
-    Returns:
-        float32 (n, classes).
     """
     logits: torch.Tensor = network(inputs.flatten(0, 1))
-    by_view = logits.log_softmax(1).unflatten(0, inputs.shape[:2])
+    # A sum of logarithms, which are finite where a probability underflows.
+    by_view: torch.Tensor = logits.log_softmax(1).unflatten(0, inputs.shape[:2])
     averaged: torch.Tensor = by_view.logsumexp(1) - math.log(inputs.shape[1])
     return averaged

@@ -21,15 +21,11 @@ def predict_encoded(
     rows: NDArray[np.int64],
     device: torch.device | None = None,
 ) -> NDArray[np.float32]:
-    """Log-probabilities of the classes, not calibrated, of ``rows`` of encoded bins.
+    """Log-probabilities of the classes, not calibrated, (rows, classes), of ``rows`` of encoded bins.
 
     Args:
-        network: moved to ``device`` and set to evaluation mode.
-        mirror: average over mirror images where the rows are pixels; features and maps have both views or one.
-        device: None: CUDA where it is available.
-
-    Returns:
-        (rows, classes).
+        network: moved to ``device`` (by default CUDA where it is available) and set to evaluation mode.
+        mirror: average over mirror images where the rows are pixels; features and maps hold their views.
     """
     device = device or default_device()
     encoded.configure(network.backbone)

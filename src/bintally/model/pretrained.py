@@ -3,8 +3,6 @@
 import hashlib
 import re
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
@@ -21,9 +19,8 @@ DOWNLOAD_TIMEOUT_S = 30.0
 def load_weights(backbone: Backbone, weights: str) -> None:
     """Load ``DEFAULT`` (ImageNet), ``none``, or the path or URL of a state dict into a backbone.
 
-    The state dict is of the same network, or of a model of this project with the same backbone.
-
-    Raises UserError if the weights cannot be read or downloaded, are not weights alone, or do not fit the network.
+    The state dict is of the same network, or of a model of this project with the same backbone. Raises UserError if it
+    cannot be read or downloaded, is not a state dict alone, or does not fit.
     """
     name = backbone.name
     if weights == "none":
@@ -70,32 +67,24 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 def _download(url: str) -> dict[str, torch.Tensor]:
     """The state dict at ``url``, cached in torch's hub folder under a digest of the URL; broken files are removed."""
-    name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{Path(urlsplit(url).path).name}"
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    # torchvision's file names contain the first digits of the SHA-256.
-    digest = re.search(r"-([0-9a-f]{8,})\.", Path(urlsplit(url).path).name)
+    name = Path(urlsplit(url).path).name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
+    digest = re.search(r"-([0-9a-f]{8,})\.", name)  # torchvision's names contain the first digits of the SHA-256
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        timeout_before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
         try:
-            with _timeout(DOWNLOAD_TIMEOUT_S):
-                torch.hub.download_url_to_file(url, str(path), hash_prefix=digest[1] if digest else None)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest[1] if digest else None)
         except (OSError, RuntimeError, ValueError, HTTPException) as error:
             raise UserError(
                 f"model.weights: could not download {url} ({error}); check the network, "
                 f"give a file in model.weights, or take model.backbone {LITE[0]}, whose weights are installed"
             ) from error
+        finally:
+            socket.setdefaulttimeout(timeout_before)
     try:
         return _read(path)
     except UserError as error:
         path.unlink(missing_ok=True)
         raise UserError(str(error).replace(str(path), url)) from error
-
-
-@contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -1,1 +1,1 @@
-"""Metrics, intervals, trivial, references, plots. No torch."""
+"""Calibration, metrics with intervals, baselines, the audit and figures. No torch."""

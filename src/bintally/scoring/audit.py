@@ -16,10 +16,10 @@ DECIMALS = 9  # of probabilities that are ranked: further ones depend on the CPU
 
 def error_model(counts: Sequence[int]) -> Floats:
     """The probability of each wrong record (column) given the true count (row): (counts, counts)."""
-    offsets = np.subtract.outer(np.asarray(counts), np.asarray(counts))
+    offsets = np.subtract.outer(counts, counts)
     possible = np.isin(offsets, OFFSETS).astype(np.float64)
     isolated = possible.sum(1) == 0
-    possible[isolated] = offsets[isolated] != 0  # counts far apart: any other one is as likely
+    possible[isolated] = offsets[isolated] != 0  # no count is one or two off: all others are equally likely
     return np.asarray(possible / possible.sum(1, keepdims=True).clip(1))
 
 
@@ -41,14 +41,9 @@ def error_probability(probabilities: Floats, counts: Sequence[int], records: Cou
 def rank_records(
     probabilities: Floats, counts: Sequence[int], records: Counts, share: float, ids: Sequence[str]
 ) -> tuple[NDArray[np.int64], Floats]:
-    """Rank bins by :func:`error_probability`, equal ones by id; those whose record is none of ``counts`` come last.
+    """Rank bins by :func:`error_probability`, equal ones by id; records that are none of ``counts`` come last.
 
-    Args:
-        records: (n,).
-        ids: (n,).
-
-    Returns:
-        (n,) the rows in order, and the probabilities of those that can be ranked, descending.
+    Returns (n,) the rows in order, and the probabilities of those that can be ranked, descending.
     """
     known = np.flatnonzero(np.isin(records, counts))
     values = error_probability(probabilities[known], counts, records[known], share)
@@ -64,17 +59,12 @@ def inject_errors(
     share: float,
     random: np.random.Generator,
 ) -> tuple[Counts, list[str]]:
-    """Replace a share of the records by wrong ones.
+    """Replace a share of the records, (n,) each one of ``counts``, by wrong ones.
 
-    Half of these leave out one of the bin's products, where it has several and the rest is one of ``counts``; the
-    others are one or two off.
+    Half of these leave out one of the bin's products, where it has several (``quantities``: of each product in each
+    bin) and the rest is one of ``counts``; the others are one or two off.
 
-    Args:
-        records: (n,) each one of ``counts``.
-        quantities: of every product in each bin.
-
-    Returns:
-        (n,) records, and the kind of each one's error: one of ERROR_KINDS, or "".
+    Returns (n,) records, and the kind of each one's error: one of ERROR_KINDS, or "".
     """
     changed, kinds = records.copy(), [""] * len(records)
     for row in random.choice(len(records), max(1, round(share * len(records))), replace=False):
@@ -113,30 +103,25 @@ def expected_recall_curve(error_probabilities: Floats) -> Floats:
 
 def recall_curve(scores: Floats, is_wrong: NDArray[np.bool_]) -> Floats:
     """The fraction of the wrong records among the first 0, 1, … of a ranking, ties in random order: (n + 1,)."""
-    ends, found = _cumulative(scores, is_wrong)
-    return np.asarray(np.interp(np.arange(len(scores) + 1), ends, found / max(found[-1], 1)))
+    ranked, found = _found(scores, is_wrong)
+    return np.asarray(np.interp(np.arange(len(scores) + 1), ranked, found / found[-1]))
 
 
 def ranking_metrics(scores: Floats, is_wrong: NDArray[np.bool_]) -> dict[str, float]:
     """ROC AUC, average precision, and the fraction of the wrong records among the first RECOUNT_SHARES.
 
-    AUC and average precision are those of scikit-learn, whose import takes longer than the whole stage.
+    AUC and average precision are scikit-learn's, whose functions would take most of an experiment's audit.
     """
-    ends, found = _cumulative(scores, is_wrong)
-    right = ends - found
-    curve = recall_curve(scores, is_wrong)
-    ranked = np.arange(len(curve)) / len(scores)
+    ranked, found = _found(scores, is_wrong)
+    fractions, curve = np.linspace(0, 1, len(scores) + 1), recall_curve(scores, is_wrong)
     return {
-        "auc": float(np.trapezoid(found, right) / (found[-1] * right[-1])),
-        "average_precision": float((np.diff(found) * found[1:] / ends[1:]).sum() / found[-1]),
-        **{f"found_at_{share * 100:.0f}": float(np.interp(share, ranked, curve)) for share in RECOUNT_SHARES},
+        "auc": float(np.trapezoid(found, ranked - found) / (found[-1] * (ranked[-1] - found[-1]))),
+        "average_precision": float((np.diff(found) * found[1:] / ranked[1:]).sum() / found[-1]),
+        **{f"found_at_{share * 100:.0f}": float(np.interp(share, fractions, curve)) for share in RECOUNT_SHARES},
     }
 
 
-def _cumulative(scores: Floats, is_wrong: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Numbers of records, and of wrong ones, down to the end of each group of equal scores, from 0."""
-    ranked = np.argsort(-scores, kind="stable")
-    last_of_equals = np.append(np.diff(scores[ranked]) < 0, True) if len(scores) else np.empty(0, bool)
-    ends = np.flatnonzero(last_of_equals) + 1
-    found = is_wrong[ranked].cumsum()
-    return np.concatenate([[0.0], ends]), np.concatenate([[0.0], found[ends - 1]])
+def _found(scores: Floats, is_wrong: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Numbers of records ranked, and of wrong ones among them, at the end of each group of equal scores, from 0."""
+    _, tie, sizes = np.unique(-scores, return_inverse=True, return_counts=True)
+    return np.append(0.0, sizes.cumsum()), np.append(0.0, np.bincount(tie, is_wrong).cumsum())

@@ -17,9 +17,7 @@ Floats = NDArray[np.float64]
 TEMPERATURES = (0.05, 20.0)
 TEMPERATURE_DIGITS = 5
 THRESHOLD_STEP = 1e-6
-# Thresholds keep this distance from the probabilities they were fitted on, so that the last digits, which depend on the
-# CPU, decide no comparison.
-MARGIN = 1e-9
+MARGIN = 1e-9  # of a threshold to the probabilities it was fitted on: their last digits depend on the CPU
 
 
 class Calibration(BaseModel):
@@ -88,15 +86,12 @@ def load_calibration(folder: Path) -> Calibration:
 def calibrated(
     log_probabilities: NDArray[np.floating], classes: Sequence[int], counts: Sequence[int], temperature: float
 ) -> Floats:
-    """Probabilities of ``counts``, given that the count is one of them.
+    """Probabilities of ``counts``, given that the count is one of them: (n, len(counts)), rows sum to 1.
 
     Args:
         log_probabilities: (n, classes).
         classes: the count each class of the model stands for, ascending.
         counts: some of ``classes``, ascending.
-
-    Returns:
-        float64 (n, len(counts)); rows sum to 1.
     """
     scaled = log_probabilities[:, np.searchsorted(classes, counts)].astype(np.float64) / temperature
     weights = np.exp(scaled - scaled.max(1, keepdims=True))
@@ -106,15 +101,14 @@ def calibrated(
 def fit_temperature(log_probabilities: NDArray[np.floating], true_class: NDArray[np.int64]) -> float:
     """The temperature with the least cross-entropy, to TEMPERATURE_DIGITS (Guo et al. 2017, arXiv:1706.04599).
 
-    Args:
-        log_probabilities: (n, classes).
-        true_class: (n,) the column of the true count.
+    ``log_probabilities``: (n, classes); ``true_class``: (n,) the column of the true count.
     """
     logs = log_probabilities.astype(np.float64)
     expected = logs[np.arange(len(logs)), true_class].mean()
 
     def too_hot(temperature: float) -> bool:
-        # The loss is convex in 1 / temperature, so the sign of its derivative says on which side the minimum lies.
+        # The loss is convex in 1 / temperature, so the sign of its derivative says on which side the minimum lies,
+        # exactly; a minimiser of the loss itself would leave the eighth digit to the CPU.
         classes = range(logs.shape[1])
         return float((calibrated(logs, classes, classes, temperature) * logs).sum(1).mean()) < float(expected)
 
@@ -126,7 +120,7 @@ def fit_temperature(log_probabilities: NDArray[np.floating], true_class: NDArray
 
 
 def conformal_scores(probabilities: Floats) -> Floats:
-    """The probability a set of neighbouring counts holds before each count joins it: (n, classes), as given.
+    """The probability a set of neighbouring counts holds before each count joins it: (n, classes).
 
     Sets grow from the most probable count, each time by the more probable of the two beside it.
     """
@@ -173,7 +167,7 @@ def fit_confidence_threshold(
 
     None if no threshold has that precision.
     """
-    # Rounded first: the threshold then selects the very answers whose precision was measured.
+    # Rounded first, so that the threshold selects exactly the answers that the precision was measured on.
     confidence = np.floor((probabilities.max(1) - MARGIN) / THRESHOLD_STEP)
     order = np.argsort(-confidence, kind="stable")
     right = (probabilities.argmax(1) == true_class)[order]

@@ -1,7 +1,8 @@
 """Figures of the bins: counts, split, photographs, products and errors."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,17 +20,12 @@ Pixels = NDArray[np.uint8]
 
 
 def counts_figure(counts: Counts, splits: Sequence[str]) -> Figure:
-    """The number of bins of each count, by split.
-
-    Args:
-        counts: (n,).
-        splits: (n,) keys of SPLITS.
-    """
+    """The number of bins of each count, by split, one of SPLITS."""
     figure, (axes,) = _panels(1)
     values = np.unique(counts)
     below = np.zeros(len(values))
     for split, number in _by_split(counts, splits, values).items():
-        axes.bar(_names(values), number, bottom=below, color=SPLITS[split], label=split.replace("_", " "))
+        axes.bar(values.astype(str), number, bottom=below, color=SPLITS[split], label=split.replace("_", " "))
         below += number
     for place, height in enumerate(below):
         axes.annotate(f"{height:,.0f}", (place, height), (0, 3), textcoords="offset points", ha="center")
@@ -40,18 +36,15 @@ def counts_figure(counts: Counts, splits: Sequence[str]) -> Figure:
 
 
 def split_figure(counts: Counts, groups: Sequence[str], splits: Sequence[str]) -> Figure:
-    """The share of each count in every split, and the number of photographs in the groups of every split.
-
-    Args:
-        counts, groups, splits: (n,).
-    """
+    """The share of each count in every split, and the number of photographs in the groups of every split."""
     figure, (left, right) = _panels(2)
     values = np.unique(counts)
     shares = {split: number / number.sum() for split, number in _by_split(counts, splits, values).items()}
-    _grouped_bars(left, _names(values), shares, SPLITS)
+    _grouped_bars(left, values.astype(str), shares, SPLITS)
     _percent(left)
     left.set(xlabel="count in the record", ylabel="share of the split's bins")
-    sizes = {split: _group_sizes(groups, splits, split) for split in shares}
+    members = {split: np.array(groups)[np.array(splits) == split] for split in shares}
+    sizes = {split: np.unique(of, return_counts=True)[1].clip(max=MAX_NUMBER) for split, of in members.items()}
     present = np.unique(np.concatenate(list(sizes.values())))
     numbers = {split: (size[:, None] == present).sum(0) for split, size in sizes.items()}
     _grouped_bars(right, _number_names(present), numbers, SPLITS)
@@ -61,11 +54,7 @@ def split_figure(counts: Counts, groups: Sequence[str], splits: Sequence[str]) -
 
 
 def sizes_figure(sizes: Counts) -> Figure:
-    """Width against height of the photographs, and the distribution of their ratio.
-
-    Args:
-        sizes: (n, 2) width and height, pixels.
-    """
+    """Width against height of photographs, (n, 2) pixels, and the distribution of their ratio."""
     figure, (left, right) = _panels(2)
     left.scatter(sizes[:, 0], sizes[:, 1], s=8, color=BLUE, alpha=0.3, linewidths=0)
     longest = sizes.max() * 1.05
@@ -93,7 +82,7 @@ def products_figure(counts: Counts, products: Counts, quantities: Counts) -> Fig
     # More products are darker.
     for number, name, shade in zip(bars, _number_names(bars), np.linspace(0.25, 1, len(bars)), strict=True):
         share = np.array([(numbers[counts == value] == number).mean() for value in values])
-        left.bar(_names(values), share, bottom=below, color=BLUE, alpha=shade, label=name)
+        left.bar(values.astype(str), share, bottom=below, color=BLUE, alpha=shade, label=name)
         below += share
     _percent(left)
     left.set(xlabel="count in the record", ylabel="share of its bins")
@@ -112,10 +101,12 @@ def measures_figure(weights: Floats, sides: Floats) -> Figure:
         sides: (m, 3) inches, NaN if unknown.
     """
     figure, (left, right) = _panels(2)
-    _logarithmic_histogram(left, [weights[np.isfinite(weights)]], [BLUE], None)
+    _logarithmic_histogram(left, {"weight": (weights[np.isfinite(weights)], BLUE)})
     left.set(xlabel="weight in pounds", ylabel="products")
-    known = np.sort(sides[np.isfinite(sides).all(1)], axis=1).T
-    _logarithmic_histogram(right, list(known), [GREY, BLUE, ORANGE], ["shortest side", "middle", "longest"])
+    shortest, middle, longest = np.sort(sides[np.isfinite(sides).all(1)], axis=1).T
+    _logarithmic_histogram(
+        right, {"shortest side": (shortest, GREY), "middle": (middle, BLUE), "longest": (longest, ORANGE)}
+    )
     right.set(xlabel="inches", ylabel="products")
     right.legend(frameon=False)
     return figure
@@ -127,11 +118,7 @@ def photographs_figure(images: Sequence[bytes], titles: Sequence[str], grid_colu
 
 
 def same_bin_figure(pairs: Sequence[tuple[bytes, bytes]], counts: Counts) -> Figure:
-    """Pairs of photographs of the same bin side by side, each pair under its two counts.
-
-    Args:
-        counts: (pairs, 2) of the records.
-    """
+    """Pairs of photographs of the same bin side by side, each under the counts of their records, (pairs, 2)."""
     gap = np.full((THUMBNAIL[1], 8, 3), 255, np.uint8)
     images = [np.hstack([_thumbnail(first), gap, _thumbnail(second)]) for first, second in pairs]
     return _grid(images, [f"record {first}  |  record {second}" for first, second in counts], grid_columns=2)
@@ -164,10 +151,6 @@ def _panels(number: int) -> tuple[Figure, Sequence[Axes]]:
     return figure, panels
 
 
-def _names(values: Counts) -> list[str]:
-    return [str(value) for value in values]
-
-
 def _number_names(values: Counts) -> list[str]:
     return [f"{MAX_NUMBER} or more" if value == MAX_NUMBER else str(value) for value in values]
 
@@ -178,38 +161,26 @@ def _by_split(counts: Counts, splits: Sequence[str], values: Counts) -> dict[str
     return {split: (counts[member == split][:, None] == values).sum(0) for split in SPLITS if split in splits}
 
 
-def _group_sizes(groups: Sequence[str], splits: Sequence[str], split: str) -> Counts:
-    """The number of photographs of each group in a split, at most MAX_NUMBER."""
-    members = [group for group, group_split in zip(groups, splits, strict=True) if group_split == split]
-    return np.minimum(np.unique(members, return_counts=True)[1], MAX_NUMBER)
-
-
 def _grouped_bars(
-    axes: Axes,
-    labels: Sequence[str],
-    heights: Mapping[str, NDArray[np.floating | np.integer]],
-    colours: Mapping[str, str],
+    axes: Axes, labels: Iterable[str], heights: Mapping[str, NDArray[Any]], colours: Mapping[str, str]
 ) -> None:
     width = 0.8 / len(heights)
     for index, (name, height) in enumerate(heights.items()):
-        x = np.arange(len(labels)) + (index - (len(heights) - 1) / 2) * width
+        x = np.arange(len(height)) + (index - (len(heights) - 1) / 2) * width
         axes.bar(x, height, width, color=colours[name], label=name.replace("_", " "))
-    axes.set_xticks(range(len(labels)), labels)
+    axes.set_xticks(range(len(height)), labels)
 
 
 def _percent(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
 
-def _logarithmic_histogram(
-    axes: Axes, values: Sequence[Floats], colours: Sequence[str], labels: Sequence[str] | None
-) -> None:
-    together = np.concatenate(values)
+def _logarithmic_histogram(axes: Axes, series: Mapping[str, tuple[Floats, str]]) -> None:
+    together = np.concatenate([values for values, _ in series.values()])
     if len(together):
         edges = np.geomspace(together.min() / 1.01, together.max() * 1.01, 41).tolist()
-        for index, series in enumerate(values):
-            label = labels[index] if labels else None
-            axes.hist(series, bins=edges, histtype="stepfilled", alpha=0.7, color=colours[index], label=label)
+        for label, (values, colour) in series.items():
+            axes.hist(values, bins=edges, histtype="stepfilled", alpha=0.7, color=colour, label=label)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 

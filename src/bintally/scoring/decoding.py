@@ -8,23 +8,14 @@ from numpy.typing import NDArray
 
 Decoding = Literal["most_probable", "rounded_mean", "median"]
 DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
-# Which rule has the least squared error after rounding is found on validation.
-FOR_ACCURACY: Decoding = "most_probable"
+FOR_ACCURACY: Decoding = "most_probable"  # the rule for the least squared error is chosen on validation
 
 
 def decode_counts(probabilities: NDArray[np.floating[Any]], counts: Sequence[int], rule: str) -> NDArray[np.int64]:
-    """One count per row.
+    """One count, (n,), per row of ``probabilities``, (n, classes), by one of DECODINGS; ValueError for another rule.
 
     For calibrated probabilities ``most_probable`` is right most often, ``rounded_mean``, the count nearest to the
     expected one, has the least squared error, and ``median`` the least absolute error.
-
-    Args:
-        probabilities: (n, classes), rows sum to 1.
-        counts: the count each class stands for, ascending.
-        rule: one of DECODINGS.
-
-    Returns:
-        int64 (n,). Raises ValueError for another rule.
     """
     values = np.asarray(counts)
     if rule == "most_probable":

@@ -23,11 +23,10 @@ if TYPE_CHECKING:  # stages that do not draw the benchmark do not depend on its 
 matplotlib.use("Agg")
 matplotlib.rcdefaults()
 
-DPI = 120
 BLUE, GREY, ORANGE, GREEN, RED, GRID = "#2b6cb0", "#a0aec0", "#c05621", "#2f855a", "#c53030", "#e2e8f0"
 
 
-def save(figure: Figure, path: Path, dpi: int = DPI, bbox_inches: str | None = None) -> None:
+def save(figure: Figure, path: Path, dpi: int = 120, bbox_inches: str | None = None) -> None:
     """Write a figure as PNG; equal figures give equal bytes."""
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi, bbox_inches=bbox_inches, metadata={"Software": None})
@@ -62,10 +61,8 @@ def benchmark_figure(rows: "Sequence[BenchmarkRow]", title: str) -> Figure:
             if value is None:
                 axes.text(0.02, place, "not known", va="center", color="grey", transform=axes.get_yaxis_transform())
                 continue
-            centre = (value + (high or value)) / 2
-            axes.barh(place, centre, color=colour)
-            ends = interval or ((value, high) if high else None)
-            if ends:
+            axes.barh(place, (value + (high or value)) / 2, color=colour)
+            if ends := interval or ((value, high) if high else None):
                 axes.plot(ends, [place, place], color="black", linewidth=1.5)
     left.set_yticks(places, [row.name for row in rows])
     left.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -78,9 +75,7 @@ def benchmark_figure(rows: "Sequence[BenchmarkRow]", title: str) -> Figure:
 def audit_figure(curves: Mapping[str, Floats], expected: Floats, title: str) -> Figure:
     """The share of wrong records found by each ranking against the share of bins recounted, and the expected share.
 
-    Args:
-        curves: (n,) each, from no bin recounted to all; ``expected`` is that of the first ranking.
-        expected: (n,).
+    Curves, (n,) each, go from no bin recounted to all; ``expected`` is that of the first ranking.
     """
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     found, against_expected = figure.subplots(1, 2)
@@ -113,9 +108,8 @@ def examples_figure(
         with Image.open(io.BytesIO(body)) as image:
             photograph.imshow(image.convert("RGB").resize((320, 240)))
         answer = counts[int(distribution.argmax())]
-        photograph.set_title(
-            f"record {record}, model {answer}", fontsize=10, color="black" if answer == record else RED
-        )
+        colour = "black" if answer == record else RED
+        photograph.set_title(f"record {record}, model {answer}", fontsize=10, color=colour)
         colours = [ORANGE if count == record else BLUE for count in counts]
         bars.bar([str(count) for count in counts], distribution, color=colours)
         bars.set_ylim(0, 1)

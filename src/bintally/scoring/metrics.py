@@ -17,7 +17,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class LabelledPredictions:
-    """Predictions for bins whose count is known."""
+    """Predictions for bins of known count."""
 
     probabilities: Floats
     """(n, classes), rows sum to 1."""
@@ -70,18 +70,17 @@ def evaluate(scored: LabelledPredictions, resamples: int, seed: int) -> dict[str
 
     Loss is the mean cross-entropy in nats; calibration error the expected calibration error over BINS equal bins of
     confidence (Guo et al. 2017, arXiv:1706.04599); RMSE and MAE are of whole counts, in items; ``within_one`` is the
-    fraction at most one item off.
-
-    Returns:
-        Nested dict: ``images``, ``groups``, ``loss``, ``calibration_error``, one dict per decoding rule, and
-        ``interval_95`` of the same shape with [low, high].
+    fraction at most one item off. Returns ``images``, ``groups``, ``loss``, ``calibration_error``, one dict per
+    decoding rule, and ``interval_95`` of the same shape with [low, high].
     """
     values = columns(scored)
     number = np.asarray(len(scored.truth), np.float64)
     metrics = _metrics({name: column.sum(0) for name, column in values.items()}, number)
 
     names, member = np.unique(list(scored.groups), return_inverse=True)
-    by_group = {name: _sum_by(column, member, len(names)) for name, column in values.items()}
+    by_group = {name: np.zeros((len(names), *column.shape[1:])) for name, column in values.items()}
+    for name, column in values.items():
+        np.add.at(by_group[name], member, column)
     size = np.bincount(member).astype(np.float64)
     drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples)
     weights = drawn.astype(np.float64)
@@ -124,10 +123,7 @@ def reliability(scored: LabelledPredictions) -> list[dict[str, float]]:
 
 
 def risk_coverage(scored: LabelledPredictions) -> list[dict[str, float]]:
-    """The fraction of wrong answers among the most confident ones, for every twentieth of the images.
-
-    Images of equal confidence keep their order.
-    """
+    """The fraction of wrong answers among the most confident ones, for every twentieth of the images."""
     ranked = np.argsort(-scored.probabilities.max(1).round(DECIMALS), kind="stable")
     wrong = 1 - columns(scored)["most_probable.accuracy"][ranked]
     ends = [max(1, round(len(wrong) * share / 20)) for share in range(1, 21)]
@@ -142,18 +138,9 @@ def confusion(scored: LabelledPredictions, rule: str) -> Counts:
     return table
 
 
-def _sum_by(column: Floats, member: NDArray[np.intp], groups: int) -> Floats:
-    sums = np.zeros((groups, *column.shape[1:]))
-    np.add.at(sums, member, column)
-    return sums
-
-
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in flat.items():
-        *path, last = name.split(".")
-        inner = result
-        for part in path:
-            inner = inner.setdefault(part, {})
-        inner[last] = value
+        section, _, key = name.rpartition(".")
+        (result.setdefault(section, {}) if section else result)[key] = value
     return result

@@ -25,10 +25,15 @@ class BenchmarkRow:
 
     def cells(self) -> tuple[str, str]:
         """Accuracy in per cent and RMSE as text, with the range or the interval if there is one."""
-        return (
-            _cell(self.accuracy, self.accuracy_high, self.accuracy_interval, 100, 1),
-            _cell(self.rmse, None, self.rmse_interval, 1, 3),
-        )
+        accuracy = f"{self.accuracy * 100:.1f}"
+        if self.accuracy_high is not None:
+            accuracy += f"–{self.accuracy_high * 100:.1f}"
+        if self.accuracy_interval:
+            accuracy += " ({:.1f}–{:.1f})".format(*(end * 100 for end in self.accuracy_interval))
+        rmse = "not known" if self.rmse is None else f"{self.rmse:.3f}"
+        if self.rmse_interval:
+            rmse += " ({:.3f}–{:.3f})".format(*self.rmse_interval)
+        return accuracy, rmse
 
 
 # The challenge's figures: github.com/silverbottlep/abid_challenge; per class 0-5 its accuracies are
@@ -56,28 +61,11 @@ def baselines(train: Counts, test: Counts, counts: Sequence[int]) -> list[Benchm
     errors = np.subtract.outer(np.asarray(counts), test)
     data = f"{len(test):,} test bins of this run"
     return [
-        BenchmarkRow(f"always {majority} (majority class)", data, _mean(test == majority), _rms(test - majority)),
-        BenchmarkRow(f"always {mean:.2f} (mean)", data, _mean(test == round(mean)), _rms(test - mean)),
-        BenchmarkRow("uniform guess", data, _mean(errors == 0), _rms(errors)),
+        BenchmarkRow(f"always {majority} (majority class)", data, np.mean(test == majority), _rms(test - majority)),
+        BenchmarkRow(f"always {mean:.2f} (mean)", data, np.mean(test == round(mean)), _rms(test - mean)),
+        BenchmarkRow("uniform guess", data, np.mean(errors == 0), _rms(errors)),
     ]
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean())
 
 
 def _rms(errors: np.ndarray) -> float:
     return float(np.sqrt(np.square(errors).mean()))
-
-
-def _cell(
-    value: float | None, high: float | None, interval: tuple[float, float] | None, scale: float, digits: int
-) -> str:
-    if value is None:
-        return "not known"
-    text = f"{value * scale:.{digits}f}"
-    if high is not None:
-        text += f"–{high * scale:.{digits}f}"
-    if interval is not None:
-        text += f" ({interval[0] * scale:.{digits}f}–{interval[1] * scale:.{digits}f})"
-    return text

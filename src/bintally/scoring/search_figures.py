@@ -37,10 +37,8 @@ def draw_study(study: optuna.Study, objectives: Sequence[str], folder: Path) -> 
         ):
             _write(folder / f"{name}{suffix}.png", partial(draw, study, **options) if possible else None)
     if len(objectives) > 1:
-        _write(
-            folder / "front.png",
-            lambda: plots.plot_pareto_front(study, target_names=[TITLES[objective] for objective in objectives]),
-        )
+        names = [TITLES[objective] for objective in objectives]
+        _write(folder / "front.png", partial(plots.plot_pareto_front, study, target_names=names))
 
 
 def _value(number: int) -> Callable[[FrozenTrial], float]:

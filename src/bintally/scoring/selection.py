@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 from scipy.ndimage import laplace
+from scipy.special import entr
 
 from bintally.scoring.metrics import Counts, Floats, LabelledPredictions, columns
 
@@ -13,11 +14,7 @@ SHARPNESS_WIDTH = 256
 
 
 def same_bin_pairs(groups: Sequence[str]) -> Counts:
-    """Return the rows of the first two photographs of every bin that has several: int64 (pairs, 2).
-
-    Args:
-        groups: the group of each photograph, in order of id.
-    """
+    """The rows of the first two photographs of every group that has several: (pairs, 2)."""
     members: dict[str, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
@@ -36,7 +33,7 @@ def examples(counts: Counts, number: int, seed: int) -> Counts:
 
 
 def sharpness(image: bytes) -> float:
-    """Return the variance of the Laplacian of a photograph, in grey from 0 to 255; low where it is blurred.
+    """The variance of the Laplacian of a photograph, in grey from 0 to 255; low where it is blurred.
 
     Pech-Pacheco et al. 2000, "Diatom autofocusing in brightfield microscopy: a comparative study". The photograph is
     resized to a width of SHARPNESS_WIDTH pixels, as the measure depends on the size of objects in pixels.
@@ -48,15 +45,15 @@ def sharpness(image: bytes) -> float:
 
 
 def entropy(probabilities: Floats) -> Floats:
-    """Return the entropy of each distribution, nats: (n,) of (n, classes)."""
-    return np.asarray(-(probabilities * np.log(probabilities.clip(1e-12))).sum(1))
+    """The entropy of each distribution, nats: (n,) of (n, classes)."""
+    return np.asarray(entr(probabilities).sum(1))
 
 
 def least_likely_records(predictions: LabelledPredictions, number: int) -> Counts:
-    """Return the rows of the bins with the lowest probability of the record, the lowest first."""
+    """The rows of the bins with the lowest probability of the record, the lowest first."""
     return np.argsort(-columns(predictions)["loss"], kind="stable")[:number]
 
 
 def least_certain(predictions: LabelledPredictions, number: int) -> Counts:
-    """Return the rows of the bins with the highest entropy of the prediction, the highest first."""
+    """The rows of the bins with the highest entropy of the prediction, the highest first."""
     return np.argsort(-entropy(predictions.probabilities), kind="stable")[:number]

@@ -12,12 +12,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import TracebackType
 from typing import Generic, TypeVar
 
 import torch
 
-from bintally.errors import UserError
 from bintally.serving.metrics import ServerMetrics
 
 R = TypeVar("R")
@@ -57,20 +55,16 @@ class Batcher(Generic[R]):
         rate: float,
         metrics: ServerMetrics,
     ) -> None:
-        self.rate = rate
-        self.slots = slots
-        self.taken = 0
-        self.running = 0
-        self._decode, self._run, self._batch_size = decode, run, batch_size
-        self._wait_s, self._timeout_s = wait_s, timeout_s
-        self._metrics = metrics
+        self.rate, self.slots, self.taken, self.running = rate, slots, 0, 0
+        self._decode, self._run, self._metrics = decode, run, metrics
+        self._batch_size, self._wait_s, self._timeout_s = batch_size, wait_s, timeout_s
         # One thread per image: nested thread teams would compete with the network for the cores.
         self._decoders = ThreadPoolExecutor(
             len(os.sched_getaffinity(0)), "decode", initializer=torch.set_num_threads, initargs=(1,)
         )
         self._worker = ThreadPoolExecutor(1, "inference")
         self._decoding = 0
-        self._decoded: deque[tuple[asyncio.Future[R | UserError], torch.Tensor]] = deque()
+        self._decoded: deque[tuple[asyncio.Future[R], torch.Tensor]] = deque()
         self._rate_since = 0.0
         self._batch_timer: asyncio.TimerHandle | None = None
 
@@ -78,43 +72,29 @@ class Batcher(Generic[R]):
         """A slot for one image, released at the end of a ``with`` block. Raises QueueFull."""
         return QueueSlot(self)
 
-    def submit(self, images: Sequence[bytes]) -> list["asyncio.Future[R | UserError]"]:
-        """Futures of the results, in order; an image whose future is cancelled is dropped."""
-        return [self._submit(image) for image in images]
+    async def predict(self, image: bytes) -> R:
+        """The result for an image; cancelling drops it. Raises what ``decode`` and ``run`` raise."""
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[R] = loop.create_future()
+        self._decoding += 1
+        try:
+            self._decoded.append((result, await loop.run_in_executor(self._decoders, self._decode_image, image)))
+        finally:
+            self._decoding -= 1
+            self._start_batches(may_wait=True)
+        return await result
 
     def close(self) -> None:
         self._decoders.shutdown(cancel_futures=True)
         self._worker.shutdown(cancel_futures=True)
 
-    def _submit(self, image: bytes) -> "asyncio.Future[R | UserError]":
-        loop = asyncio.get_running_loop()
-        result: asyncio.Future[R | UserError] = loop.create_future()
-        decoding = loop.run_in_executor(self._decoders, self._decode_image, image, result)
-        decoding.add_done_callback(partial(self._on_decoded, result))
-        self._decoding += 1
-        return result
-
-    def _decode_image(self, image: bytes, result: "asyncio.Future[R | UserError]") -> torch.Tensor | UserError | None:
-        if result.cancelled():
-            return None
+    def _decode_image(self, image: bytes) -> torch.Tensor:
         with self._metrics.decode.time():
-            try:
-                return self._decode(image)
-            except UserError as error:
-                return error
+            return self._decode(image)
 
-    def _on_decoded(
-        self, result: "asyncio.Future[R | UserError]", decoding: "asyncio.Future[torch.Tensor | UserError | None]"
-    ) -> None:
-        self._decoding -= 1
-        if not result.done():
-            if error := decoding.exception():
-                result.set_exception(error)
-            elif isinstance(pixels := decoding.result(), torch.Tensor):
-                self._decoded.append((result, pixels))
-            elif pixels is not None:
-                result.set_result(pixels)
-        self._start_batches(may_wait=True)
+    def _run_batch(self, pixels: Sequence[torch.Tensor]) -> Sequence[R]:
+        with self._metrics.inference.time():
+            return self._run(pixels)
 
     def _start_batches(self, may_wait: bool) -> None:
         """Start a batch if none is running; queue a full one behind it, so that the worker never idles."""
@@ -126,7 +106,7 @@ class Batcher(Generic[R]):
             if self._batch_timer:
                 self._batch_timer.cancel()
                 self._batch_timer = None
-            batch: list[tuple[asyncio.Future[R | UserError], torch.Tensor]] = []
+            batch: list[tuple[asyncio.Future[R], torch.Tensor]] = []
             while self._decoded and len(batch) < self._batch_size:
                 item = self._decoded.popleft()
                 if not item[0].cancelled():
@@ -138,37 +118,31 @@ class Batcher(Generic[R]):
         self._batch_timer = None
         self._start_batches(may_wait=False)
 
-    def _start_batch(self, batch: "list[tuple[asyncio.Future[R | UserError], torch.Tensor]]") -> None:
+    def _start_batch(self, batch: Sequence[tuple[asyncio.Future[R], torch.Tensor]]) -> None:
         if not self.running:
             self._rate_since = time.monotonic()
         self.running += 1
-        running = asyncio.get_running_loop().run_in_executor(
-            self._worker, self._run_batch, [pixels for _, pixels in batch]
-        )
+        pixels = [pixels for _, pixels in batch]
+        running = asyncio.get_running_loop().run_in_executor(self._worker, self._run_batch, pixels)
         running.add_done_callback(partial(self._on_batch_done, [result for result, _ in batch]))
 
-    def _run_batch(self, pixels: Sequence[torch.Tensor]) -> Sequence[R]:
-        with self._metrics.inference.time():
-            return self._run(pixels)
-
-    def _on_batch_done(
-        self, results: "Sequence[asyncio.Future[R | UserError]]", running: "asyncio.Future[Sequence[R]]"
-    ) -> None:
+    def _on_batch_done(self, results: Sequence[asyncio.Future[R]], running: asyncio.Future[Sequence[R]]) -> None:
         self.running -= 1
         now = time.monotonic()
         self.rate += RATE_SMOOTHING * (len(results) / max(now - self._rate_since, 1e-6) - self.rate)
         self._rate_since = now
         self._start_batches(may_wait=True)  # before setting results, so that the worker is busy meanwhile
         self._metrics.batches.observe(len(results))
-        if error := running.exception():
-            for result in results:
-                if not result.done():
-                    result.set_exception(error)
-            return
-        self._metrics.images.inc(len(results))
-        for result, value in zip(results, running.result(), strict=True):
-            if not result.done():
-                result.set_result(value)
+        error = running.exception()
+        if not error:
+            self._metrics.images.inc(len(results))
+        for number, result in enumerate(results):
+            if result.done():
+                continue
+            if error:
+                result.set_exception(error)
+            else:
+                result.set_result(running.result()[number])
 
 
 class QueueSlot:
@@ -191,7 +165,5 @@ class QueueSlot:
     def __enter__(self) -> "QueueSlot":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._batcher.taken -= self._held

@@ -3,7 +3,8 @@
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import Annotated
+from threading import Event
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.exceptions import FormParserError
@@ -80,13 +81,9 @@ def parse_record(text: str) -> int:
 
 
 def parse(body: bytes, content_type: str, expected: int | None) -> list[Upload]:
-    """The images in a body of kind JSON or FORM, in order.
-
-    ``expected`` is the record of images without one. Raises UserError if the body is malformed.
-    """
-    if body_kind(content_type) == JSON:
-        return _parse_json(body, expected)
-    return _parse_form(body, content_type, expected)
+    """The images in a JSON body or a form, those without a record with ``expected``. Raises UserError if malformed."""
+    is_json = body_kind(content_type) == JSON
+    return _parse_json(body, expected) if is_json else _parse_form(body, content_type, expected)
 
 
 def _parse_json(body: bytes, expected: int | None) -> list[Upload]:
@@ -111,7 +108,7 @@ def _parse_form(body: bytes, content_type: str, expected: int | None) -> list[Up
     files: list[bytes] = []
     records: list[str] = []
     unknown: list[str] = []
-    complete: list[bool] = []
+    complete = Event()
 
     def add_part(name: bytes | None, content: bytes) -> None:
         if name == b"images":
@@ -121,6 +118,10 @@ def _parse_form(body: bytes, content_type: str, expected: int | None) -> list[Up
         else:
             unknown.append((name or b"").decode("utf-8", "replace")[:QUOTED])
 
+    def add_file(file: Any) -> None:
+        file.file_object.seek(0)
+        add_part(file.field_name, file.file_object.read())
+
     _, options = parse_options_header(content_type)
     if not options.get(b"boundary"):
         raise UserError("the form's Content-Type has no boundary; let the client's library write that header")
@@ -128,8 +129,8 @@ def _parse_form(body: bytes, content_type: str, expected: int | None) -> list[Up
         parser = FormParser(
             FORM,
             on_field=lambda field: add_part(field.field_name, field.value or b""),
-            on_file=lambda file: add_part(file.field_name, _content(file.file_object)),
-            on_end=lambda: complete.append(True),
+            on_file=add_file,
+            on_end=complete.set,
             boundary=options[b"boundary"],
             config={"MAX_MEMORY_FILE_SIZE": len(body) + 1, "UPLOAD_ERROR_ON_BAD_CTE": True},
         )
@@ -137,7 +138,7 @@ def _parse_form(body: bytes, content_type: str, expected: int | None) -> list[Up
         parser.finalize()
     except FormParserError as error:
         raise UserError(f"the form of {len(body)} bytes cannot be read: {str(error)[: QUOTED * 3]}") from error
-    if not complete:
+    if not complete.is_set():
         raise UserError(f"the form of {len(body)} bytes is incomplete: its last boundary is missing")
     if unknown:
         raise UserError(f"the form has a part named {unknown[0]!r}; name parts 'images' and 'expected'")
@@ -147,20 +148,13 @@ def _parse_form(body: bytes, content_type: str, expected: int | None) -> list[Up
         raise UserError(
             f"the form has {len(files)} images and {len(records)} records; send one record per image, or none"
         )
-    counts = [_parse_form_record(text, number, expected) for number, text in enumerate(records, 1)]
-    return [Upload(file, count) for file, count in zip(files, counts or [expected] * len(files), strict=True)]
-
-
-def _content(file: object) -> bytes:
-    file.seek(0)  # type: ignore[attr-defined]
-    return bytes(file.read())  # type: ignore[attr-defined]
-
-
-def _parse_form_record(text: str, number: int, expected: int | None) -> int | None:
-    try:
-        return parse_record(text) if text else expected
-    except UserError as error:
-        raise UserError(f"record {number}: {error}") from error
+    uploads = []
+    for number, (file, record) in enumerate(zip(files, records or [""] * len(files), strict=True), 1):
+        try:
+            uploads.append(Upload(file, parse_record(record) if record else expected))
+        except UserError as error:
+            raise UserError(f"record {number}: {error}") from error
+    return uploads
 
 
 def _first_error(error: ValidationError) -> str:

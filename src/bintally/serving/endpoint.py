@@ -49,8 +49,7 @@ class Prediction(TypedDict):
     rounded_mean: Count
     median: Count
     set: Annotated[
-        list[Count],
-        Field(description="lowest and highest count of the prediction set", min_length=2, max_length=2),
+        list[Count], Field(description="lowest and highest count of the prediction set", min_length=2, max_length=2)
     ]
     coverage: Annotated[Fraction, Field(description="fraction of bins whose prediction set contains the true count")]
     unsure: bool
@@ -63,15 +62,12 @@ class Predictions(TypedDict):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on what the endpoint admits."""
+    """Limits on what the endpoint admits; see `bintally serve --help`."""
 
     queue: int = 64
-    """Images admitted and not yet answered."""
     wait_s: float = 0.005
-    """How long a batch that is not full waits for images being decoded."""
     body_bytes: int = 10 * 2**20
     timeout_s: float = 30.0
-    """Images that would wait longer are refused."""
 
     @property
     def images(self) -> int:
@@ -192,8 +188,6 @@ class Endpoint:
                 {"retry-after": str(full.retry_after_s)},
             ) from full
         except ClientDisconnect:
-            predictions = None
-        if predictions is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         content = predictions[0] if single else {"predictions": predictions}
         return JSONResponse(content, headers={"x-model": model.digest})
@@ -226,32 +220,26 @@ def _expected(request: Request) -> int | None:
     return bodies.parse_record(values[0]) if values else None
 
 
-async def _predict_uploads(
-    model: LoadedModel, uploads: Sequence[bodies.Upload], request: Request
-) -> list[Prediction] | None:
-    """One prediction per upload, or None if the client disconnected. Raises UserError for the first bad image."""
-    results = model.batcher.submit([upload.content for upload in uploads])
-
-    def cancel(_: object = None) -> None:
-        for result in results:
-            result.cancel()
-
+async def _predict_uploads(model: LoadedModel, uploads: Sequence[bodies.Upload], request: Request) -> list[Prediction]:
+    """One prediction per upload. Raises UserError for the first bad image, ClientDisconnect if the client has left."""
+    predicting = asyncio.gather(*(model.batcher.predict(one.content) for one in uploads), return_exceptions=True)
     disconnected = asyncio.ensure_future(request.receive())  # after the body only a disconnect can come
-    disconnected.add_done_callback(cancel)
+    disconnected.add_done_callback(lambda _: predicting.cancel())
     try:
-        predictions = []
-        for number, (result, upload) in enumerate(zip(results, uploads, strict=True), 1):
-            prediction = await result
-            if isinstance(prediction, UserError):
-                raise UserError(f"image {number} of {len(results)}: {prediction}") if len(results) > 1 else prediction
-            if upload.expected is not None:
-                prediction["record"] = check_record(prediction, upload.expected, model.calibration)
-            predictions.append(prediction)
-        return predictions
+        outcomes = await predicting
     except asyncio.CancelledError:
         if not disconnected.done():
             raise
-        return None
+        raise ClientDisconnect from None
     finally:
         disconnected.cancel()
-        cancel()
+    predictions = []
+    for number, (outcome, upload) in enumerate(zip(outcomes, uploads, strict=True), 1):
+        if isinstance(outcome, UserError) and len(uploads) > 1:
+            raise UserError(f"image {number} of {len(uploads)}: {outcome}") from outcome
+        if isinstance(outcome, BaseException):
+            raise outcome
+        if upload.expected is not None:
+            outcome["record"] = check_record(outcome, upload.expected, model.calibration)
+        predictions.append(outcome)
+    return predictions

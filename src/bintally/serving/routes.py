@@ -9,7 +9,6 @@ from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
@@ -157,35 +156,31 @@ def create_app(endpoint: Endpoint) -> FastAPI:
     async def invocations(request: Request) -> Response:
         return await endpoint.invocations(request)
 
-    @app.get(
-        "/ping", summary="Health check of SageMaker: the model is loaded", response_model=State, responses=unavailable
-    )
-    async def ping() -> Response:
+    @app.get("/ping", summary="Health check of SageMaker: the model is loaded", responses=unavailable)
+    async def ping() -> State:
         if endpoint.model is None:
             endpoint.ready_model()
-        return JSONResponse({"state": "healthy"})
+        return State(state="healthy")
 
-    @app.get("/ready", summary="Readiness: images are accepted", response_model=State, responses=unavailable)
-    async def ready() -> Response:
+    @app.get("/ready", summary="Readiness: images are accepted", responses=unavailable)
+    async def ready() -> State:
         endpoint.ready_model()
-        return JSONResponse({"state": "ready"})
+        return State(state="ready")
 
-    @app.get("/live", summary="Liveness: the server runs", response_model=State)
-    async def live() -> Response:
-        return JSONResponse({"state": "running"})
+    @app.get("/live", summary="Liveness: the server runs")
+    async def live() -> State:
+        return State(state="running")
 
     @app.get(
         "/model",
         summary="Card and calibration of the model",
-        response_model=ModelInfo,
         responses={**unauthorised, **unavailable},
         openapi_extra=security,
     )
-    async def model(request: Request) -> Response:
+    async def model(request: Request) -> ModelInfo:
         endpoint.authorise(request)
         loaded = endpoint.ready_model()
-        info = ModelInfo(model=loaded.digest, card=loaded.card, calibration=loaded.calibration)
-        return JSONResponse(info.model_dump(mode="json"))
+        return ModelInfo(model=loaded.digest, card=loaded.card, calibration=loaded.calibration)
 
     @app.get(
         "/metrics",
@@ -200,16 +195,9 @@ def create_app(endpoint: Endpoint) -> FastAPI:
     async def index() -> Response:
         return HTMLResponse(page, headers=page_headers)
 
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-            components = schema.setdefault("components", {})
-            images = bodies.Images.model_json_schema(ref_template="#/components/schemas/{model}")
-            components["schemas"] |= images.pop("$defs") | {"Images": images}
-            if endpoint.token:
-                components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    schema = app.openapi()  # kept by FastAPI, so that additions to it are served
+    images = bodies.Images.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema["components"]["schemas"] |= images.pop("$defs") | {"Images": images}
+    if endpoint.token:
+        schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     return app

@@ -26,12 +26,11 @@ log = logging.getLogger("bintally")
 
 
 def serve(host: str, port: int, model_folder: Path, limits: Limits, token: str | None, open_access: bool) -> None:
-    """Serve until SIGTERM or Ctrl-C; admitted requests are answered before the server stops.
+    """Serve until SIGTERM or Ctrl-C, answer the requests admitted until then, and return.
 
     Args:
         port: 0 takes a free one; the line on standard output names it.
         model_folder: with model.safetensors, card.json and calibration.json.
-        token: required of clients; None: no token is.
         open_access: listen beyond loopback even without a token.
 
     Raises UserError if the model or the address is unusable, or if other machines could connect without a token.

@@ -23,7 +23,7 @@ from bintally.scoring.audit import (
 )
 from bintally.scoring.calibration import Calibration, load_calibration
 from bintally.scoring.decoding import FOR_ACCURACY, decode_counts
-from bintally.scoring.metrics import Floats
+from bintally.scoring.metrics import Counts, Floats
 from bintally.stages import run
 
 SEED = 1
@@ -34,29 +34,15 @@ RECOUNTED = 0.1
 
 @dataclass(frozen=True)
 class Bins:
-    """Test bins, n of them."""
+    """The probabilities, (n, counts), and the correct records, (n,), of test bins."""
 
     probabilities: Floats
-    """(n, counts)."""
-    records: NDArray[np.int64]
-    """(n,) correct ones."""
+    records: Counts
     quantities: list[list[int]]
     """Of every product in each bin."""
 
-    def take(self, rows: Sequence[int]) -> "Bins":
+    def take(self, rows: Counts) -> "Bins":
         return Bins(self.probabilities[rows], self.records[rows], [self.quantities[row] for row in rows])
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What rankings found of errors that were injected once."""
-
-    metrics: dict[str, dict[str, float]]
-    """By ranking."""
-    curves: dict[str, Floats]
-    """Fraction found by ranking, at SHARES."""
-    expected: Floats
-    """That expected of the ranking PHOTOGRAPH, at SHARES."""
 
 
 def main(params: Params) -> None:
@@ -69,40 +55,38 @@ def main(params: Params) -> None:
     )
     groups = [row["group"] for row in table]
     random = np.random.default_rng(SEED)
-    draws = [_draw(bins, calibration, random) for _ in range(params.audit.draws)]
+    number = params.audit.draws
+    draws, draw_curves = zip(*(_draw(bins, calibration, random) for _ in range(number)), strict=True)
     # The intervals: other errors in other bins.
-    resampled = [
-        _draw(bins.take(_resample_groups(groups, random)), calibration, random) for _ in range(params.audit.draws)
-    ]
-    rankings = list(draws[0].metrics)
+    resampled = [_draw(bins.take(_resample_groups(groups, random)), calibration, random)[0] for _ in range(number)]
     content = {
         "images": len(table),
         "record_error_rate": calibration.record_error_rate,
-        **{
-            name: _summary([draw.metrics[name] for draw in draws], [draw.metrics[name] for draw in resampled])
-            for name in rankings
-        },
+        **{name: _summary([draw[name] for draw in draws], [draw[name] for draw in resampled]) for name in draws[0]},
     }
     write_json(paths.AUDIT_METRICS, content, METRIC_DIGITS)
 
-    curves = {name: np.mean([draw.curves[name] for draw in draws], 0) for name in rankings}
-    expected = np.mean([draw.expected for draw in draws], 0)
-    rows = zip(SHARES, *curves.values(), expected, strict=True)
-    write_csv(paths.AUDIT_CURVES, ["recounted", *rankings, "expected"], rows, METRIC_DIGITS)
+    curves = {name: np.mean([draw[name] for draw in draw_curves], 0) for name in draw_curves[0]}
+    write_csv(paths.AUDIT_CURVES, ["recounted", *curves], zip(SHARES, *curves.values(), strict=True), METRIC_DIGITS)
+    expected = curves.pop("expected")
     source = "demo bins, rendered" if params.fetch.source == "demo" else params.fetch.source
     title = f"errors in {calibration.record_error_rate:.0%} of the records of {len(table):,} test bins ({source})"
     figures.save(figures.audit_figure(curves, expected, title), paths.AUDIT_FIGURE)
 
 
 def _quantities(ids: Sequence[str]) -> list[list[int]]:
-    """The quantity of every product of each bin."""
     reader, entries = ShardReader(paths.BINS), {entry.id: entry for entry in read_index(paths.BINS)}
     records = [json.loads(reader.record(entries[bin_id])) for bin_id in ids]
     return [[item["quantity"] for item in record["BIN_FCSKU_DATA"].values() if item["quantity"]] for record in records]
 
 
-def _draw(bins: Bins, calibration: Calibration, random: np.random.Generator) -> Draw:
-    """Inject errors once and rank the records."""
+def _draw(
+    bins: Bins, calibration: Calibration, random: np.random.Generator
+) -> tuple[dict[str, dict[str, float]], dict[str, Floats]]:
+    """Inject errors once: the metrics of each ranking, and the fractions of the errors that each finds at SHARES.
+
+    The curves end with ``expected``, the fractions expected of the ranking PHOTOGRAPH.
+    """
     counts, share = calibration.counts, calibration.record_error_rate
     records, kinds = inject_errors(bins.records, bins.quantities, counts, share, random)
     is_wrong = records != bins.records
@@ -116,7 +100,7 @@ def _draw(bins: Bins, calibration: Calibration, random: np.random.Generator) -> 
     metrics[PHOTOGRAPH]["expected_at_10"] = float(np.interp(RECOUNTED, SHARES, expected))
     metrics[PHOTOGRAPH] |= _found_by_kind(scores[PHOTOGRAPH], np.array(kinds))
     curves = {name: _at_shares(recall_curve(values, is_wrong)) for name, values in scores.items()}
-    return Draw(metrics, curves, expected)
+    return metrics, curves | {"expected": expected}
 
 
 def _found_by_kind(scores: Floats, kinds: NDArray[np.str_]) -> dict[str, float]:
@@ -134,13 +118,11 @@ def _at_shares(curve: Floats) -> Floats:
     return np.asarray(np.interp(SHARES, np.linspace(0, 1, len(curve)), curve))
 
 
-def _resample_groups(groups: Sequence[str], random: np.random.Generator) -> list[int]:
+def _resample_groups(groups: Sequence[str], random: np.random.Generator) -> Counts:
     """The rows of as many groups, drawn with replacement: photographs of the same bin come together."""
-    members: dict[str, list[int]] = {}
-    for row, group in enumerate(groups):
-        members.setdefault(group, []).append(row)
-    names = sorted(members)
-    return [row for number in random.integers(len(names), size=len(names)) for row in members[names[number]]]
+    _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    rows = np.split(np.argsort(member, kind="stable"), sizes.cumsum()[:-1])
+    return np.concatenate([rows[number] for number in random.integers(len(rows), size=len(rows))])
 
 
 def _summary(draws: list[dict[str, float]], resampled: list[dict[str, float]]) -> dict[str, object]:

@@ -20,12 +20,10 @@ def main(params: Params) -> None:
     metrics = json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))
     table = read_csv(paths.SPLITS)
     answer_counts = load_calibration(paths.MODELS).counts
-    counts = {
-        split: np.array(
-            [count for row in table if row["split"] == split and (count := int(row["count"])) in answer_counts]
-        )
-        for split in ("train", "test")
-    }
+    scored = [row for row in table if int(row["count"]) in answer_counts]
+    train, test = (
+        np.array([int(row["count"]) for row in scored if row["split"] == split]) for split in ("train", "test")
+    )
     demo = params.fetch.source == "demo"
     # One row where the rule for accuracy and that for RMSE are the same.
     models = [
@@ -39,7 +37,7 @@ def main(params: Params) -> None:
         )
         for rule in dict.fromkeys(metrics["decoding"].values())
     ]
-    majority, mean, uniform = baselines(counts["train"], counts["test"], answer_counts)
+    majority, mean, uniform = baselines(train, test, answer_counts)
     rows = [*models, majority, mean, uniform, *REFERENCES]
     note = DEMO_NOTE if demo else "Other test images than the published figures: compare with care."
     write_json(
@@ -60,10 +58,8 @@ def main(params: Params) -> None:
 
 
 def _markdown(rows: list[BenchmarkRow], note: str) -> str:
-    lines = [f"**{note}**", "", "| | measured on | accuracy % | RMSE |", "|---|---|---|---|"]
-    for row in rows:
-        lines.append(f"| {' | '.join((row.name, row.data, *row.cells()))} |")
-    return "\n".join(lines) + "\n"
+    lines = [f"| {' | '.join((row.name, row.data, *row.cells()))} |" for row in rows]
+    return "\n".join([f"**{note}**", "", "| | measured on | accuracy % | RMSE |", "|---|---|---|---|", *lines, ""])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from bintally.files import SCRATCH
 from bintally.hashing import sha256_hex, source_code
 from bintally.memory import configure_malloc
 from bintally.model.backbone import Backbone
-from bintally.model.encoded import encode
+from bintally.model.encoding import encode
 from bintally.model.pretrained import load_weights
 from bintally.params import Params
 from bintally.paths import BINS, ENCODED
@@ -17,8 +17,8 @@ from bintally.resources import default_device
 from bintally.stages import run
 
 SEED = 1  # of the weights `none`
-# Modules whose change can change the array.
-CODE = ("model/backbone.py", "model/encoded.py", "model/images.py", "model/pretrained.py", "model/views.py")
+# Modules that the array depends on.
+CODE = ("model/backbone.py", "model/encoding.py", "model/images.py", "model/pretrained.py", "model/views.py")
 
 
 def main(params: Params) -> None:
@@ -29,11 +29,9 @@ def main(params: Params) -> None:
     load_weights(backbone, model.weights)
     reader = ShardReader(BINS)
     images = [partial(reader.image, entry) for entry in read_index(BINS)]
-    encode(
-        *(ENCODED, images, backbone, model.image_size, model.trainable, model.mirror, default_device()),
-        scratch=SCRATCH / "encode",
-        key=sha256_hex((BINS / "index.csv").read_bytes(), model.model_dump_json().encode(), source_code(*CODE)),
-    )
+    key = sha256_hex((BINS / "index.csv").read_bytes(), model.model_dump_json().encode(), source_code(*CODE))
+    scratch, device = SCRATCH / "encode", default_device()
+    encode(ENCODED, images, backbone, model.image_size, model.trainable, model.mirror, device, scratch=scratch, key=key)
 
 
 if __name__ == "__main__":

@@ -41,16 +41,12 @@ def main(params: Params) -> None:
     source = "demo bins, rendered" if params.fetch.source == "demo" else params.fetch.source
     accuracy = metrics[FOR_ACCURACY]["accuracy"]
     title = f"{len(ids)} test bins ({source}), {FOR_ACCURACY.replace('_', ' ')}: {accuracy:.1%} right"
-    figure = figures.confusion_figure(confusion(scored, FOR_ACCURACY), counts, title)
-    figures.save(figure, paths.CONFUSION_FIGURE)
+    figures.save(figures.confusion_figure(confusion(scored, FOR_ACCURACY), counts, title), paths.CONFUSION_FIGURE)
     _draw_examples(ids, scored, f"Test bins ({source}), drawn at random")
 
 
 def _write_metrics(
-    metrics: dict[str, object],
-    scored: LabelledPredictions,
-    predictions: CountPredictions,
-    calibration: Calibration,
+    metrics: dict[str, object], scored: LabelledPredictions, predictions: CountPredictions, calibration: Calibration
 ) -> None:
     answered = ~predictions.unsure
     right = predictions.by_rule[FOR_ACCURACY] == scored.truth
@@ -98,13 +94,8 @@ def _write_tables(scored: LabelledPredictions, predictions: CountPredictions) ->
 def _draw_examples(ids: list[str], scored: LabelledPredictions, title: str) -> None:
     shown = np.sort(np.random.default_rng(SEED).permutation(len(ids))[:EXAMPLES])
     reader, entries = ShardReader(paths.BINS), {entry.id: entry for entry in read_index(paths.BINS)}
-    figure = figures.examples_figure(
-        [reader.image(entries[ids[row]]) for row in shown],
-        scored.truth[shown].tolist(),
-        scored.probabilities[shown],
-        scored.counts,
-        title,
-    )
+    images, records = [reader.image(entries[ids[row]]) for row in shown], scored.truth[shown].tolist()
+    figure = figures.examples_figure(images, records, scored.probabilities[shown], scored.counts, title)
     figures.save(figure, paths.EXAMPLES_FIGURE)
 
 

@@ -1,7 +1,7 @@
 """Split the bins into training, validation and test; photographs of the same bin stay together.
 
-The split is stratified by the counts of the records, so a correction changes a label and moves no bin. A bin whose
-corrected count is not among `fetch.counts` is left out.
+The split is stratified by the counts of the records, so a correction changes a label and moves no bin. A bin with a
+corrected count that is not among `fetch.counts` is left out.
 """
 
 import logging
@@ -34,17 +34,16 @@ def main(params: Params) -> None:
     counts, splits = _apply_corrections(params.fetch, entries, splits)
     for name in shares:
         if name not in splits:
-            remedy = f"raise fetch.per_count, or change the ids in '{split.test_ids}'"
+            remedy = f", or change the ids in '{split.test_ids}'" if split.test_ids else ""
             raise UserError(
-                f"the split {name} is empty: {len(entries)} bins are too few; "
-                f"{remedy if split.test_ids else 'raise fetch.per_count'}"
+                f"the split {name} is empty: {len(entries)} bins are too few; raise fetch.per_count{remedy}"
             )
     rows = zip((entry.id for entry in entries), counts, groups, splits, strict=True)
     write_csv(SPLITS, ["id", "count", "group", "split"], rows)
 
 
 def _apply_corrections(fetch: Fetch, entries: list[Entry], splits: list[str]) -> tuple[list[int], list[str]]:
-    """Return the corrected count and the split of each bin."""
+    """The corrected count and the split of each bin."""
     corrections = read_corrections(CORRECTIONS)
     counts = [corrections.get(entry.id, entry.count) for entry in entries]
     if fetch.open_ended:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bintally.errors import UserError, disk_full_as_user_error
-from bintally.files import SCRATCH, atomic_write, write_json
+from bintally.files import METRIC_DIGITS, SCRATCH, atomic_write, round_floats, write_json
 from bintally.interruption import Stopped, StopRequest, terminate_with_parent
 from bintally.monitor import TrainingMonitor, tensorboard_folder
 from bintally.params import Params, load_params
@@ -113,6 +113,7 @@ def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", 
     log_probabilities[rows] = predict_encoded(network, model.mirror, setup.encoded, rows, device)
     with atomic_write(LOG_PROBABILITIES) as temporary, temporary.open("wb") as file:
         np.save(file, log_probabilities)
+    validation = round_floats({"loss": best.validation_loss, "accuracy": best.validation_accuracy}, METRIC_DIGITS)
     card = ModelCard(
         backbone=model.backbone,
         features=model.features,
@@ -125,17 +126,12 @@ def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", 
         ordinal=params.train.ordinal,
         parameters={name: getattr(params, name).model_dump() for name in ("model", "train", "augment")},
         data=setup.data_digest,
-        validation={"loss": best.validation_loss, "accuracy": best.validation_accuracy},
+        validation=validation,
     )
     save_model(MODELS, network, card)
-    write_json(
-        TRAIN_METRICS,
-        {
-            "best_epoch": best.epoch,
-            "train": {"loss": best.train_loss, "accuracy": best.train_accuracy},
-            "validation": {"loss": best.validation_loss, "accuracy": best.validation_accuracy},
-        },
-    )
+    train = {"loss": best.train_loss, "accuracy": best.train_accuracy}
+    metrics = {"best_epoch": best.epoch, "train": train, "validation": validation}
+    write_json(TRAIN_METRICS, metrics, METRIC_DIGITS)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from torch.distributed import DistError
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -35,7 +35,7 @@ from bintally.params import Launch
 from bintally.training.distributed import exit_process
 from bintally.training.network_address import route_to
 
-STOPPED = 128 + signal.SIGTERM  # exit code of a rank that was asked to stop
+STOPPED = 128 + signal.SIGTERM  # exit code of a rank that was stopped by a signal
 RESUMES = "`dvc repro` resumes it"
 
 log = logging.getLogger("bintally")
@@ -56,7 +56,7 @@ def launch(settings: Launch, module: str, on_cut_off: Callable[[UserError], obje
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # every retry of a connection is a page of warnings otherwise
     # The store torchrun would share with its ranks keeps, over a restart, the addresses of ranks that have died.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if settings.nnodes > 1:
         threading.Thread(target=_exit_when_cut_off, args=(settings, on_cut_off), daemon=True).start()
@@ -68,10 +68,11 @@ def launch(settings: Launch, module: str, on_cut_off: Callable[[UserError], obje
                 nproc_per_node=settings.ranks,
                 max_restarts=settings.max_restarts,
                 run_id="bintally",
+                logs_specs=DefaultLogsSpecs(log_dir=scratch),
                 rdzv_backend="c10d",
                 **_rendezvous(settings, Path(scratch)),
             )
-            if settings.nnodes == 1 and not torch.accelerator.is_available():
+            if _can_fork(settings):
                 config.start_method = "fork"
                 _import_before_fork(module)
                 elastic_launch(config, _forked_rank)(module)
@@ -108,6 +109,10 @@ def _rendezvous(settings: Launch, scratch: Path) -> dict[str, Any]:
     return {"rdzv_endpoint": settings.rdzv_endpoint, "rdzv_configs": configs, "local_addr": address}
 
 
+def _can_fork(settings: Launch) -> bool:
+    return settings.nnodes == 1 and not torch.accelerator.is_available()
+
+
 def _import_before_fork(module: str) -> None:
     import_module(module)
     import_module("bintally.training.loop")
@@ -119,9 +124,9 @@ def _forked_rank(module: str) -> None:
     """One rank. Its process must end by returning if it succeeds: the agent waits for the result."""
     try:
         status = import_module(module).run_rank()
-    except Exception:
-        traceback.print_exc()  # the agent would keep it to itself
-        raise
+    except Exception:  # noqa: BLE001 (a bug, which the agent would not show)
+        traceback.print_exc()
+        status = 1
     if status:
         exit_process(status)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -134,7 +139,7 @@ def _reason(rank: int, failure: ProcessFailure) -> str:
     if failure.exitcode < 0:
         return f"rank {rank} was ended by {signal.Signals(-failure.exitcode).name}"
     if failure.exitcode == STOPPED:
-        return f"rank {rank} was asked to stop"
+        return f"rank {rank} was stopped by a signal"
     return f"rank {rank} failed with exit code {failure.exitcode}, the reason is above"
 
 

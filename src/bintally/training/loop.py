@@ -318,7 +318,8 @@ class _Trainer:
     def _raise_not_finite(self, part: Batch, losses: torch.Tensor) -> None:
         """Raise, on every rank, a UserError that names the images of all ranks without a finite loss."""
         bad = torch.zeros(len(self._train.rows), dtype=torch.int32, device=self._context.device)
-        bad[torch.from_numpy(part.chosen[(~losses.isfinite()).cpu().numpy()])] = 1
+        overflows = ~(losses * len(bad)).isfinite()  # a loss so large that the sum overflows counts, too
+        bad[torch.from_numpy(part.chosen[overflows.cpu().numpy()])] = 1
         if self._context.world_size > 1:
             all_reduce_sum(bad)
         names = [self._train.names[row] for row in bad.nonzero().flatten().tolist()]

@@ -1,0 +1,116 @@
+"""The launcher: real ranks, forked from the agent and started as new processes, and how their failures are reported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Ranks that exchange a sum; then those named by FAIL fail in the way named by HOW.
+MODULE = """
+import os, signal, sys
+import torch
+from bintally.training.distributed import all_reduce_sum, exit_process, process_group
+
+def run_rank():
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    with process_group(60) as context:
+        total = all_reduce_sum(torch.ones(1)).item()
+        failing = os.environ["FAIL"] == str(context.rank) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        how = os.environ["HOW"] if failing else "succeed"
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "raise":
+        raise KeyError("a bug")
+    if how == "exit":
+        print("the reason", file=sys.stderr)
+        return 3
+    print("rank", context.rank, "of", context.world_size, "sum", total, flush=True)
+    return 0
+
+if __name__ == "__main__":
+    exit_process(run_rank())
+"""
+# Launches one after the other, each with its start method, failing rank and restarts.
+LAUNCHER = """
+import os, sys
+from bintally.errors import UserError
+from bintally.params import Launch
+from bintally.training import launch
+
+for line in sys.argv[1:]:
+    start, os.environ["FAIL"], os.environ["HOW"], restarts = line.split()
+    launch._can_fork = lambda _settings: start == "fork"
+    settings = Launch(ranks=2, nnodes=1, rdzv_endpoint="localhost:29500", timeout_s=60, max_restarts=int(restarts),
+                      checkpoint_s=60)
+    try:
+        launch.launch(settings, "work_of_a_rank")
+        print("done", flush=True)
+    except UserError as error:
+        print(error, flush=True)
+"""
+LAUNCHES = (
+    "fork - succeed 0",
+    "fork 1 exit 0",
+    "fork 0 kill 0",
+    "fork 1 raise 0",
+    "fork 1 kill 1",
+    "spawn - succeed 0",
+    "spawn 1 kill 0",
+)
+SUCCESS = ["done", "rank 0 of 2 sum 2.0", "rank 1 of 2 sum 2.0"]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str]], Path]:
+    """The lines printed by each launch, sorted, and the folder for temporary files."""
+    folder = tmp_path_factory.mktemp("launch")
+    (folder / "work_of_a_rank.py").write_text(MODULE)
+    (folder / "tmp").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(folder), "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, *LAUNCHES],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    result: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in done.stdout.splitlines():
+        lines.append(line)
+        if line == "done" or line.endswith("`dvc repro` resumes it"):
+            result[LAUNCHES[len(result)]] = sorted(lines)
+            lines = []
+    assert len(result) == len(LAUNCHES), done.stdout
+    return result, folder / "tmp"
+
+
+def test_ranks_train_together_and_a_restart_makes_good_for_a_killed_one(
+    launched: tuple[dict[str, list[str]], Path],
+) -> None:
+    lines, _ = launched
+    assert lines["fork - succeed 0"] == lines["spawn - succeed 0"] == SUCCESS
+    assert set(SUCCESS) <= set(lines["fork 1 kill 1"])
+
+
+def test_a_failed_rank_is_one_sentence(launched: tuple[dict[str, list[str]], Path]) -> None:
+    lines, _ = launched
+    sentence = "rank {} was ended by SIGKILL, as the system does when memory is short; `dvc repro` resumes it"
+    assert sentence.format(0) in lines["fork 0 kill 0"]
+    assert sentence.format(1) in lines["spawn 1 kill 0"]
+    assert "rank 1 failed with exit code 3, the reason is above; `dvc repro` resumes it" in lines["fork 1 exit 0"]
+    assert "the reason" in lines["fork 1 exit 0"]
+    for launch in ("fork 0 kill 0", "fork 1 exit 0", "spawn 1 kill 0"):
+        assert not any("Traceback" in line or "torch" in line for line in lines[launch])
+
+
+def test_a_bug_in_a_rank_shows_its_traceback(launched: tuple[dict[str, list[str]], Path]) -> None:
+    assert launched[0]["fork 1 raise 0"].count("KeyError: 'a bug'") == 1
+
+
+def test_nothing_is_left_in_the_folder_for_temporary_files(launched: tuple[dict[str, list[str]], Path]) -> None:
+    assert [path.name for path in launched[1].iterdir() if not path.name.startswith("torchinductor_")] == []
