@@ -158,17 +158,8 @@ def test_an_interrupted_encoding_resumes_to_the_same_bytes(
 
 def test_an_image_that_does_not_decode_is_a_user_error_and_leaves_no_array(tmp_path: Path, backbone: Backbone) -> None:
     with pytest.raises(UserError, match="does not decode"):
-        encode(
-            tmp_path,
-            [*READS, lambda: b"garbage"],
-            backbone,
-            SIZE,
-            "head",
-            True,
-            CPU,
-            tmp_path.parent / "scratch",
-            "key",
-        )
+        reads = [*READS, lambda: b"garbage"]
+        encode(tmp_path, reads, backbone, SIZE, "head", True, CPU, tmp_path.parent / "scratch", "key")
     assert not list(tmp_path.glob("*array*")) and not (tmp_path / "encoding.json").exists()
 
 
