@@ -9,6 +9,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from project import Project, make_project
 
 WAIT_S = 120
+CHECKPOINT_S = 0.1
 TRAIN = ("python", "-m", "bintally.stages.train")
 
 
@@ -40,7 +42,7 @@ def outcome(project: Project) -> Outcome:
 
 def train_slowly(project: Project, **values: object) -> None:
     """Make a training take some seconds, with its best epochs last, so that the weights kept show all of it."""
-    project.set(**{"train__epochs": 150, "train__lr": 0.00003, "launch__checkpoint_s": 0.1} | values)
+    project.set(**{"train__epochs": 150, "train__lr": 0.00003, "launch__checkpoint_s": CHECKPOINT_S} | values)
 
 
 def best_epoch(project: Project) -> int:
@@ -58,13 +60,13 @@ def checkpoints(project: Project) -> list[Path]:
     return sorted((project.folder / ".bintally/train").glob("*/*.pt"))
 
 
-def wait_for_checkpoint(project: Project) -> float:
-    """Wait for a checkpoint; the time at which it exists."""
+def wait_for_steps(project: Project, run: subprocess.Popen[str], steps: int) -> int:
+    """Wait until a checkpoint of that many steps or more is saved, and return its steps."""
     deadline = time.monotonic() + WAIT_S
-    while not checkpoints(project):
-        assert time.monotonic() < deadline
+    while not (saved := checkpoints(project)) or int(saved[-1].stem) < steps:
+        assert time.monotonic() < deadline and run.poll() is None
         time.sleep(0.01)
-    return time.monotonic()
+    return int(saved[-1].stem)
 
 
 def running_stages(project: Project) -> list[int]:
@@ -85,35 +87,29 @@ def processes(project: Project, word: bytes) -> list[int]:
 
 
 def main(times: int) -> None:
-    """Kill every process of a training `times` times, each at another moment after its first checkpoint."""
+    """Kill every process of a training `times` times, each after another number of steps."""
     chance = random.Random(1)  # noqa: S311
     with tempfile.TemporaryDirectory(prefix="bintally-kills-") as name:
         project = make_project(Path(name) / "project")
         project.must("dvc", "repro", "encode", "split")
         train_slowly(project, train__epochs=250, train__lr=0.00001)
-        run = project.start(*TRAIN)
-        start = wait_for_checkpoint(project)
-        run.communicate(timeout=WAIT_S)
-        life = time.monotonic() - start
-        undisturbed = outcome(project)
-        print(f"undisturbed: {life:.1f} s after its first checkpoint, best epoch {best_epoch(project)}", flush=True)
+        steps = steps_done(project.must(*TRAIN))
+        uninterrupted = outcome(project)
+        print(f"uninterrupted: {steps} steps, best epoch {best_epoch(project)}", flush=True)
         same = 0
         for number in range(1, times + 1):
+            (project.folder / "models/model.safetensors").unlink(missing_ok=True)
             run = project.start(*TRAIN)
-            moment = chance.uniform(0, life)
-            wait_for_checkpoint(project)
-            time.sleep(moment)
-            at = checkpoints(project)
+            # Not the very last steps: the training could end before they are seen.
+            saved = wait_for_steps(project, run, chance.randint(1, steps * 9 // 10))
+            time.sleep(chance.uniform(0, CHECKPOINT_S))
             for process in running_stages(project):
                 os.kill(process, signal.SIGKILL)
             run.communicate(timeout=WAIT_S)
-            (project.folder / "models/model.safetensors").unlink(missing_ok=True)
-            steps = steps_done(project.must(*TRAIN))
-            same += outcome(project) == undisturbed
-            done = int(at[-1].stem) if at else 0
+            done = steps_done(project.must(*TRAIN))
+            same += outcome(project) == uninterrupted and done < steps
             print(
-                f"kill {number}: after {moment:.1f} s, at {done} steps saved, {steps} done afterwards; "
-                f"the same bytes {same} of {number} times",
+                f"kill {number}: {saved} steps saved, {done} done afterwards; the same bytes {same} of {number} times",
                 flush=True,
             )
     sys.exit(same != times)

@@ -60,12 +60,24 @@ def test_resnet_features_are_the_last_vector_followed_by_the_means_of_the_stages
     ("name", "width"),
     [("mobilenet_v3_small", 1024), ("squeezenet1_1", 512), ("densenet121", 1024), ("googlenet", 1024)],
 )
-def test_every_torchvision_network_gives_the_vector_its_classifier_takes(name: str, width: int) -> None:
+def test_a_torchvision_network_gives_the_vector_its_classifier_takes(name: str, width: int) -> None:
     one = backbone(name)
     features = one(images())
     assert features.shape == (3, width) == (3, one.width)
     assert features.isfinite().all() and features.std(0).max() > 0
     assert [len(stage) for stage in one.stages()] == [len(list(one.parameters()))]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_every_classification_network_of_torchvision_is_a_backbone() -> None:
+    photographs = torch.randint(0, 256, (2, 3, 224, 224), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    names = torchvision.models.list_models(module=torchvision.models)
+    assert len(names) > 70
+    for name in names:
+        one = Backbone(name, 224, "last").eval()
+        features = one(photographs)
+        assert features.shape == (2, one.width) and features.isfinite().all(), name
 
 
 def test_random_weights_follow_the_seed() -> None:

@@ -49,9 +49,10 @@ def _write(path: Path, draw: Callable[[], Any] | None) -> None:
     if draw is None:
         path.unlink(missing_ok=True)
         return
-    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+    # Optuna sets a style of its own, for all figures that follow.
+    with pyplot.rc_context(), warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
         draw()
-    figure = pyplot.gcf()
-    figure.set_size_inches(10, 5)
-    save(figure, path, 110, "tight")
+        figure = pyplot.gcf()
+        figure.set_size_inches(10, 5)
+        save(figure, path, 110, "tight")
     pyplot.close(figure)
