@@ -18,7 +18,7 @@ COMMANDS = {
     "serve": ("serve", "serve the model over HTTP, with a page to try it; on loopback by default"),
     "store": ("store", "run the S3 server of the default remote on loopback, in the foreground"),
     "tune": ("tune", "search over parameters, each trial a DVC experiment"),
-    "use": ("use", "put a file of settings into params.yaml"),
+    "use": ("use", "write a preset into params.yaml"),
 }
 
 

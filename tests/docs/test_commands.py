@@ -79,7 +79,7 @@ RUN_BY = {
     "bintally audit --budget 50": (AUDIT, '"--budget"'),
     "bintally audit s3://BUCKET/PREFIX --to exports/other": (AUDIT, '"audit"'),
     "bintally audit --accept marks.csv": (AUDIT, '"--accept"'),
-    "bintally predict FOLDER --to counts.csv": (PREDICT, '"predict"'),
+    "bintally predict FOLDER --to exports/counts.csv": (PREDICT, '"predict"'),
     "bintally predict s3://BUCKET/PREFIX --to exports/counts.parquet": (PREDICT, "parquet"),
     "bintally serve": (SERVER, '"serve"'),
     "bintally serve --rev v1.2": (SERVER, "--rev"),

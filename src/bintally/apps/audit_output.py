@@ -93,6 +93,8 @@ def print_ranking(audit: Audit) -> None:
             f"{row + 1:>4}  {audit.ids[row]:<12} {audit.contents[row].record.count:>6} "
             f"{predicted['most_probable']:>6} {prediction_set:>6} {probability:>18.1%}"
         )
+    if audit.ranked > PRINTED:
+        print(f"… and {audit.ranked - PRINTED:,} more in audit.csv")
 
 
 def write_page(

@@ -1,4 +1,4 @@
-"""`bintally use`: put a file of settings into params.yaml."""
+"""`bintally use`: write a preset into params.yaml."""
 
 import argparse
 import io

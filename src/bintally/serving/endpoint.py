@@ -164,7 +164,9 @@ class Endpoint:
         kind = bodies.body_kind(content_type)
         if kind is None:
             quoted = content_type[: bodies.QUOTED]
-            raise HTTPException(415, f"the Content-Type is {quoted!r}; send an image, {bodies.JSON} or {bodies.FORM}")
+            raise HTTPException(
+                415, f"the Content-Type is {quoted!r}; send image/jpeg, image/png, {bodies.JSON} or {bodies.FORM}"
+            )
         single = kind == bodies.RAW[0]
         try:
             expected = _expected(request)
