@@ -26,7 +26,7 @@ def run_rank():
     if how == "exit":
         print("the reason", file=sys.stderr)
         return 3
-    os.write(1, f"rank {context.rank} of {context.world_size} sum {total}\n".encode())  # a line at once
+    os.write(1, f"rank {context.rank} of {context.world_size} sum {total}\\n".encode())  # a line at once
     return 0
 
 if __name__ == "__main__":
