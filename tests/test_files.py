@@ -2,12 +2,25 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from bintally.errors import UserError
-from bintally.files import atomic_write, read_csv, round_floats, write_csv, write_json, write_text
+from bintally.files import (
+    atomic_write,
+    check_writable,
+    read_csv,
+    round_floats,
+    spreadsheet_text,
+    write_csv,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_that_could_not_be_finished_leaves_the_earlier_one_and_nothing_else(tmp_path: Path) -> None:
@@ -25,14 +38,93 @@ def test_a_full_disk_is_a_user_error_that_names_the_file(tmp_path: Path) -> None
     path = tmp_path / "file.txt"
     write_text(path, "earlier\n")
     with pytest.raises(UserError, match=rf"disk is full.*{path}"), atomic_write(path) as temporary:
+        temporary.unlink()
         temporary.symlink_to("/dev/full")
         temporary.write_text("more")
     assert path.read_text() == "earlier\n"
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    with atomic_write(path) as first, atomic_write(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "file[1].txt"
+    other = tmp_path / ".file.txt.0123456789abcdef.tmp"
+    other.write_text("of another file")
+    script = f"""
+import os, signal
+from pathlib import Path
+from bintally.files import atomic_write
+with atomic_write(Path({str(path)!r})) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    write_text(path, "whole")
+    assert sorted(tmp_path.iterdir()) == [other, path]
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_file_has_the_permissions_of_the_umask_unless_it_is_private(tmp_path: Path, private: bool) -> None:
+    path = tmp_path / "file.txt"
+    earlier = os.umask(0o022)
+    try:
+        with atomic_write(path, 0o600 if private else 0o666) as temporary:
+            temporary.write_text("x")
+    finally:
+        os.umask(earlier)
+    assert path.stat().st_mode & 0o777 == (0o600 if private else 0o644)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("folder", "it is a folder"), ("file/x.csv", "folders"), ("file/deeper/x.csv", "folders"), ("x" * 300, "name")],
+)
+def test_a_path_that_cannot_be_written_is_one_sentence_before_the_work(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    for write in (check_writable, lambda path: write_text(path, "y")):
+        with pytest.raises(UserError, match=f"cannot be written .*{reason}"):
+            write(tmp_path / name)
+    check_writable(tmp_path / "new" / "x.csv")
+    assert sorted(one.name for one in tmp_path.rglob("*")) == ["file", "folder", "new"]
+
+
+def test_a_lock_lets_one_process_at_a_time_change_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "number.txt"
+    path.write_text("0")
+    script = f"""
+from pathlib import Path
+from bintally.files import file_lock, write_text
+path = Path({str(path)!r})
+for _ in range(100):
+    with file_lock(path):
+        write_text(path, str(int(path.read_text()) + 1))
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert path.read_text() == "300"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_that_a_spreadsheet_would_run_is_text() -> None:
+    assert spreadsheet_text("=HYPERLINK(1)") == "'=HYPERLINK(1)"
+    assert [spreadsheet_text(one)[0] for one in ("+1", "-1", "@a", "\tx", "\rx")] == ["'"] * 5
+    assert spreadsheet_text("a=b") == "a=b"
+    assert spreadsheet_text("") == ""
+
+
 def test_other_system_errors_are_not_reported_as_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError), atomic_write(tmp_path / "file") as temporary:
+        temporary.unlink()
         temporary.mkdir()
         try:
             temporary.write_text("x")

@@ -9,6 +9,11 @@ class UserError(Exception):
     """Something the user can mend: one sentence with the offending value and the remedy."""
 
 
+def printable(text: str) -> str:
+    """``text`` in one line, its control characters and lone surrogates as escapes, so that a terminal shows them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 @contextmanager
 def disk_full_as_user_error(where: object) -> Iterator[None]:
     """Turn "no space left" below into a :class:`UserError` that names ``where``."""

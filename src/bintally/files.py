@@ -1,37 +1,117 @@
 """Files that are written whole or not at all."""
 
 import csv
+import errno
+import fcntl
+import glob
 import io
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bintally.errors import disk_full_as_user_error
+from bintally.errors import UserError, disk_full_as_user_error
 
 # Git ignores it and no stage declares it, so files here outlive an interrupted stage (see DESIGN.md).
 SCRATCH = Path(".bintally")
 METRIC_DIGITS = 6  # significant ones; the last of the sixteen that a float has depend on the CPU
 
 
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary file name beside ``path``, renamed to ``path`` when the block ends without an exception.
+REMEDIES = {
+    errno.EACCES: "choose a place where you may write",
+    errno.EPERM: "choose a place where you may write",
+    errno.EROFS: "choose a place where you may write",
+    errno.EISDIR: "give the name of a file",
+    errno.ENOTDIR: "give a path whose folders are folders",
+    errno.EEXIST: "give a path whose folders are folders",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
 
-    Raises UserError if the disk is full.
+
+@contextmanager
+def atomic_write(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """A temporary file of its own beside ``path``, renamed to ``path`` when the block ends without an exception.
+
+    Args:
+        mode: permissions of the file, less those of the umask.
+
+    Raises UserError if ``path`` cannot be written or the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with disk_full_as_user_error(path):
+    with disk_full_as_user_error(path):
+        temporary, lock = _create_temporary(path, mode)
+        try:
+            _remove_abandoned(path)
             yield temporary
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
             temporary.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+            os.close(lock)
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work whether :func:`atomic_write` can write ``path``. Raises UserError if not."""
+    with disk_full_as_user_error(path):
+        temporary, lock = _create_temporary(path)
+        temporary.unlink()
+        os.close(lock)
+
+
+def _create_temporary(path: Path, mode: int = 0o666) -> tuple[Path, int]:
+    """Create the temporary file, and hold a lock on it for as long as the descriptor is open."""
+    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.tmp")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        reason = (error.strerror or "").lower()
+        raise UserError(f"'{path}' cannot be written ({reason}): {REMEDIES[error.errno]}") from error
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return temporary, lock
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary files that killed processes have left for ``path``: nobody holds a lock on them."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name[:50])}.{'[0-9a-f]' * 16}.tmp"):
+        try:
+            with temporary.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                temporary.unlink()
+        except OSError:
+            continue  # in use, or another process has removed it
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Let one process at a time read, change and write ``path``; others wait until the block ends.
+
+    It locks the folder of ``path``, so that no lock file is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,6 +147,14 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
     writer.writerow(header)
     writer.writerows(rows if digits is None else (round_floats(row, digits) for row in rows))
     write_text(path, text.getvalue())
+
+
+def spreadsheet_text(text: str) -> str:
+    """``text`` as a spreadsheet must take it: as text, never as a formula.
+
+    An apostrophe is put before a first character that begins a formula (OWASP, "CSV injection").
+    """
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

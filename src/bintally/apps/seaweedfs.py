@@ -67,8 +67,7 @@ def access_keys(folder: Path) -> tuple[str, str]:
 
 
 def _write_private(path: Path, content: object) -> None:
-    with atomic_write(path) as temporary:
-        temporary.touch(mode=0o600)
+    with atomic_write(path, 0o600) as temporary:
         temporary.write_text(json.dumps(content))
 
 
