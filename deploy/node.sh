@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # What one of several machines does. slurm.sh, kubernetes.yaml and skypilot.yaml run this on each of theirs.
+# The network between them must be trusted: whoever can connect to a port of a training can run code as its user.
 # Arguments go to `dvc exp run`, such as: -S train.lr=0.0037
 #
 #   NODE NODES   this machine's number, from 0, and how many there are

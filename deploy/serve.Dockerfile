@@ -2,7 +2,7 @@
 #     docker build -f deploy/serve.Dockerfile -t REGISTRY/bintally-serve:REV . && docker push REGISTRY/bintally-serve:REV
 #     docker run --rm --read-only --tmpfs /tmp -p 127.0.0.1:8080:8080 REGISTRY/bintally-serve:REV
 # Another model: -v FOLDER:/opt/ml/model:ro. PyTorch brings CUDA, most of the image's size.
-FROM python:3.12-slim
+FROM python:3.12-slim@sha256:78387bc3881b8273120a12ebe6c1ab22b018ccc2c9adf565ae1ac9b536e184ea
 WORKDIR /bintally
 COPY requirements requirements
 # Only the packages that serving needs, in the versions of the lock.

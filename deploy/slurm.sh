@@ -1,4 +1,7 @@
 #!/usr/bin/env bash
+# The network between the nodes must be trusted: whoever can connect to a port of a training can run code as its user.
+# deploy/README.md has firewall lines.
+#
 # Type in the repository's root, on a filesystem that the nodes share:
 #     sbatch deploy/slurm.sh -S train.lr=0.0037
 #     RESUME=slurm-1234 sbatch deploy/slurm.sh -S train.lr=0.0037  # go on with job 1234, which failed

@@ -58,6 +58,8 @@ def command(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         (0, 0, ""),
         (20, 20, ""),
         (UserError("params.yaml does not exist here"), 1, "bintally: params.yaml does not exist here\n"),
+        (UserError("said \x1b]0;x\x07,\nand more"), 1, "bintally: said \\x1b]0;x\\x07,\\nand more\n"),
+        (PermissionError(13, "Permission denied", "a.csv"), 1, "bintally: 'a.csv': Permission denied\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )

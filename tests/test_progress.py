@@ -3,6 +3,7 @@
 import logging
 import os
 import pty
+import subprocess
 import sys
 import termios
 import time
@@ -33,6 +34,13 @@ def test_a_log_gets_a_line_every_few_seconds_with_the_time_left(
         "fetch: 40 of 100, 30 s left (2.0 bins/s)",
         "fetch: 40 bins in 20.0 s (2.0 bins/s)",
     ]
+
+
+def test_a_message_is_one_line_and_no_command_to_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    code = "import logging; from bintally.progress import log_to_stderr; log_to_stderr();"
+    code += "logging.getLogger('bintally').info('%s: %s', '\\x1b[2J\\u202e棚', 'a\\nb')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert capfd.readouterr().err == "\\x1b[2J\\u202e棚: a\\nb\n"
 
 
 def test_no_progress_yet_is_logged_too(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:

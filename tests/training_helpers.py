@@ -155,6 +155,7 @@ def rank_environment(rank: int, world_size: int, port: int, machines: bool = Fal
         "LOCAL_WORLD_SIZE": str(1 if machines else world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_RESTART_COUNT": "0",
     }
 
 

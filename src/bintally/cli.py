@@ -1,10 +1,11 @@
 """The commands that stand beside `dvc`."""
 
 import argparse
+import os
 import sys
 from importlib import import_module
 
-from bintally.errors import UserError
+from bintally.errors import UserError, printable
 
 # Module in bintally.apps, with configure(parser) and run(arguments); help.
 COMMANDS = {
@@ -46,9 +47,17 @@ def main() -> None:
         log_to_stderr()
         code = arguments.func(arguments)
     except UserError as error:
-        print(f"bintally: {error}", file=sys.stderr)
+        print(printable(f"bintally: {error}"), file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:  # as of `bintally … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(printable(f"bintally: '{error.filename}': {error.strerror}"), file=sys.stderr)
+        code = 1
     if code:
         sys.exit(code)

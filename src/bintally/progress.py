@@ -8,13 +8,24 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from bintally.errors import printable
+
 log = logging.getLogger("bintally")
 LOG_EVERY_S = 10.0
 
 
+class _OneLine(logging.Formatter):
+    """A message in one line without control characters; a traceback, if there is one, below it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(record.message)
+
+
 def log_to_stderr() -> None:
     """Send the project's log to standard error, one line for each message."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     log.setLevel(logging.INFO)
 
 

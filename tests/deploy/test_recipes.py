@@ -279,6 +279,36 @@ def test_kubernetes_passes_on_what_trainer_sets(site: Site, tmp_path: Path) -> N
     changed(["launch.nnodes=2", "launch.rdzv_endpoint=lr-37-node-0-0.lr-37:29400"], tmp_path)
 
 
+@pytest.mark.parametrize("name", ["Dockerfile", "serve.Dockerfile"])
+def test_images_have_a_base_by_digest_and_an_ordinary_user(name: str) -> None:
+    lines = (DEPLOY / name).read_text(encoding="utf-8").splitlines()
+    bases = [line for line in lines if line.startswith("FROM ")]
+    assert bases and all(re.fullmatch(r"FROM \S+@sha256:[0-9a-f]{64}", base) for base in bases)
+    assert [line for line in lines if line.startswith("USER ")] == ["USER 10001:10001"]
+
+
+def test_pods_that_train_are_ordinary_users_and_reached_by_each_other_alone() -> None:
+    objects = kubernetes()
+    job = objects["TrainingRuntime"]["spec"]["template"]["spec"]["replicatedJobs"][0]
+    pod = job["template"]["spec"]["template"]
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    assert container()["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    policy = objects["NetworkPolicy"]["spec"]
+    pods = {"matchLabels": pod["metadata"]["labels"]}
+    assert policy == {
+        "podSelector": pods,
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": pods}]}],
+    }
+
+
+@pytest.mark.parametrize("name", ["node.sh", "slurm.sh", "kubernetes.yaml", "skypilot.yaml"])
+def test_a_recipe_for_several_machines_begins_with_the_network_it_needs(name: str) -> None:
+    first = " ".join((DEPLOY / name).read_text(encoding="utf-8").splitlines()[:4])
+    assert re.search("network between .* must be trusted", first)
+
+
 def test_kubernetes_objects_fit_each_other() -> None:
     objects = kubernetes()
     trainer = objects["TrainJob"]["spec"]["trainer"]

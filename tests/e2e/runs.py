@@ -1,22 +1,13 @@
-"""Trainings to interrupt, and their outcomes.
-
-`python tests/e2e/runs.py [TIMES]` kills a training TIMES times, at random moments, and compares the outcome of each,
-after it was resumed, with that of an uninterrupted one, byte for byte.
-"""
+"""Trainings to interrupt, and their outcomes."""
 
 import json
-import os
-import random
 import re
-import signal
 import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from project import Project, make_project
+from project import Project
 
 WAIT_S = 120
 CHECKPOINT_S = 0.1
@@ -84,36 +75,3 @@ def processes(project: Project, word: bytes) -> list[int]:
         except OSError:
             continue
     return sorted(found)
-
-
-def main(times: int) -> None:
-    """Kill every process of a training `times` times, each after another number of steps."""
-    chance = random.Random(1)  # noqa: S311
-    with tempfile.TemporaryDirectory(prefix="bintally-kills-") as name:
-        project = make_project(Path(name) / "project")
-        project.must("dvc", "repro", "encode", "split")
-        train_slowly(project, train__epochs=250, train__lr=0.00001)
-        steps = steps_done(project.must(*TRAIN))
-        uninterrupted = outcome(project)
-        print(f"uninterrupted: {steps} steps, best epoch {best_epoch(project)}", flush=True)
-        same = 0
-        for number in range(1, times + 1):
-            (project.folder / "models/model.safetensors").unlink(missing_ok=True)
-            run = project.start(*TRAIN)
-            # Not the very last steps: the training could end before they are seen.
-            saved = wait_for_steps(project, run, chance.randint(1, steps * 9 // 10))
-            time.sleep(chance.uniform(0, CHECKPOINT_S))
-            for process in running_stages(project):
-                os.kill(process, signal.SIGKILL)
-            run.communicate(timeout=WAIT_S)
-            done = steps_done(project.must(*TRAIN))
-            same += outcome(project) == uninterrupted and done < steps
-            print(
-                f"kill {number}: {saved} steps saved, {done} done afterwards; the same bytes {same} of {number} times",
-                flush=True,
-            )
-    sys.exit(same != times)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)

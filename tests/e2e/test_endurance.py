@@ -1,4 +1,4 @@
-"""Twenty kills of a training and a soak of the server, by the scripts that also measure them."""
+"""Thirty kills of stages and commands and a soak of the server, by the scripts that also measure them."""
 
 import json
 import subprocess
@@ -11,11 +11,11 @@ from project import ROOT, Project
 pytestmark = pytest.mark.slow
 
 
-def test_a_training_killed_at_twenty_random_moments_ends_with_the_same_bytes() -> None:
+def test_whatever_is_killed_at_a_random_moment_ends_with_the_same_bytes_when_it_is_repeated() -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "tests/e2e/runs.py", "20"], capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "tests/e2e/kills.py", "30"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0 and "20 of 20" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "30 of 30" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_server_answers_under_twice_its_load_and_refuses_bad_requests(reproduced: Project) -> None:

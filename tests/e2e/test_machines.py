@@ -10,6 +10,7 @@ import pytest
 from hosts import ADDRESSES, TwoHosts, two_hosts
 from project import Project
 from runs import WAIT_S, checkpoints, outcome, running_stages, steps_done, train_slowly
+from sockets import listening
 
 TRAIN = ("dvc", "repro", "--force", "--single-item", "train")
 TIMEOUT_S = 8
@@ -42,6 +43,9 @@ def test_two_hosts_agree_with_one_and_survive_a_cut_cable(project: Project, tmp_
         while not all(checkpoints(clone) for clone in clones):
             assert all(run.poll() is None for run in runs)
             time.sleep(0.01)
+        for address, clone in zip(ADDRESSES, clones, strict=True):
+            open_to = {one for pid in running_stages(clone) for one, _port in listening(pid)}
+            assert open_to <= {address, "127.0.0.1"}, "other networks of a machine do not reach a training"
         hosts.cut()
         cut = time.monotonic()
         for run in runs:

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
+import sockets
+
 # Ranks that exchange a sum; then those named by FAIL fail in the way named by HOW.
 MODULE = """
 import os, signal
 import torch
-from bintally.training.distributed import all_reduce_sum, exit_process, process_group
+import torch.distributed
+from bintally.training.distributed import all_reduce_sum, process_group
+from sockets import listening
 
 def run_rank():
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -19,6 +23,10 @@ def run_rank():
         total = all_reduce_sum(torch.ones(1)).item()
         failing = os.environ["FAIL"] == str(context.rank) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
         how = os.environ["HOW"] if failing else "succeed"
+        for process in (os.getpid(), os.getppid()):
+            for address, _ in listening(process):
+                os.write(1, f"{'rank' if process == os.getpid() else 'agent'} listens on {address}\\n".encode())
+        torch.distributed.barrier()
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "raise":
@@ -28,9 +36,6 @@ def run_rank():
         return 3
     os.write(1, f"rank {context.rank} of {context.world_size} sum {total}\\n".encode())  # a line at once
     return 0
-
-if __name__ == "__main__":
-    exit_process(run_rank())
 """
 # Launches one after the other, each with its start method, failing rank and restarts.
 LAUNCHER = """
@@ -68,7 +73,16 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[s
     folder = tmp_path_factory.mktemp("launch")
     (folder / "work_of_a_rank.py").write_text(MODULE)
     (folder / "tmp").mkdir()
-    environment = os.environ | {"PYTHONPATH": str(folder), "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(folder), str(Path(sockets.__file__).parent)]),
+        "TMPDIR": str(folder / "tmp"),
+        "OMP_NUM_THREADS": "1",
+        # As in a job that another torchrun has started, on another interface.
+        "TORCHELASTIC_RUN_ID": "other",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "MASTER_PORT": "1",
+        "GLOO_SOCKET_IFNAME": "eth7",
+    }
     done = subprocess.run(
         [sys.executable, "-c", LAUNCHER, *LAUNCHES],
         env=environment,
@@ -93,8 +107,14 @@ def test_ranks_train_together_and_a_restart_makes_good_for_a_killed_one(
     launched: tuple[dict[str, list[str]], Path],
 ) -> None:
     lines, _ = launched
-    assert lines["fork - succeed 0"] == lines["spawn - succeed 0"] == SUCCESS
+    for start in ("fork", "spawn"):
+        assert [line for line in lines[f"{start} - succeed 0"] if "listens" not in line] == SUCCESS
     assert set(SUCCESS) <= set(lines["fork 1 kill 1"])
+
+
+def test_on_one_machine_nothing_listens_beyond_loopback(launched: tuple[dict[str, list[str]], Path]) -> None:
+    sockets_of = {line for lines in launched[0].values() for line in lines if "listens" in line}
+    assert sockets_of == {"rank listens on 127.0.0.1"}  # gloo's
 
 
 def test_a_failed_rank_is_one_sentence(launched: tuple[dict[str, list[str]], Path]) -> None:

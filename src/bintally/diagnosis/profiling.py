@@ -18,7 +18,7 @@ from torch import nn
 from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile
 
-from bintally.errors import UserError, disk_full_as_user_error
+from bintally.errors import UserError, disk_full_as_user_error, printable
 from bintally.files import SCRATCH, write_json
 from bintally.interruption import StopRequest
 from bintally.memory import configure_malloc
@@ -27,7 +27,7 @@ from bintally.params import Params, load_params
 from bintally.progress import log_to_stderr
 from bintally.resources import available_cpus
 from bintally.training.checkpoint import Checkpoints
-from bintally.training.distributed import RankContext, all_gather, exit_process, process_group
+from bintally.training.distributed import RankContext, all_gather, process_group
 from bintally.training.loop import MARKS, fit
 from bintally.training.optimizer import trainable_stages
 from bintally.training.samples import Samples
@@ -258,10 +258,6 @@ def run_rank() -> int:
             if context.is_main:
                 write_json(PROFILE, profiled | {"key": run_key(params, training.data_digest)})
     except UserError as failure:
-        print(f"diagnose: {failure}", file=sys.stderr)
+        print(printable(f"diagnose: {failure}"), file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    exit_process(run_rank())

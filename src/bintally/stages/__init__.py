@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from bintally.errors import UserError, disk_full_as_user_error
+from bintally.errors import UserError, disk_full_as_user_error, printable
 from bintally.interruption import terminate_with_parent
 from bintally.params import Params, load_params
 from bintally.progress import log_to_stderr
@@ -36,7 +36,7 @@ def run(stage: str, main: Callable[[Params], None]) -> None:
 
 def report_failure(stage: str, error: UserError) -> None:
     """Print the reason in one line and restore the stage's earlier outs."""
-    print(f"{stage}: {error}", file=sys.stderr, flush=True)
+    print(printable(f"{stage}: {error}"), file=sys.stderr, flush=True)
     restore_outs(stage)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import distributed, nn
 
 from bintally.errors import UserError
+from bintally.training.stores import rank_store
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,14 @@ def process_group(timeout_s: float) -> Iterator[RankContext]:
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
     try:
-        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s))
+        rank, world_size, timeout = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), timedelta(seconds=timeout_s)
+        distributed.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            timeout=timeout,
+            store=rank_store(world_size, timeout),
+            rank=rank,
+            world_size=world_size,
+        )
         yield RankContext(distributed.get_rank(), distributed.get_world_size(), device, is_main_process())
     except RuntimeError as error:
         if not _is_network_error(error):

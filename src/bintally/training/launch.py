@@ -3,11 +3,11 @@
 It is what this command line does, but for the two points below:
 
     torchrun --nnodes=<launch.nnodes> --nproc-per-node=<launch.ranks> --rdzv-backend=c10d \
-        --rdzv-endpoint=<launch.rdzv_endpoint> --max-restarts=<launch.max_restarts> -m <module>
+        --rdzv-endpoint=<launch.rdzv_endpoint> --max-restarts=<launch.max_restarts> -m bintally.training.rank <module>
 
 On one machine without an accelerator, ranks are forked from the agent, which has imported torch and has computed
 nothing yet: importing it takes seconds in each process. Elsewhere they are started as torchrun does, since a process
-that has initialised CUDA cannot be forked. On one machine agent and ranks find each other by a file, not by a port.
+that has initialised CUDA cannot be forked. Agents and ranks find each other as :mod:`bintally.training.stores` says.
 """
 
 import logging
@@ -34,9 +34,11 @@ from bintally.errors import UserError
 from bintally.params import Launch
 from bintally.training.distributed import exit_process
 from bintally.training.network_address import route_to
+from bintally.training.stores import FOLDER_VARIABLE, RENDEZVOUS
 
 STOPPED = 128 + signal.SIGTERM  # exit code of a rank that was stopped by a signal
 RESUMES = "`dvc repro` resumes it"
+INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 log = logging.getLogger("bintally")
 
@@ -45,8 +47,7 @@ def launch(settings: Launch, module: str, on_cut_off: Callable[[UserError], obje
     """Run a module in `launch.ranks` processes on each of `launch.nnodes` machines, and wait for them.
 
     Args:
-        module: defines ``run_rank() -> int``, which does the work of one rank and returns its exit code; calls it if
-            it runs as ``__main__``.
+        module: defines ``run_rank() -> int``, which does the work of one rank and returns its exit code.
         on_cut_off: called before this process exits because the other machines cannot be reached.
 
     Raises:
@@ -69,7 +70,7 @@ def launch(settings: Launch, module: str, on_cut_off: Callable[[UserError], obje
                 max_restarts=settings.max_restarts,
                 run_id="bintally",
                 logs_specs=DefaultLogsSpecs(log_dir=scratch),
-                rdzv_backend="c10d",
+                rdzv_backend=RENDEZVOUS,
                 **_rendezvous(settings, Path(scratch)),
             )
             if _can_fork(settings):
@@ -77,7 +78,7 @@ def launch(settings: Launch, module: str, on_cut_off: Callable[[UserError], obje
                 _import_before_fork(module)
                 elastic_launch(config, _forked_rank)(module)
             else:
-                elastic_launch(config, sys.executable)("-u", "-m", module)
+                elastic_launch(config, sys.executable)("-u", "-m", "bintally.training.rank", module)
     except ChildFailedError as error:
         raise UserError(f"{_reason(*error.get_first_failure())}; {RESUMES}") from error
     except SignalException as error:
@@ -92,18 +93,20 @@ def launch(settings: Launch, module: str, on_cut_off: Callable[[UserError], obje
 
 def _rendezvous(settings: Launch, scratch: Path) -> dict[str, Any]:
     """How the machines find each other, and the address by which ranks reach this one."""
-    several = settings.nnodes > 1
-    address, interface, is_host = route_to(settings.rdzv_endpoint if several else "127.0.0.1:1")
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    if not several:
-        file = str(scratch / "rendezvous")
-        return {"rdzv_endpoint": file, "rdzv_configs": {"store_type": "file"}, "local_addr": address}
+    if settings.nnodes == 1:
+        address, interface, _ = route_to("127.0.0.1:1")
+        # Whatever another launcher left in the environment: all listen on loopback.
+        os.environ |= dict.fromkeys(INTERFACE_VARIABLES, interface) | {FOLDER_VARIABLE: str(scratch)}
+        return {"rdzv_endpoint": str(scratch / "rendezvous"), "local_addr": address}
+    address, interface, is_host = route_to(settings.rdzv_endpoint)
     if address.startswith("127."):
         raise UserError(
             f"launch.rdzv_endpoint: '{settings.rdzv_endpoint}' is an address inside this machine, as /etc/hosts often "
             "has its own name; give one by which the other machines reach it"
         )
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+    for name in INTERFACE_VARIABLES:
+        os.environ.setdefault(name, interface)
+    os.environ.pop(FOLDER_VARIABLE, None)
     wait = settings.timeout_s
     configs = {"is_host": is_host, "read_timeout": wait, "join_timeout": wait}
     return {"rdzv_endpoint": settings.rdzv_endpoint, "rdzv_configs": configs, "local_addr": address}
