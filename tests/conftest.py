@@ -18,6 +18,8 @@ from project import Project, make_project
 # Fixtures that start a server: tests that use one run in one worker, so that the server is started once.
 SERVERS = ("store", "postgres")
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import onnxruntime themselves
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: threads of one worker would wait for those of another.
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])

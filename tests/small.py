@@ -1,10 +1,12 @@
 """A small model, small images and demo bins for tests of several packages."""
 
+import hashlib
 from functools import cache
 
 import torch
 
 from bintally.bins.shards import Bin
+from bintally.bins.trained_on import photograph_digest
 from bintally.demo.warehouse import DemoWarehouse
 from bintally.model.backbone import LITE, Backbone
 from bintally.model.card import ModelCard
@@ -13,6 +15,7 @@ from bintally.model.pretrained import load_weights
 from bintally.scoring.calibration import Calibration
 
 SIZE = 64
+LEARNED = b"a photograph that CARD's model was trained on"
 CARD = ModelCard(
     backbone=LITE[0],
     features="every_scale",
@@ -24,6 +27,7 @@ CARD = ModelCard(
     hidden=16,
     parameters={"train": {"lr": 0.01, "clip_grad_norm": None}},
     data="abc",
+    trained_on=hashlib.sha256(photograph_digest(LEARNED).to_bytes(8, "little")).hexdigest(),
     validation={"loss": 1.5, "accuracy": 0.25},
 )
 # Answers with some of the counts of CARD.

@@ -171,6 +171,8 @@ def test_every_mistake_is_named_at_once_and_a_missing_key_too(tmp_path: Path) ->
     [
         (None, "does not exist"),
         ("train: [", "is not valid YAML"),
+        ("train: {lr: " + 5000 * "9" + "}", "has 5000 digits"),
+        ("train: " + 20_000 * "[", "is not valid YAML"),
         ("train: {lr: 1, lr: 2}", "the key 'lr' is given twice"),
         ("? [1]\n: 2", "unhashable"),
         ("", "None"),

@@ -18,8 +18,8 @@ TIMEOUT_S = 120.0
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
-def request(photograph: bytes) -> bytes:
-    fields = f"host: localhost\r\ncontent-type: image/jpeg\r\ncontent-length: {len(photograph)}"
+def request(photograph: bytes, port: int) -> bytes:
+    fields = f"host: localhost:{port}\r\ncontent-type: image/jpeg\r\ncontent-length: {len(photograph)}"
     return f"POST /invocations HTTP/1.1\r\n{fields}\r\n\r\n".encode() + photograph
 
 
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--warm-up", type=float, required=True, help="seconds")
     arguments = parser.parse_args()
-    requests = [request(path.read_bytes()) for path in sorted(arguments.images.iterdir())]
+    requests = [request(path.read_bytes(), arguments.port) for path in sorted(arguments.images.iterdir())]
 
     async def measure() -> dict[str, object]:
         clients = Clients(arguments.port, requests)

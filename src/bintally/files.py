@@ -47,6 +47,7 @@ def atomic_write(path: Path, mode: int = 0o666) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
+            temporary.chmod(os.fstat(lock).st_mode & 0o777)  # where a library has put a file of its own there
             temporary.replace(path)
             _sync_folder(path.parent)
         finally:

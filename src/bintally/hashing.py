@@ -14,6 +14,12 @@ def sha256_hex(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file of any size."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 def source_code(*paths: str) -> bytes:
     """The source of modules of the package (``"model/images.py"``), or of all modules in a folder (``"model"``)."""
     root = Path(bintally.__file__).parent

@@ -21,6 +21,7 @@ figcaption{color:#4a5568}
 svg{display:block;width:100%;font-size:13px;fill:#4a5568}
 svg polyline{fill:none;stroke-width:2;stroke-linejoin:round}
 """
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1")
 WIDTH, HEIGHT = 600, 330  # of the drawing of :func:`curves`, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 52, 592, 40, 288  # its plotting area
@@ -34,6 +35,7 @@ def document(title: str, body: str, style: str = "", refresh_s: int | None = Non
     refresh = f'<meta http-equiv="refresh" content="{refresh_s}">' if refresh_s else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f'<meta name="viewport" content="width=device-width">{refresh}<title>{escape(title)}</title>'
         f"<style>{STYLE}{style}</style></head><body>{body}</body></html>\n"
     )

@@ -47,7 +47,7 @@ class Fetch(Section):
     """``demo``, ``s3://bucket[/prefix]`` or a folder with ``metadata/<id>.json`` and ``bin-images/<id>.jpg``."""
     endpoint: Text | None
     """URL of an S3 server; null: AWS."""
-    region: Text
+    region: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$")]
     """Region of the bucket."""
     anonymous: bool
     """Send unsigned requests, which public buckets accept; false: sign them with the usual AWS credentials."""
@@ -68,10 +68,20 @@ class Fetch(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Fetch":
-        if self.source.startswith("s3:") and not re.fullmatch(r"s3://[^/\s]+(/\S*)?", self.source):
-            raise ValueError(f"fetch.source: '{self.source}' must be of the form s3://bucket or s3://bucket/prefix")
-        if self.endpoint and not re.fullmatch(r"https?://[^/\s]+/?", self.endpoint):
-            raise ValueError(f"fetch.endpoint: '{self.endpoint}' must be of the form http://host:port")
+        if not self.source.isprintable() or self.source != self.source.strip():
+            raise ValueError(f"fetch.source: {self.source!a} has spaces around it or control characters; remove them")
+        if self.source.startswith("~"):
+            raise ValueError(f"fetch.source: '{self.source}' must not begin with ~, which is not expanded here")
+        if re.match(r"[A-Za-z0-9+.-]+:/|s3:", self.source):
+            found = re.fullmatch(r"s3://[A-Za-z0-9][A-Za-z0-9._-]*(/.*)?", self.source)
+            parts = (found[1] or "").removesuffix("/").split("/")[1:] if found else [""]
+            if not {"", ".", ".."}.isdisjoint(parts):
+                form = "of the form s3://bucket or s3://bucket/prefix, the prefix without empty parts, . and .."
+                raise ValueError(f"fetch.source: '{self.source}' must be {form}")
+        if self.endpoint:
+            found = re.fullmatch(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:([0-9]{1,5}))?/?", self.endpoint)
+            if not found or int(found[3] or 1) not in range(1, 2**16):
+                raise ValueError(f"fetch.endpoint: '{self.endpoint}' must be of the form http://host:port")
         return self
 
 
@@ -253,6 +263,9 @@ class Range(Section):
             raise ValueError(f"low {self.low} must be below high {self.high}")
         if self.log and self.low <= 0:
             raise ValueError(f"low {self.low} must be above 0 on a logarithmic scale")
+        for value in (self.low, self.high):
+            if not abs(value) < 2**53:  # what a float holds exactly; no infinity
+                raise ValueError(f"{str(value)[:20]} must be between -2^53 and 2^53")
         return self
 
 
@@ -271,6 +284,12 @@ class Tune(Section):
     """Stop a trial that is worse than the median of the earlier ones. Not with two objectives."""
     seed: Seed
     """Seed of the sampler."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Tune":
+        for key in self.space.keys() & self.fixed.keys():
+            raise ValueError(f"tune.fixed: '{key}' is in tune.space too: leave it in one of them")
+        return self
 
 
 class Params(Section):
@@ -365,13 +384,18 @@ def _sentence(error: ValidationError) -> str:
         elif detail["type"] == "extra_forbidden":
             section = Params.model_fields.get(str(detail["loc"][0])) if len(detail["loc"]) > 1 else None
             known = section.annotation.model_fields if section else Params.model_fields  # type: ignore[union-attr]
-            value = f"its value: {detail['input']!r}"
+            value = f"its value: {_short(detail['input'])}"
             messages.append(f"{key}: there is no such parameter ({value}), only {', '.join(known)}")
         elif detail["type"] == "missing":
             messages.append(f"{key}: is missing")
         else:
-            messages.append(f"{key}: {detail['input']!r} is not allowed: {detail['msg'].lower()}")
+            messages.append(f"{key}: {_short(detail['input'])} is not allowed: {detail['msg'].lower()}")
     return "; ".join(messages)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def read_yaml(path: Path) -> Any:
@@ -382,8 +406,8 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path} does not exist here; run this in the repository's root") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or thousands of digits
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:

@@ -1,6 +1,7 @@
 """`bintally audit`: records are ranked by their error probability, and the page for recounting works in a browser."""
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -11,16 +12,18 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from bintally import cli, paths
+from bintally.apps.audit_output import thumbnails
 from bintally.bins.groups import group_bins
 from bintally.bins.record import parse_record
 from bintally.bins.shards import Bin, write_shards
 from bintally.bins.source import image_key, record_key
+from bintally.bins.trained_on import FILE, photograph_digest, save_digests
 from bintally.files import read_csv, write_csv
 from bintally.inference.predictor import Predictor
 from bintally.params import load_params
 from bintally.scoring.audit import error_probability, estimate_recounts
 from bintally.stages import split
-from small import CALIBRATION, CARD, bins, counting_network
+from small import CALIBRATION, CARD, LEARNED, bins, counting_network
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "</script><script>window.hurt = 1</script><img src=x onerror='window.hurt = 2'>"
@@ -49,7 +52,24 @@ def project(model_workspace: Path) -> list[Bin]:
     write_shards(paths.BINS, audited)
     write_csv(paths.SPLITS, ["id", "count", "group", "split"], [(one.id, one.count, one.id, "test") for one in audited])
     shutil.copy(ROOT / "params.yaml", "params.yaml")
+    save_digests(paths.MODELS / FILE, [photograph_digest(LEARNED)])
     return audited
+
+
+def write_layout(folder: Path, made: list[Bin]) -> None:
+    """Write bins as a folder laid out like the bucket."""
+    for one in made:
+        for key, body in ((image_key(one.id), one.image), (record_key(one.id), one.record)):
+            path = folder / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(body)
+
+
+def with_items(one: Bin, names: list[str]) -> Bin:
+    """The same bin, with a record of one item of each name, as JSON escapes."""
+    items = {f"B{number}": {"name": name, "quantity": 1} for number, name in enumerate(names)}
+    record = json.dumps({"BIN_FCSKU_DATA": items, "EXPECTED_QUANTITY": len(names)})
+    return replace(one, record=record.encode())
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -89,37 +109,117 @@ def test_bins_that_are_not_ranked_are_counted_with_the_reason(
     project: list[Bin], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, two, three, four, *rest = project
-    write_csv(paths.SPLITS, ["id", "split"], [(one.id, "train"), *((other.id, "test") for other in project[1:])])
     paths.CORRECTIONS.write_text(f"id,count\n{two.id},2\n")
+    write_layout(Path("layout"), project)
     seven = {"BIN_FCSKU_DATA": {"A": {"name": "Many", "quantity": 7}}, "EXPECTED_QUANTITY": 7}
-    for made in project:
-        for key, body in ((image_key(made.id), made.image), (record_key(made.id), made.record)):
-            path = Path("layout", key)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(body)
     Path("layout", record_key(three.id)).write_text(json.dumps(seven))
     Path("layout", image_key(four.id)).write_bytes(b"garbage")
     run(monkeypatch, "layout", "--to", "all")
     output = capsys.readouterr().out
-    assert "1 left out: recounted already" in output and "trained on them" not in output
+    assert "1 left out: recounted already" in output and "trained on" not in output
     assert "1 not ranked: the model does not predict the counts of their records, 7 (1)" in output
     rows = read_csv(Path("all/audit.csv"))
     assert {row["id"] for row in rows} == {made.id for made in (one, three, *rest)}
     last = rows[-1]
     assert (last["id"], last["record"], last["error_probability"], last["rank"]) == (three.id, "7", "", "")
     assert [row["id"] for row in read_csv(Path("all/rejected.csv"))] == [four.id]
-    for arguments, left_out in ((["data"], True), (["data", "--all"], False)):
-        run(monkeypatch, *arguments)
-        assert ("1 left out: the model was trained on them" in capsys.readouterr().out) == left_out
-        assert (one.id in {row["id"] for row in table()}) == (not left_out)
+
+
+def test_photographs_that_the_model_was_trained_on_are_left_out_wherever_they_come_from(
+    project: list[Bin], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learned = replace(with_items(project[0], ["a", "b"]), id="99999", image=LEARNED)
+    unseen = {one.id for one in project}
+    write_shards(paths.BINS, [*project, learned])
+    write_layout(Path("layout"), [*project, learned])
+    shutil.copytree("layout", "copy/of it")
+    Path("link").symlink_to("layout")
+    write_layout(Path("renamed"), [*project, replace(learned, id="00000")])
+    shutil.copytree("models", "other")
+    for source in ("data", "layout", "./layout/", str(Path("layout").resolve()), "link", "copy/of it", "renamed"):
+        run(monkeypatch, source, "--model", "other")
+        assert "1 left out: the model was trained on their photographs" in capsys.readouterr().out
+        assert {row["id"] for row in table()} == unseen
+        assert read_csv(Path("exports/audit/rejected.csv")) == []
+    run(monkeypatch, "link", "--all")
+    assert "left out" not in capsys.readouterr().out
+    assert [row["id"] for row in read_csv(Path("exports/audit/rejected.csv"))] == [learned.id]  # LEARNED is no JPEG
+
+    before = Path("exports/audit/audit.csv").read_bytes()
+    write_layout(Path("only"), [learned])
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "only")
+    assert "only has no bin to audit: 1 left out: the model was trained" in capsys.readouterr().err
+    assert Path("exports/audit/audit.csv").read_bytes() == before
+
+
+def test_text_of_any_kind_in_records_stays_text(
+    project: list[Bin], browser: Browser, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [
+        "Dog toy \ud83d",  # half a surrogate pair
+        "nul \0 escape \x1b[2J bell \x07",
+        "\u202etxt.exe",  # written from right to left
+        "two\nlines\u2028and a third",
+        '=HYPERLINK("http://example.com")',
+        "x;=cmd|'/c calc'!A0",
+    ]
+    odd = [with_items(one, [name, "Desk lamp"]) for one, name in zip(project, names, strict=False)]
+    odd.append(with_items(project[len(names)], ["n" * 1_000_000, HOSTILE]))
+    odd.append(replace(with_items(project[len(names) + 1], []), record=b'{"EXPECTED_QUANTITY": "=1+1"}'))
+    write_layout(Path("odd"), odd)
+    run(monkeypatch, "odd")
+    rows = {row["id"]: row["items"] for row in table()}
+    assert [rows[one.id] for one in odd[:6]] == [
+        "1 × Dog toy \\ud83d; 1 × Desk lamp",
+        "1 × nul \\x00 escape \\x1b[2J bell \\x07; 1 × Desk lamp",
+        "1 × \\u202etxt.exe; 1 × Desk lamp",
+        "1 × two lines and a third; 1 × Desk lamp",
+        '1 × =HYPERLINK("http://example.com"); 1 × Desk lamp',
+        "1 × x;'=cmd|'/c calc'!A0; 1 × Desk lamp",
+    ]
+    assert len(rows[odd[6].id]) < 300
+    assert read_csv(Path("exports/audit/rejected.csv"))[0]["id"] == odd[7].id
+    assert Path("exports/audit/index.html").stat().st_size < 1_000_000
+    page = browser.new_page()
+    page.goto(Path("exports/audit/index.html").resolve().as_uri())
+    assert page.locator("article").count() == len(rows) and page.evaluate("window.hurt") is None
+    assert "Dog toy \\ud83d" in str(page.locator("main").text_content())
+    page.close()
+
+
+def test_a_photograph_that_cannot_be_shown_has_the_reason_in_its_place(
+    project: list[Bin], browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone() -> bytes:
+        raise FileNotFoundError("it is missing")
+
+    bodies = {"good": lambda: project[0].image, "bad": lambda: b"\xff\xd8\xff\xe0", "gone": gone}
+    found = thumbnails(lambda ids: ((one, bodies[one]) for one in ids), list(bodies))
+    assert list(found["good"]) == ["src"] and found["gone"] == {"reason": "it is missing"}
+    assert "does not decode" in found["bad"]["reason"]
+
+    run(monkeypatch)
+    html = Path("exports/audit/index.html").read_text(encoding="utf-8")
+    changed, number = re.subn(r'"src": "data:[^"]*"', '"reason": "\\\\u003cb>it is gone"', html, count=1)
+    assert number == 1
+    Path("page.html").write_text(changed, encoding="utf-8")
+    page = browser.new_page()
+    page.goto(Path("page.html").resolve().as_uri())
+    assert page.locator("figure").all_text_contents()[:2] == ["no photograph: <b>it is gone", ""]
+    page.close()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["album"], "album has no records to audit"),
-        ([], "data/splits.csv, which lists the training bins, does not exist"),
+        (["--model", "older"], "older/trained_on.bin does not exist: it lists what the model was trained on"),
         (["--accept", "none.csv"], "'none.csv' does not exist"),
+        (["--accept", "zeros.csv"], "there is no bin 1, but 00001: a spreadsheet removes zeros in front"),
+        (["--ids", "zeros.txt"], "there is no bin 1, but 00001: a spreadsheet removes zeros in front"),
+        (["--to", "album/one.jpg/there"], "album/one.jpg/there"),
+        (["--to", "taken"], "'taken/index.html' cannot be written (it is a folder): give the name of a file"),
     ],
 )
 def test_an_impossible_audit_is_refused_in_one_line(
@@ -131,11 +231,43 @@ def test_an_impossible_audit_is_refused_in_one_line(
 ) -> None:
     Path("album").mkdir()
     Path("album/one.jpg").write_bytes(project[0].image)
-    paths.SPLITS.unlink()
+    Path("zeros.csv").write_text("id,count\n1,2\n")
+    Path("zeros.txt").write_text("1\n")
+    Path("taken/index.html").mkdir(parents=True)
+    shutil.copytree("models", "older")
+    Path("older", FILE).unlink()
     with pytest.raises(SystemExit) as caught:
         run(monkeypatch, *arguments)
     err = capsys.readouterr().err
     assert caught.value.code == 1 and err.count("\n") == 1 and message in err
+    assert not Path("exports/audit/audit.csv").exists() and not Path("data/corrections.csv").exists()
+
+
+def test_an_audit_without_a_record_that_can_be_ranked_says_so(
+    project: list[Bin], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_layout(Path("many"), [with_items(project[0], ["a"] * 7), with_items(project[1], [])])
+    run(monkeypatch, "many")
+    output = capsys.readouterr().out
+    assert "2 not ranked: the model does not predict the counts of their records, 0 (1), 7 (1)" in output
+    assert "recounting" not in output and [row["rank"] for row in table()] == ["", ""]
+    write_layout(Path("bad"), [replace(project[0], record=b"{}"), replace(project[1], record=b"nothing")])
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "bad")
+    error = capsys.readouterr().err
+    assert "bad has no bin to audit: 2 without a usable record or photograph (" in error
+    assert len(table()) == 2
+
+
+def test_marks_accepted_twice_give_the_same_and_those_of_no_bin_are_named(
+    project: list[Bin], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("marks.csv").write_text(f"id;count\n{project[0].id};3\nelsewhere;1\n")
+    for numbers in ("2 bins new, 0 with another count, 0 unchanged", "0 bins new, 0 with another count, 2 unchanged"):
+        run(monkeypatch, "--accept", "marks.csv")
+        output = capsys.readouterr().out
+        assert numbers in output and paths.CORRECTIONS.read_text() == f"id,count\n{project[0].id},3\nelsewhere,1\n"
+    assert "are not in data/bins" not in output
 
 
 def visible_bins(page: Page) -> list[str]:
@@ -214,6 +346,15 @@ def test_recounting_by_the_page_changes_a_label(
     page.set_input_files("#import", "marks.csv")
     expect(page.locator("#status")).to_contain_text("3 marks imported.")
     assert page.locator("output").all_text_contents()[1] == "recounted: wrong, 4 counted"
+    page.evaluate("localStorage.clear()")
+    page.reload()
+    Path("saved.csv").write_text(f'\ufeff"id";"count"\r\n{ranked[1]};4,0;;\r\n', encoding="utf-8")
+    page.set_input_files("#import", "saved.csv")
+    expect(page.locator("#status")).to_contain_text("1 marks imported.")
+    assert page.locator("output").all_text_contents()[1] == "recounted: wrong, 4 counted"
+    Path("saved.csv").write_text(f"id,count\n{ranked[1]},1001\n")
+    page.set_input_files("#import", "saved.csv")
+    expect(page.locator("#status")).to_contain_text("counts from 0 to 1000")
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert not errors and {one for one in requests if not one.startswith(("data:", "blob:"))} == {url}

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
@@ -26,10 +25,10 @@ from small import CARD, bins, counting_network
 def project(model_workspace: Path) -> Path:
     """A folder with bins, their features and a model, to work in."""
     write_shards(paths.BINS, bins())
-    reads = [partial(bytes, one.image) for one in bins()]
+    images = [partial(decode, one.image, CARD.image_size) for one in bins()]
     encode(
         paths.ENCODED,
-        reads,
+        images,
         counting_network().backbone,
         CARD.image_size,
         "head",
@@ -74,6 +73,8 @@ def test_encoded_bins_predictor_and_exported_files_give_the_same_probabilities(
     predicted = Predictor(network, card, calibration)([one.image for one in bins()])
     np.testing.assert_allclose(predicted, scored, atol=1e-4)
     pixels = torch.stack([decode(one.image, 64) for one in bins()])
+    import onnxruntime  # not before bintally.inference, which keeps it from sending reports
+
     session = onnxruntime.InferenceSession("exports/model.onnx", providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"images": pixels.numpy()})[0], scored, atol=1e-4)
     with torch.inference_mode():
@@ -85,7 +86,10 @@ def test_missing_model_data_or_folder_ends_with_one_line(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (project / "file").touch()
-    assert "--to: cannot write to file: File exists" in error_message(monkeypatch, capsys, "--to", "file")
+    assert "'file/model.onnx' cannot be written (file exists)" in error_message(monkeypatch, capsys, "--to", "file")
+    (project / "taken/model.pt2").mkdir(parents=True)
+    assert "'taken/model.pt2' cannot be written (it is a folder)" in error_message(monkeypatch, capsys, "--to", "taken")
+    assert [path.name for path in (project / "taken").iterdir()] == ["model.pt2"]
     write_shards(paths.BINS, [])
     assert "data/bins holds no bins" in error_message(monkeypatch, capsys)
     (paths.MODELS / "calibration.json").unlink()

@@ -2,7 +2,9 @@
 
 import csv
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from bintally import cli, paths
+from bintally.apps import scores
 from bintally.apps.scores import PART
 from bintally.bins.shards import write_shards
 from bintally.files import SCRATCH, read_csv
 from bintally.inference.predictor import Predictor
-from bintally.scoring.calibration import predict_counts
+from bintally.scoring.calibration import Floats, predict_counts
 from small import CALIBRATION, CARD, bins, counting_network
 
 PARTS = 3
@@ -92,7 +96,7 @@ def test_missing_and_broken_files_are_rejected_with_the_reason(
     assert [row["id"] for row in read_csv(Path("predicted.csv"))] == ["good.jpg"]
     assert read_csv(Path("predicted-rejected.csv")) == [
         {"id": "none.jpg", "reason": "No such file or directory"},
-        {"id": "bad.png", "reason": "an image of 7 bytes does not decode: it is neither JPEG nor PNG"},
+        {"id": "bad.png", "reason": "image does not decode: it is neither JPEG nor PNG"},
     ]
     assert "predicted-rejected.csv: 2 that could not be scored" in capsys.readouterr().out
     Path("ids.txt").write_text(f"99\n{bins()[2].id}\n")
@@ -103,6 +107,88 @@ def test_missing_and_broken_files_are_rejected_with_the_reason(
     for name in ("predicted.csv", "predicted.parquet"):
         run(monkeypatch, "--ids", "ids.txt", "--to", name)
     assert read_csv(Path("predicted.csv")) == [] and pq.read_table("predicted.parquet").num_rows == 0
+
+
+def test_odd_names_and_odd_files_do_not_stop_the_others(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No formula starts a cell of a CSV, and no name that is not UTF-8 ends the run."""
+    source = Path(os.fsdecode(b"caf\xe9"))
+    source.mkdir()
+    for name in ("=1+1.jpg", "@x.jpg", "棚\u3000一.jpg", "a\nb.jpg", os.fsdecode(b"\xff.jpg")):
+        (source / name).write_bytes(bins()[0].image)
+    for name in ("-empty.jpg", "garbage\x1b[31m.png"):
+        (source / name).write_bytes(b"" if "empty" in name else b"garbage")
+    os.mkfifo(source / "pipe.jpg")
+    run(monkeypatch, str(source), "--to", "predicted.csv")
+    out = capsys.readouterr().out
+    assert "predicted.csv: 5 photographs of caf\\udce9\n" in out
+    assert [row["id"] for row in read_csv(Path("predicted.csv"))] == [
+        "'=1+1.jpg",
+        "'@x.jpg",
+        "a\\nb.jpg",
+        "棚\u3000一.jpg",
+        "\\xff.jpg",
+    ]
+    rejected = {row["id"]: row["reason"] for row in read_csv(Path("predicted-rejected.csv"))}
+    assert rejected.keys() == {"'-empty.jpg", "garbage\\x1b[31m.png", "pipe.jpg"}
+    assert rejected["pipe.jpg"] == "it is not a regular file"
+    run(monkeypatch, str(source), "--to", "predicted.parquet")
+    assert pq.read_table("predicted.parquet")["id"].to_pylist()[:2] == ["=1+1.jpg", "@x.jpg"]
+
+
+def test_scoring_asks_nobody_and_leaves_nothing_in_the_home_folder(project: Path) -> None:
+    """What goes to another machine would go to a proxy that refuses it."""
+    home, asked = project / "home", []
+    home.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(0.2)
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        names = [f"{scheme}_proxy" for scheme in ("http", "https", "all")]
+        proxies = {name: address for lower in names for name in (lower, lower.upper())}
+        without = {"ORT_DISABLE_TELEMETRY", "CI", "XDG_CACHE_HOME"}
+        environment = {name: value for name, value in os.environ.items() if name not in without}
+        command = [*COMMAND, "--to", "predicted.csv"]
+        process = subprocess.Popen(command, env=environment | proxies | {"HOME": str(home)})
+        while process.poll() is None:
+            try:
+                connection, peer = proxy.accept()
+            except TimeoutError:
+                continue
+            connection.close()
+            asked.append(peer)
+    assert process.returncode == 0 and Path("predicted.csv").is_file()
+    assert not asked
+    assert not [path for path in home.rglob("*") if path.is_file()]
+
+
+def test_probabilities_that_are_not_finite_are_set_aside(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distributions = Predictor.distributions
+
+    def one_overflows(self: Predictor, pixels: torch.Tensor) -> Floats:
+        found = distributions(self, pixels)
+        found[0, 1] = np.nan
+        return found
+
+    monkeypatch.setattr(Predictor, "distributions", one_overflows)
+    run(monkeypatch, "--to", "predicted.csv")
+    rejected = read_csv(Path("predicted-rejected.csv"))
+    assert len(rejected) == 2 and {row["reason"] for row in rejected} == {"its probabilities are not finite"}
+    assert len(read_csv(Path("predicted.csv"))) == len(bins()) - 2
+
+
+def test_a_damaged_part_of_an_interrupted_run_is_a_user_error(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
+        broken.setattr(scores.Scores, "write_csv", lambda *_: 1 / 0)  # after all parts are written
+        run(monkeypatch, "--to", "predicted.csv")
+    (part,) = SCRATCH.glob("predict/*/*.parquet")
+    part.write_bytes(part.read_bytes()[:-20])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--to", "predicted.csv")
+    assert f"bintally: {part} is damaged: remove {part.parent} and run it again\n" in capsys.readouterr().err
 
 
 def test_a_run_that_is_killed_continues_and_ends_with_the_same_bytes(
@@ -124,7 +210,12 @@ def test_a_run_that_is_killed_continues_and_ends_with_the_same_bytes(
         os.kill(killed.pid, signal.SIGKILL)
         killed.communicate()
     assert not Path("killed.csv").exists()
-    assert len(list(SCRATCH.glob("predict/*/*.parquet"))) < PARTS
+    assert 1 <= len(list(SCRATCH.glob("predict/*/*.parquet"))) < PARTS
+    for moment in (0.5, 1.5):  # while it loads, at the latest
+        again = subprocess.Popen(command)
+        time.sleep(moment)
+        again.kill()
+        again.wait()
     with caplog.at_level("INFO", "bintally"):
         run(monkeypatch, "album", "--to", "killed.csv")
     assert "predict: continuing after " in caplog.text
@@ -138,7 +229,11 @@ def test_a_run_that_is_killed_continues_and_ends_with_the_same_bytes(
     ("arguments", "message"),
     [
         (["--to", "predicted.txt"], "--to: 'predicted.txt' must end in .csv or .parquet"),
-        (["--to", "params.yaml/predicted.csv"], "--to: cannot write to params.yaml"),
+        (["--to", "params.yaml/predicted.csv"], "'params.yaml/predicted.csv' cannot be written (file exists): give a"),
+        (["--to", "models"], "--to: 'models' must end in .csv or .parquet"),
+        (["--to", "folder.csv"], "'folder.csv' cannot be written (it is a folder): give the name of a file"),
+        (["--to", "other.csv"], "'other-rejected.csv' cannot be written (it is a folder): give the name of a file"),
+        (["--to", f"{'x' * 300}.csv"], "cannot be written (file name too long): give a shorter name"),
         (
             ["--to", "predicted.csv", "--model", "other"],
             "other/model.safetensors does not exist: `dvc repro` creates it",
@@ -158,7 +253,32 @@ def test_unusable_arguments_end_with_one_line(
     message: str,
 ) -> None:
     Path("params.yaml").write_bytes((Path(__file__).parents[2] / "params.yaml").read_bytes())
+    for name in ("folder.csv", "other-rejected.csv"):
+        Path(name).mkdir()
     with pytest.raises(SystemExit) as caught:
         run(monkeypatch, *arguments)
     err = capsys.readouterr().err
     assert caught.value.code == 1 and err.count("\n") == 1 and message in err
+    assert not (SCRATCH / "predict").exists()  # before any work
+
+
+def test_files_of_another_model_are_a_user_error(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = paths.MODELS / "card.json"
+    card.write_text(CARD.model_copy(update={"data": "other"}).model_dump_json())
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--to", "predicted.csv")
+    err = capsys.readouterr().err
+    assert "bintally: models: calibration.json was fitted for another model than model.safetensors and card.json" in err
+    assert not Path("predicted.csv").exists()
+
+
+def test_a_scratch_folder_that_cannot_be_written_is_a_user_error(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(SCRATCH)
+    SCRATCH.touch()
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--to", "predicted.csv")
+    assert "bintally: '.bintally/predict/lock' cannot be written" in capsys.readouterr().err

@@ -1,7 +1,10 @@
 """`bintally report`: a single file without any request, with the figures of this data."""
 
+import json
+import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +21,16 @@ from small import bins
 SPLITS = ["train", "train", "train", "validation", "test", "test", "test", "test"]  # the second group is in two splits
 
 
-def write_outs(splits: list[str], comparable: bool = False) -> None:
-    """Write the outs of the stages for eight bins, two in each group, to the current folder."""
-    eight = [replace(one, count=n % 3 + 1, group=f"group{n // 2}") for n, one in enumerate(bins()[:8])]
+def write_outs(splits: list[str], comparable: bool = False, name: str | None = None, groups: int = 4) -> None:
+    """Write the outs of the stages for eight bins, in as many groups, to the current folder.
+
+    Args:
+        name: of the one item in the record of every bin; None: as in the demo.
+    """
+    eight = [replace(one, count=n % 3 + 1, group=f"group{n * groups // 8}") for n, one in enumerate(bins()[:8])]
+    if name:
+        record = {"BIN_FCSKU_DATA": {"A": {"name": name, "quantity": 1}, "B": {"name": "none", "quantity": 0}}}
+        eight = [replace(one, record=json.dumps(record).encode()) for one in eight]
     write_shards(paths.BINS, eight)
     rows = [(one.id, one.count, one.group, split) for one, split in zip(eight, splits, strict=True)]
     write_csv(paths.SPLITS, ["id", "count", "group", "split"], rows)
@@ -115,13 +125,69 @@ def test_a_missing_out_is_named_with_the_command_that_makes_it(
     assert error.count("\n") == 1 and message in error and not Path("page.html").exists()
 
 
-def test_outs_of_other_bins_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda: change(paths.SPLITS, f"{bins()[7].id},", "other,"), "splits.csv has other bins than data/bins"),
+        (lambda: change(paths.SPLITS, ",test", ",train"), "predictions.csv has other test bins than data/splits.csv"),
+        (lambda: change(paths.PREDICTIONS, ",group3,", ",group3,1"), "predictions.csv has other test bins than"),
+        (lambda: change(paths.TEST_METRICS, '"accuracy": 0.75', '"accuracy": 0.5'), "is not of data/predictions.csv"),
+        (lambda: change(paths.TEST_METRICS, "{", "["), "is damaged or of another version ("),
+        (lambda: change(paths.TEST_METRICS, '"most_probable"', '"mode"'), "is damaged or of another version ("),
+        (lambda: change(paths.BENCHMARK, '"data"', '"bins"'), "is damaged or of another version ("),
+        (lambda: change(paths.PREDICTIONS, ",p1,", ",q1,"), "predictions.csv has other test bins than"),
+        (lambda: paths.PREDICTIONS.write_text("id,count\n"), "is damaged or of another version ("),
+        (lambda: (paths.BINS / "bins-00000.tar").unlink(), "data/bins/bins-00000.tar"),
+        (lambda: os.truncate(paths.BINS / "bins-00000.tar", 5000), "data/bins/bins-00000.tar"),
+    ],
+)
+def test_outs_that_do_not_belong_together_are_refused_in_one_sentence(
+    spoil: Callable[[], object],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_outs(SPLITS)
-    lines = paths.SPLITS.read_text(encoding="utf-8").splitlines(keepends=True)
-    paths.SPLITS.write_text("".join(lines[:-1]), encoding="utf-8")
+    Path("page.html").write_text("earlier")
+    spoil()
     with pytest.raises(SystemExit):
         run_report(monkeypatch)
-    assert "has other bins than data/bins; run `dvc repro`" in capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()
+    assert message in error[-1] and "dvc" in error[-1] and "Traceback" not in error
+    assert Path("page.html").read_text() == "earlier"
+
+
+def test_names_of_items_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_outs(SPLITS, name="</ul><script>\ud83d\x1b\u202e" + "n" * 100_000)
+    page = run_report(monkeypatch)
+    assert r"<li>1 × &lt;/ul&gt;&lt;script&gt;\ud83d\x1b\u202enn" in page and "n" * 121 not in page
+    assert "<script" not in page and "default-src 'none'" in page
+
+
+def test_bins_photographed_once_without_weights_have_no_figures_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_outs(SPLITS, name="lamp", groups=8)
+    page = re.sub('base64,[^"]*', "", run_report(monkeypatch))
+    assert "Median weight unknown, median longest side unknown" in page
+    assert "Photographs of the same bin</h2>" not in page and "nan" not in page
+
+
+def test_a_page_that_cannot_be_written_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("page.html").mkdir()
+    with pytest.raises(SystemExit):
+        run_report(monkeypatch)
+    assert "'page.html' cannot be written (it is a folder)" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import logging
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from optuna.trial import TrialState
 from bintally.apps import search, tune
 from bintally.apps.experiment import Epoch, ExperimentStopped
 from bintally.errors import UserError
-from bintally.files import read_csv, write_json
+from bintally.files import read_csv
 from bintally.params import load_params
 
 ShouldStop = Callable[[Sequence[Epoch]], bool]
@@ -123,10 +124,7 @@ def test_processes_share_the_trials_and_none_is_run_twice(project: Path) -> None
     assert len(read_csv(project / "plots/tune/trials.csv")) == 12
 
 
-@pytest.mark.parametrize("finished", [False, True])
-def test_the_trial_of_a_killed_process_is_not_lost(
-    project: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
-) -> None:
+def test_the_trial_of_a_killed_process_is_run_again_first(project: Path) -> None:
     worker = multiprocessing.get_context("forkserver").Process(target=work, args=(3, hanging_experiment))
     worker.start()
     while not Path("started").exists():
@@ -135,22 +133,12 @@ def test_the_trial_of_a_killed_process_is_not_lost(
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
     (trial,) = study().get_trials()
-    name = trial.user_attrs["experiment"]
-    if finished:
-        write_json(Path("metrics/validation.json"), validation_metrics(trial.params))
-        shell("git add metrics", COMMIT, f"git update-ref refs/exps/00/11/{name} HEAD && git reset -q HEAD~")
-
-    monkeypatch.setattr(search, "GRACE_S", 1)
     run_tune(3)
     rows = read_csv(project / "plots/tune/trials.csv")
-    assert len(rows) == 3 and {row["state"] for row in rows} == {"done"}
-    same = [changes for _, changes in runs() if changes == load_params().tune.fixed | trial.params]
-    assert (len(runs()), len(same)) == ((2, 0) if finished else (3, 1))
-    (row,) = [row for row in rows if float(row["train.lr"]) == trial.params["train.lr"]]
-    assert float(row["accuracy"]) == validation_metrics(trial.params)["median"]["accuracy"]
-    if finished:
-        experiments = {one.user_attrs["experiment"] for one in search.counted_trials(study())}
-        assert name in experiments, "the experiment that `dvc exp apply` takes"
+    assert [(row["trial"], row["state"]) for row in rows] == [("0", "done"), ("1", "done"), ("2", "done")]
+    assert [name for name, _ in runs()] == [f"{study().study_name}-{place}" for place in range(3)]
+    assert runs()[0] == (trial.user_attrs["experiment"], load_params().tune.fixed | trial.params)
+    assert float(rows[0]["train.lr"]) == trial.params["train.lr"]
 
 
 def test_a_trial_that_died_before_its_first_heartbeat_does_not_count(
@@ -161,6 +149,49 @@ def test_a_trial_that_died_before_its_first_heartbeat_does_not_count(
     time.sleep(1)
     run_tune(2)
     assert len(runs()) == 2
+
+
+def test_a_search_that_was_killed_anywhere_ends_like_one_that_was_not(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed as a trial draws its values, before and after its experiment: the next process runs the same trials."""
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["tune"]["space"] = {"train.lr": SPACE["train.lr"], "train.batch_size": [32, 64, 128]}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.setattr(search, "DATABASE", Path("undisturbed.db"))
+    run_tune(14)
+    undisturbed = {path.name: path.read_bytes() for path in Path("plots/tune").iterdir()}
+    assert {"trials.csv", "history.png"} <= set(undisturbed)
+    shutil.rmtree("plots")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(search, "run_experiment", fake_experiment)
+    monkeypatch.setattr(search, "GRACE_S", 1)
+    monkeypatch.chdir(project)
+    context = multiprocessing.get_context("forkserver")
+    for moment in ("_draw_values", "_suggest", "run_experiment", "_metrics") * 2:
+        worker = context.Process(target=work_and_die, args=(14, moment))
+        worker.start()
+        worker.join()
+        assert worker.exitcode == -signal.SIGKILL
+    run_tune(14)
+    for name, content in undisturbed.items():
+        assert (Path("plots/tune") / name).read_bytes() == content, name
+
+
+def work_and_die(trials: int, moment: str) -> None:
+    """The body of a process that dies in the second call of a function."""
+    setattr(search, "run_experiment", fake_experiment)  # noqa: B010
+    original, calls = getattr(search, moment), []
+
+    def dies(*arguments: Any) -> Any:
+        calls.append(moment)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments)
+
+    setattr(search, moment, dies)
+    run_tune(trials)
 
 
 def test_a_trial_that_another_process_took_over_changes_nothing(
@@ -176,7 +207,7 @@ def test_a_trial_that_another_process_took_over_changes_nothing(
     with caplog.at_level(logging.INFO):
         run_tune(2)
     assert "another process took it over" in caplog.text
-    assert [row["trial"] for row in read_csv(project / "plots/tune/trials.csv")] == ["1", "2"]
+    assert [row["trial"] for row in read_csv(project / "plots/tune/trials.csv")] == ["0", "1"]
 
 
 def test_a_failed_trial_is_recorded_and_the_search_continues(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,3 +299,52 @@ def test_a_database_that_cannot_be_used_is_named_without_its_password(
         UserError, match=r"^--storage: 'postgresql\+psycopg://me:\*\*\*@127\.0\.0\.1:1/x' cannot be used"
     ):
         run_tune(1, "postgresql+psycopg://me:secret@127.0.0.1:1/x")
+
+
+def test_a_file_that_is_no_database_is_named_also_when_it_breaks_on_the_way(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(name: str, changes: dict[str, Any], should_stop: ShouldStop) -> dict[str, Any]:
+        for file in search.DATABASE.parent.glob("tune.db*"):
+            file.write_bytes(b"no database" * 1000)
+        return fake_experiment(name, changes, should_stop)
+
+    monkeypatch.setattr(search, "run_experiment", breaks)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"tune\.db cannot be used: .*remove it to begin a new study") as caught:
+            run_tune(2)
+        assert "\n" not in str(caught.value)
+    search.DATABASE.unlink()
+    monkeypatch.setattr(search, "run_experiment", fake_experiment)
+    run_tune(2)
+
+
+def test_what_stands_in_the_way_is_found_before_any_trial(project: Path) -> None:
+    Path("plots").write_text("no folder")
+    with pytest.raises(UserError, match=r"'plots/tune/trials\.csv' cannot be written"):
+        run_tune(2)
+    Path("plots").unlink()
+    Path(".bintally").write_text("no folder")
+    with pytest.raises(UserError, match=r"'\.bintally/tune\.db' cannot be written"):
+        run_tune(2)
+    Path(".bintally").unlink()
+    shutil.rmtree(".git")
+    with pytest.raises(UserError, match=r"not a git repository"):
+        run_tune(2)
+    assert not Path(".bintally").exists() and not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"fixed": {"train.lr": 0.1}}, r"tune\.fixed: 'train\.lr' is in tune\.space too: leave it in one of them"),
+        ({"space": {"train.hidden": {"low": 1, "high": 10**400}}}, r"10{19} must be between -2\^53 and 2\^53"),
+        ({"space": {"train.clip_grad_norm": {"low": 0.1, "high": float("inf")}}}, r"inf must be between"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_by_name(project: Path, changes: dict[str, Any], reason: str) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["tune"] |= changes
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(UserError, match=reason):
+        run_tune(1)

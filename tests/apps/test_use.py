@@ -1,6 +1,9 @@
 """`bintally use` changes the values in params.yaml that a file names, and no other byte."""
 
 import argparse
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,18 @@ def test_every_other_byte_stays_and_back_again() -> None:
     assert replace_values(changed, {(section, key): content[section][key] for section, key in ADDED}) == PARAMS
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_line_ends_and_a_byte_order_mark_stay(folder: Path, mark: str, end: str) -> None:
+    def as_bytes(text: str) -> bytes:
+        return (mark + text.replace("\n", end)).encode()
+
+    (folder / "params.yaml").write_bytes(as_bytes(PARAMS))
+    use(mark + "train:" + end + "  lr: 0.002" + end)
+    assert (folder / "params.yaml").read_bytes() == as_bytes(PARAMS.replace("  lr: 0.01\n", "  lr: 0.002\n"))
+    assert load_params().train.lr == 0.002
+
+
 @pytest.mark.parametrize("counts", [[1, 2, 3], [7], None])
 def test_a_list_that_dvc_has_written_over_several_lines_is_replaced(counts: list[int] | None) -> None:
     text = "a:\n  counts: # the classes\n  - 1\n  - 2\n  seed: '1' # quoted\n\n# the end\n"
@@ -88,6 +103,39 @@ def test_what_is_not_allowed_is_refused_in_one_sentence(folder: Path, settings: 
         use(settings)
     assert "\n" not in str(caught.value)
     assert (folder / "params.yaml").read_text(encoding="utf-8") == PARAMS
+
+
+def test_a_file_that_does_not_exist_is_named_with_those_that_do(folder: Path) -> None:
+    shutil.copytree(ROOT / "settings", "settings")
+    with pytest.raises(UserError, match=r"settings/fast\.yaml does not exist; .*settings/quick\.yaml"):
+        run(argparse.Namespace(file=Path("settings/fast.yaml")))
+    with pytest.raises(UserError, match=r"settings cannot be read"):
+        run(argparse.Namespace(file=Path("settings")))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, r"params\.yaml does not exist here"), ("", r"params\.yaml: "), ("train: {lr: 1}\n", r"fetch: is missing")],
+)
+def test_parameters_that_are_missing_are_the_reason(folder: Path, content: str | None, reason: str) -> None:
+    path = folder / "params.yaml"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=reason):
+        use("train: {lr: 0.002}\n")
+    assert path.exists() == (content is not None)
+
+
+def test_two_at_once_lose_nothing(folder: Path) -> None:
+    values = {"train.lr": 0.002, "train.epochs": 7, "fetch.seed": 8, "split.seed": 9}
+    processes = []
+    for key, value in values.items():
+        section, name = key.split(".")
+        file = folder / f"{key}.yaml"
+        file.write_text(f"{section}: {{{name}: {value}}}\n")
+        processes.append(subprocess.Popen([Path(sys.executable).with_name("bintally"), "use", file]))
+    assert [process.wait() for process in processes] == [0] * len(values)
+    params = load_params().model_dump()
+    assert all(params[key.split(".")[0]][key.split(".")[1]] == value for key, value in values.items())
 
 
 def test_one_file_of_settings_after_another_leaves_nothing_of_the_first(folder: Path) -> None:

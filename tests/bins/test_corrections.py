@@ -1,5 +1,7 @@
 """Corrections: checked line by line, merged all or none, and used as labels in place of the records."""
 
+import multiprocessing
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,15 @@ ROOT = Path(__file__).parents[2]
         ("id,count\n1,2.5\n", "line 2: '1,2.5' must have a count from 0 to 1000"),
         ("id,count\n1,1001\n", "line 2: '1,1001' must have a count from 0 to 1000"),
         ("id,count\n1,2\n2,3\n1,2\n", "line 4: '1,2' repeats an id"),
+        ("id,count\n1,2.0000000000\n", "must have a count from 0 to 1000"),
+        (f"id,count\n1,{'9' * 9999}\n", "must have a count from 0 to 1000"),
+        ("id,count\n1,٣\n", "must have a count from 0 to 1000"),
+        ("id,count\n1,nan\n", "must have a count from 0 to 1000"),
+        ("id,count\n1,2,3\n", "line 2: '1,2,3' must be an id, a comma and a count"),
+        ("id,count\n1.2E+12,3\n", "line 2: '1.2E+12,3' has a number in place of its id, which a spreadsheet made"),
+        ("id,count\n\x1b[2Jx,3\n", "line 2: '\\x1b[2Jx,3' must be an id"),
+        ('id,count\n=HYPERLINK("x"),3\n', "must be an id, a comma and a count"),
+        ("id;count\n1,5;3\n", "line 2: '1,5;3' must be an id, a comma and a count"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -52,6 +63,59 @@ def test_newer_counts_replace_older_ones_and_a_bad_file_changes_nothing(tmp_path
     assert path.read_text() == "id,count\n00007,2\n5,0\n7,3\n"
 
 
+def test_what_a_spreadsheet_makes_of_the_file_is_read_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "marks.csv"
+    for text in (
+        "id,count\n00123,4\na-1,0\n",
+        '\ufeff"id","count"\r\n"00123","4"\r\n"a-1","0"\r\n',
+        "id;count\r\n00123;4\r\na-1;0\r\n",
+        "id;count\n00123;4,00\na-1;0,0\n",
+        "id\tcount\n00123\t4\na-1\t0\n",
+        "id,count,,\n00123,4.0,,\na-1,0.0,,\n,,,\n\n",
+        "id , count\n 00123 , 4 \na-1,0",
+    ):
+        path.write_bytes(text.encode())
+        assert read_corrections(path) == {"00123": 4, "a-1": 0}, text
+
+
+def test_ids_that_lost_their_zeros_are_refused_and_those_of_no_bin_are_named(tmp_path: Path) -> None:
+    path, marks = tmp_path / "corrections.csv", tmp_path / "marks.csv"
+    path.write_text("id,count\n00300,1\n")
+    known = {"00123", "7", "00007"}
+    for text in ("123,4\n00007,1\n", "300,2\n"):
+        marks.write_text(f"id,count\n{text}")
+        number = text.partition(",")[0]
+        with pytest.raises(UserError, match=f"there is no bin {number}, but 00{number}: a spreadsheet removes zeros"):
+            merge_corrections(path, marks, known)
+    assert path.read_text() == "id,count\n00300,1\n"
+    marks.write_text("id,count\n7,1\n00007,2\n00300,1\n999,3\nabc,3\n")
+    assert merge_corrections(path, marks, known) == Merged(new=4, changed=0, same=1, unknown=("999", "abc"))
+    # What a person has written into the corrections is meant.
+    path.write_text("id,count\n123,1\n")
+    marks.write_text("id,count\n123,4\n")
+    assert merge_corrections(path, marks, known) == Merged(new=0, changed=1, same=0)
+
+
+def merge_often(folder: Path, who: int, start: Barrier) -> None:
+    for turn in range(30):
+        marks = folder / f"{who}.csv"
+        marks.write_text(f"id,count\n{who}x{turn},1\n")
+        start.wait(60)
+        merge_corrections(folder / "corrections.csv", marks)
+
+
+def test_of_two_merges_at_once_none_is_lost(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(2)
+    processes = [context.Process(target=merge_often, args=(tmp_path, who, start)) for who in (1, 2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(read_corrections(tmp_path / "corrections.csv")) == 60
+
+
 def make_params(open_ended: bool) -> Params:
     loaded = load_params(ROOT / "params.yaml")
     fetch = loaded.fetch.model_copy(update={"counts": [1, 2, 3], "open_ended": open_ended})
@@ -60,13 +124,17 @@ def make_params(open_ended: bool) -> Params:
 
 @pytest.mark.parametrize(("open_ended", "of_seven"), [(False, ("7", "left_out")), (True, ("3", ""))])
 def test_the_split_uses_them_as_labels_and_moves_no_other_bin(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_ended: bool, of_seven: tuple[str, str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    open_ended: bool,
+    of_seven: tuple[str, str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_shards(paths.BINS, [Bin(f"{n:02}", n % 3 + 1, f"{n - n % 2:02}", b"", b"") for n in range(60)])
     split.main(make_params(open_ended))
     before = {row["id"]: row for row in read_csv(paths.SPLITS)}
-    paths.CORRECTIONS.write_text("id,count\n00,3\n01,2\n02,7\n99,1\n")
+    paths.CORRECTIONS.write_text("id,count\n00,3\n01,2\n02,7\n3,1\n99,1\n")
     split.main(make_params(open_ended))
     after = {row["id"]: row for row in read_csv(paths.SPLITS)}
     changed = {one: (row["count"], row["split"]) for one, row in after.items() if row != before[one]}
@@ -75,4 +143,5 @@ def test_the_split_uses_them_as_labels_and_moves_no_other_bin(
     if open_ended:
         expected.pop("02")  # its label is 3 already
     assert changed == expected
+    assert "data/corrections.csv: 1 ids have perhaps lost zeros in a spreadsheet: 3 (not 03?)" in caplog.text
     assert load_params(ROOT / "params.yaml") and (ROOT / paths.CORRECTIONS).read_text().startswith("id,count\n")

@@ -1,5 +1,6 @@
 """Shards: every byte comes back, and equal bins give equal files."""
 
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,8 +65,20 @@ def test_equal_bins_give_equal_files(written: tuple[Path, list[Entry]], tmp_path
     assert first == again
 
 
-@pytest.mark.parametrize("name", ["bins-00000.tar", ".index.csv.tmp"])
-def test_a_full_disk_is_a_user_error(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).symlink_to("/dev/full")
+def test_a_full_disk_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "bins-00000.tar").symlink_to("/dev/full")
     with pytest.raises(UserError, match=f"disk is full.*{tmp_path}"):
         write_shards(tmp_path, bins())
+
+
+@pytest.mark.parametrize("kept", [None, 0, 512])
+def test_a_shard_that_is_missing_or_truncated_is_a_user_error(tmp_path: Path, kept: int | None) -> None:
+    entry = write_shards(tmp_path, bins())[1]  # whose photograph is not empty
+    if kept is None:
+        (tmp_path / entry.shard).unlink()
+    else:
+        os.truncate(tmp_path / entry.shard, kept)
+    reader = ShardReader(tmp_path)
+    for read in (reader.image, reader.record):
+        with pytest.raises(UserError, match=rf"{tmp_path}/bins-00000\.tar' is missing or truncated: `dvc checkout"):
+            read(entry)

@@ -1,10 +1,12 @@
 """The selection of bins: independent of concurrency and interruptions, and nothing is fetched twice."""
 
+import hashlib
 import io
 import json
 import logging
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,11 +14,12 @@ import pytest
 from PIL import Image
 
 from bintally.bins import subset
-from bintally.bins.source import image_key, open_source, record_key
+from bintally.bins.source import DENIED, UNCHANGED, Unread, image_key, open_source, record_key
 from bintally.bins.staging import Staging
 from bintally.bins.subset import Subset, iter_bins, select_bins
 from bintally.errors import UserError
 from bintally.params import Fetch
+from s3_stub import fetch_params as any_fetch_params
 
 
 def jpeg(shade: int) -> bytes:
@@ -30,41 +33,32 @@ def make_record(count: int, asin: str) -> bytes:
 
 
 def fetch_params(**changes: object) -> Fetch:
-    return Fetch.model_validate(
-        {
-            "source": "memory",
-            "endpoint": None,
-            "region": "us-east-1",
-            "anonymous": True,
-            "ids": None,
-            "counts": [1, 2],
-            "open_ended": False,
-            "per_count": None,
-            "concurrency": 2,
-            "seed": 1,
-            "demo_bins": 1,
-        }
-        | changes
-    )
+    return any_fetch_params(changes.pop("source", "memory"), **changes)  # type: ignore[arg-type]
 
 
 @dataclass
 class MemorySource:
     """A source in memory that counts its reads, and fails after ``max_reads``."""
 
-    objects: dict[str, bytes]
+    objects: Mapping[str, bytes | Unread]
     max_reads: int | None = None
     reads: Counter[str] = field(default_factory=Counter)
 
     def ids(self) -> list[str]:
         return sorted(key[9:-5] for key in self.objects if key.startswith("metadata/"))
 
-    def read(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
+    def read(
+        self, keys: Sequence[str], known: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[str, bytes | Unread | None]]:
         for key in reversed(keys):
+            body = self.objects.get(key)
+            if isinstance(body, bytes) and hashlib.md5(body).hexdigest() == (known or {}).get(key):  # noqa: S324
+                yield key, UNCHANGED
+                continue
             if self.reads.total() == self.max_reads:
                 raise UserError("the network is down")
             self.reads[key] += 1
-            yield key, self.objects.get(key)
+            yield key, body
 
 
 def make_objects(bins: int = 60, defects: bool = True) -> dict[str, bytes]:
@@ -87,7 +81,7 @@ def make_objects(bins: int = 60, defects: bool = True) -> dict[str, bytes]:
     return objects
 
 
-def selected(folder: Path, objects: dict[str, bytes], **changes: object) -> Subset:
+def selected(folder: Path, objects: Mapping[str, bytes | Unread], **changes: object) -> Subset:
     staging = Staging(folder / "objects.sqlite")
     try:
         return select_bins(MemorySource(objects), fetch_params(**changes), staging)
@@ -149,8 +143,8 @@ def test_an_interrupted_fetch_resumes_without_reading_anything_twice(
         else:
             assert select_bins(source, params, staging) == expected
         staging.close()
-    assert source.reads == complete.reads
-    assert set(source.reads.values()) == {1}
+    assert source.reads.keys() == complete.reads.keys()
+    assert all(number == 1 for key, number in source.reads.items() if key in source.objects)
 
 
 def test_per_count_limits_the_selection_and_the_seed_changes_it(tmp_path: Path) -> None:
@@ -230,30 +224,60 @@ def test_an_id_list_selects_exactly_its_bins_and_missing_ones_are_rejected(tmp_p
     assert got.rejected == {"00099": "record is missing"}
 
 
-def test_a_missing_object_is_stored_as_missing(tmp_path: Path) -> None:
-    for _ in range(2):
-        staging = Staging(tmp_path / "objects.sqlite")
-        source = MemorySource({"a": b"", "b": b"\x00"}, max_reads=3)
-        assert set(staging.fetch(source, ["a", "b", "c"])) == {"a", "b", "c"}
-        assert [staging.get(key) for key in "abc"] == [b"", b"\x00", None]
-        with pytest.raises(KeyError):
-            staging.get("d")
-        staging.close()
-    assert source.reads.total() == 0
+def test_an_id_without_its_zeros_is_rejected_with_the_id_that_is_meant(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "ids"
+    path.write_text("00003\n00007\n1\n4\n99\n00098\n", encoding="utf-8")
+    got = selected(tmp_path, make_objects(), ids=str(path))
+    assert got.counts == {"00003": 1, "00007": 2}
+    assert got.rejected == {
+        "1": "record is missing; the source has 00001: a spreadsheet may have removed the zeros",
+        "4": "record is missing; the source has 00004: a spreadsheet may have removed the zeros",
+        "99": "record is missing",
+        "00098": "record is missing",
+    }
+    assert f"{path}: 2 ids have probably lost their zeros in a spreadsheet, such as 1 for 00001" in caplog.text
 
 
-def test_a_full_disk_is_a_user_error_and_fetched_objects_stay(tmp_path: Path) -> None:
-    path = tmp_path / "objects.sqlite"
-    objects = {f"{number:02d}": bytes(5_000) for number in range(50)}
-    staging = Staging(path)
-    # SQLite raises the same error as on a full disk.
-    staging._database.execute("PRAGMA max_page_count = 60")
-    with pytest.raises(UserError, match=f"disk is full.*{path}"):
-        list(staging.fetch(MemorySource(objects), objects))
+def test_objects_that_are_not_read_are_rejected_with_the_reason_and_the_rest_is_taken(tmp_path: Path) -> None:
+    objects: dict[str, bytes | Unread] = dict(make_objects(12, defects=False))
+    objects[record_key("00001")] = DENIED
+    objects[image_key("00003")] = Unread("is larger than 100,000,000 bytes")
+    objects[image_key("00004")] = Unread("cannot be read: \x1b[2J\n" + "x" * 9999)
+    got = selected(tmp_path, objects)
+    assert got.rejected["00001"] == "record cannot be read: access denied"
+    assert got.rejected["00003"] == "image is larger than 100,000,000 bytes"
+    assert (
+        got.rejected["00004"].startswith("image cannot be read: \\x1b[2J\\nxxx") and len(got.rejected["00004"]) == 200
+    )
+    assert len(got.counts) == 5
+
+
+def test_a_source_that_denies_every_record_is_an_error_before_all_are_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subset, "BATCH", 10)
+    source = MemorySource({record_key(f"{number:05d}"): DENIED for number in range(100)})
+    staging = Staging(tmp_path / "objects.sqlite")
+    with pytest.raises(UserError, match=r"access denied to each of 10 records, .* fetch\.anonymous: false"):
+        select_bins(source, fetch_params(), staging)
     staging.close()
-    source = MemorySource(objects)
-    staging = Staging(path)
-    assert sorted(staging.fetch(source, objects)) == sorted(objects)
-    assert all(staging.get(key) == body for key, body in objects.items())
-    staging.close()
-    assert 0 < source.reads.total() < 50
+    assert source.reads.total() == 10
+
+
+def test_few_photographs_wait_in_memory_to_be_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subset, "DECODERS", 1)
+    decoded: list[bytes] = []
+
+    def decode(body: bytes) -> None:
+        time.sleep(0.005)
+        decoded.append(body)
+
+    monkeypatch.setattr(subset, "decode_image", decode)
+    with subset._Decoders() as decoders:
+        checks = []
+        for number in range(1, 31):
+            checks.append(decoders.check(b"photograph"))
+            assert number - len(decoded) <= 4
+        assert [check.result() for check in checks] == [None] * 30

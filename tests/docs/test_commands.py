@@ -82,7 +82,7 @@ RUN_BY = {
     "bintally predict FOLDER --to exports/counts.csv": (PREDICT, '"predict"'),
     "bintally predict s3://BUCKET/PREFIX --to exports/counts.parquet": (PREDICT, "parquet"),
     "bintally serve": (SERVER, '"serve"'),
-    "bintally serve --rev v1.2": (SERVER, "--rev"),
+    "bintally serve --rev v1.2": ("tests/apps/test_serve_command.py", "--rev"),
     "bintally serve --host 0.0.0.0 --token-file FILE": (SERVER, "--token-file"),
     "curl --data-binary @bin.jpg -H 'content-type: image/jpeg' 'http://127.0.0.1:8080/invocations?expected=3'": (
         "tests/serving/test_endpoint.py",
@@ -105,6 +105,7 @@ RUN_HERE = (
 )
 AWS = "needs an account with AWS"
 BENCHMARK = "takes minutes; run by hand for the figures of docs/benchmarks.md"
+FIREWALL = "changes the firewall of the machine"
 NOT_RUN = {
     ". .venv/bin/activate": "sets up a shell",
     "make test-all": "runs this test",
@@ -129,6 +130,9 @@ NOT_RUN = {
     "python benchmarks/train.py --only full --backbone resnet50 --image-size 224 --batch-size 256 --bins 8192": (
         "needs a GPU and downloads weights"
     ),
+    "sudo ufw default deny incoming && sudo ufw allow OpenSSH": FIREWALL,
+    "sudo ufw allow proto tcp from 10.0.0.0/24": FIREWALL,
+    "sudo ufw enable": FIREWALL,
     "kubectl port-forward service/bintally-serve 8080:80": "needs a Kubernetes cluster",
     "curl --fail --data-binary @bin.jpg --header 'Content-Type: image/jpeg' "
     '--header "Authorization: Bearer $TOKEN" http://127.0.0.1:8080/invocations': "needs a Kubernetes cluster",

@@ -30,5 +30,5 @@ def test_the_server_answers_under_twice_its_load_and_refuses_bad_requests(reprod
     assert [process["exit_code"] for process in load["processes"]] == [0, 0]
     assert (bad["server_errors"], bad["no_answer"], bad["no_end"]) == (0, 0, 0)
     assert bad["alive"] and bad["exit_code"] == 0
-    good, _, total = bad["good_answers"].partition(" of ")
-    assert good == total
+    assert bad["honest_answers"] > 0
+    assert not any(process["live_failed"] for process in [bad, *load["processes"]])

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import pytest
 import torch
 
@@ -35,7 +34,9 @@ def calibrated(network: CountingNetwork, mirror: bool) -> CalibratedNetwork:
     return CalibratedNetwork(network, mirror, [1, 2, 4], CALIBRATION.temperature)
 
 
-def session(path: Path) -> onnxruntime.InferenceSession:
+def session(path: Path) -> Any:
+    import onnxruntime  # not before bintally.inference, which keeps it from sending reports
+
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 

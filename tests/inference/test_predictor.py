@@ -1,6 +1,12 @@
 """A predictor gives each image its own distribution, in any batch and from any thread."""
 
+import os
+import shutil
+import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -73,10 +79,102 @@ def test_a_network_that_onnx_cannot_express_runs_by_pytorch(
     assert "cannot be exported to ONNX, so PyTorch runs it: no such operator" in caplog.text
 
 
+def test_counts_that_the_model_does_not_know_are_a_user_error() -> None:
+    with pytest.raises(
+        UserError, match=r"answers with the counts \[7, 8\], the model knows \[1, 2, 3, 4, 5\]: copy all"
+    ):
+        Predictor(counting_network(), CARD, CALIBRATION.model_copy(update={"counts": [7, 8]}), CPU)
+
+
+# --- the model kept as ONNX ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple[bytes, int]]:
+    """Loads a runner; returns the ONNX that it runs, and how often a model has been exported until then."""
+    exports: list[bytes] = []
+
+    def to_onnx(*_: object) -> bytes:
+        exports.append(b"the model")
+        return exports[-1]
+
+    shutil.rmtree(runtime.ONNX_CACHE)
+    monkeypatch.setattr(runtime, "trace", lambda *_: None)
+    monkeypatch.setattr(runtime, "to_onnx", to_onnx)
+    monkeypatch.setattr(runtime, "onnx_runner", lambda onnx: onnx)
+
+    def load() -> tuple[bytes, int]:
+        return cast(bytes, runtime.load_runner(counting_network(), CARD, CALIBRATION, CPU)), len(exports)
+
+    return load
+
+
+def test_a_kept_model_is_its_owners_alone_and_exported_once(kept: Callable[[], tuple[bytes, int]]) -> None:
+    assert [kept(), kept()] == [(b"the model", 1)] * 2
+    (path,) = runtime.ONNX_CACHE.iterdir()
+    assert [stat.S_IMODE(one.stat().st_mode) for one in (path, path.parent)] == [0o600, 0o700]
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def overwritten(path: Path) -> None:
+    path.write_bytes(b"the other")
+
+
+def of_a_group(path: Path) -> None:
+    path.chmod(0o620)
+
+
+def of_everyone(path: Path) -> None:
+    path.chmod(0o602)
+
+
+def linked(path: Path) -> None:
+    path.rename("elsewhere")
+    path.symlink_to(Path("elsewhere").resolve())
+
+
+def named_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("change", [cut_short, overwritten, of_a_group, of_everyone, linked, named_pipe])
+def test_a_kept_model_that_is_damaged_or_may_be_anothers_is_made_anew(
+    kept: Callable[[], tuple[bytes, int]], change: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    kept()
+    (path,) = runtime.ONNX_CACHE.iterdir()
+    change(path)
+    with caplog.at_level("INFO", "bintally"):
+        assert kept() == (b"the model", 2)
+    assert f"{path} is damaged or not this user's alone, and is made anew" in caplog.text
+    assert kept() == (b"the model", 2)
+    assert list(runtime.ONNX_CACHE.iterdir()) == [path] and path.read_bytes() == b"the model"
+
+
+def test_a_kept_model_of_another_user_is_made_anew(
+    kept: Callable[[], tuple[bytes, int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert kept() == (b"the model", 2)
+
+
+def test_a_model_that_cannot_be_kept_is_exported_each_time(
+    kept: Callable[[], tuple[bytes, int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime.ONNX_CACHE.touch()
+    assert [kept(), kept()] == [(b"the model", 1), (b"the model", 2)]
+    assert "the exported model cannot be kept for the next start: " in caplog.text
+
+
 def test_no_files_give_no_rows() -> None:
     assert small_predictor()([]).shape == (0, 3)
 
 
 def test_a_file_that_is_not_an_image_is_a_user_error() -> None:
-    with pytest.raises(UserError, match="image of 7 bytes does not decode"):
+    with pytest.raises(UserError, match="image does not decode"):
         small_predictor()([FILES[0], b"garbage"])

@@ -87,6 +87,11 @@ def test_a_missing_or_damaged_model_is_a_user_error(folder: Path, tmp_path: Path
             r"card's mean is \[127.0, 127.0, 126.0\], the network's is \[127.0, 127.0, 127",
         ),
         ({"std": [128.0]}, "card's std is"),
+        ({"image_size": 10**9}, "has no complete model: card.json: image_size: .* less than or equal to 1024"),
+        ({"hidden": 10**12}, "weights do not fit the card: they have no hidden layer of 1000000000000 units"),
+        ({"counts": [5, 2, 1]}, r"has no complete model: card.json: counts: .*\[5, 2, 1\] must be ascending"),
+        ({"counts": list(range(2000))}, "has no complete model: card.json: counts"),
+        ({"backbone": "../../etc"}, "'../../etc' is not a torchvision classification network"),
     ],
 )
 def test_a_wrong_card_is_a_user_error(folder: Path, changes: dict[str, Any], message: str) -> None:
@@ -102,6 +107,59 @@ def test_weights_that_are_not_finite_are_a_user_error(folder: Path, value: float
     state["head.2.bias"][1] = value
     save_file(state, folder / "model.safetensors")
     with pytest.raises(UserError, match=rf"{folder}: the weights of head\.2\.bias are not all finite"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"hidden": ' + b"9" * 5000 + b"}",
+        b'{"parameters": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b" " * 10_000_000,
+        b"\xff\xfe{}",
+        b'{"validation": {"loss": Infinity}}',
+    ],
+    ids=["digits", "depth", "size", "encoding", "infinity"],
+)
+def test_a_hostile_card_is_a_user_error(folder: Path, content: bytes) -> None:
+    (folder / "card.json").write_bytes(content)
+    with pytest.raises(UserError, match=f"{folder} has no complete model: card.json: ") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_values_of_a_card_are_finite(folder: Path) -> None:
+    text = (folder / "card.json").read_text()
+    (folder / "card.json").write_text(text.replace("1.5", "Infinity"))
+    with pytest.raises(UserError, match=r"card\.json: validation\.loss: Input should be a finite number"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (2**63, "begins with a header of 9,223,372,036,854,775,808 bytes, more than 4,000,000"),
+        (
+            90_000_000,
+            "begins with a header of 90,000,000 bytes, more than 4,000,000",
+        ),  # a minute's work, if it were read
+        (3_000_000, ""),  # more than there are
+    ],
+)
+def test_a_header_of_weights_that_lies_or_is_too_long_is_a_user_error(folder: Path, size: int, message: str) -> None:
+    (folder / "model.safetensors").write_bytes(size.to_bytes(8, "little") + b"{}")
+    with pytest.raises(UserError, match=f"{folder} has no complete model.*{message}"):
+        load_model(folder)
+
+
+def test_weights_of_another_type_are_taken_if_they_stay_finite(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["head.0.bias"] = state["head.0.bias"].double()
+    save_file(state, folder / "model.safetensors")
+    assert load_model(folder)[0].get_parameter("head.0.bias").dtype == torch.float32
+    state["head.0.bias"][0] = 1e300
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"the weights of head\.0\.bias are not all finite"):
         load_model(folder)
 
 

@@ -34,7 +34,7 @@ def jpeg(seed: int) -> bytes:
 
 BODIES = [jpeg(seed) for seed in range(11)]  # more than a batch
 ALL = np.arange(len(BODIES))
-READS: list[Callable[[], bytes]] = [partial(bytes, body) for body in BODIES]
+IMAGES: list[Callable[[], torch.Tensor]] = [partial(decode, body, SIZE) for body in BODIES]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def backbone() -> Backbone:
 
 
 def encode_to(folder: Path, backbone: Backbone, trainable: str | int, mirror: bool = True) -> Encoded:
-    encode(folder, READS, backbone, SIZE, trainable, mirror, CPU, folder.parent / "scratch", "key")
+    encode(folder, IMAGES, backbone, SIZE, trainable, mirror, CPU, folder.parent / "scratch", "key")
     return load_encoded(folder)
 
 
@@ -130,18 +130,18 @@ def test_an_interrupted_encoding_resumes_to_the_same_bytes(
     read: list[int] = []
     bodies = [*BODIES, *BODIES, *BODIES]
 
-    def reads(last: int) -> list[Callable[[], bytes]]:
-        def body(number: int) -> bytes:
+    def images(last: int) -> list[Callable[[], torch.Tensor]]:
+        def image(number: int) -> torch.Tensor:
             read.append(number)
             if number > last:
                 raise KeyboardInterrupt
-            return bodies[number]
+            return decode(bodies[number], SIZE)
 
-        return [partial(body, number) for number in range(len(bodies))]
+        return [partial(image, number) for number in range(len(bodies))]
 
     def run(name: str, last: int, key: str = "key") -> bytes:
         read.clear()
-        encode(tmp_path / name, reads(last), backbone, SIZE, trainable, True, CPU, tmp_path / "scratch", key)
+        encode(tmp_path / name, images(last), backbone, SIZE, trainable, True, CPU, tmp_path / "scratch", key)
         return (tmp_path / name / "array.npy").read_bytes()
 
     complete = run("first", 99)
@@ -158,8 +158,8 @@ def test_an_interrupted_encoding_resumes_to_the_same_bytes(
 
 def test_an_image_that_does_not_decode_is_a_user_error_and_leaves_no_array(tmp_path: Path, backbone: Backbone) -> None:
     with pytest.raises(UserError, match="does not decode"):
-        reads = [*READS, lambda: b"garbage"]
-        encode(tmp_path, reads, backbone, SIZE, "head", True, CPU, tmp_path.parent / "scratch", "key")
+        images = [*IMAGES, lambda: decode(b"garbage", SIZE)]
+        encode(tmp_path, images, backbone, SIZE, "head", True, CPU, tmp_path.parent / "scratch", "key")
     assert not list(tmp_path.glob("*array*")) and not (tmp_path / "encoding.json").exists()
 
 

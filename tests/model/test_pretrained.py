@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bintally.errors import UserError
+from bintally.hashing import file_digest
+from bintally.model import pretrained
 from bintally.model.backbone import LITE
 from bintally.model.pretrained import load_weights
 from small import backbone, images
@@ -124,6 +127,43 @@ def test_every_url_is_cached_separately(file_server: tuple[str, Path]) -> None:
         one = backbone("squeezenet1_1")
         load_weights(one, f"{url}/{seed}/weights.pth")
         assert torch.equal(one(images()), source(images())), seed
+
+
+def test_a_date_in_a_name_is_no_digest_and_torchvisions_digests_are_checked(
+    file_server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, folder = file_server
+    source = backbone("squeezenet1_1", seed=7)
+    torch.save(source.body[0].state_dict(), folder / "weights-20260101.pth")
+    one = backbone("squeezenet1_1")
+    load_weights(one, f"{url}/weights-20260101.pth")
+    assert torch.equal(one(images()), source(images()))
+    digest = file_digest(folder / "weights-20260101.pth").hex()[:8]
+    for name in (f"a-{digest}.pth", "b-01234567.pth"):
+        shutil.copy(folder / "weights-20260101.pth", folder / name)
+    monkeypatch.setattr(pretrained, "TORCHVISION", "127.0.0.1")
+    load_weights(one, f"{url}/a-{digest}.pth")
+    with pytest.raises(UserError, match=rf"could not download {url}/b-01234567\.pth \(invalid hash value"):
+        load_weights(one, f"{url}/b-01234567.pth")
+
+
+def test_all_names_of_torchvision_hold_a_digest() -> None:
+    urls = [torchvision.models.get_model_weights(name).DEFAULT.url for name in ("resnet50", "vit_h_14", "googlenet")]
+    assert all(pretrained.digest_in(url) for url in urls)
+
+
+def test_a_folder_for_downloads_that_cannot_be_written_is_a_user_error(
+    file_server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"x\.pth' cannot be written"):
+        load_weights(backbone("squeezenet1_1"), f"{file_server[0]}/x.pth")
+
+
+def test_a_path_that_is_too_long_is_a_user_error() -> None:
+    with pytest.raises(UserError, match=r"model\.weights: 'xx.*File name too long"):
+        load_weights(backbone("squeezenet1_1"), "x" * 300)
 
 
 def test_a_url_without_weights_is_a_user_error(file_server: tuple[str, Path]) -> None:

@@ -1,5 +1,7 @@
 """Calibration: what is fitted on some bins holds on others."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,6 @@ import numpy as np
 import pytest
 
 from bintally.errors import UserError
-from bintally.files import write_json
 from bintally.scoring.calibration import (
     Floats,
     calibrated,
@@ -193,33 +194,70 @@ def test_certain_predictions_have_thresholds_that_do_not_depend_on_the_last_digi
 # --- the file ------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with what stands for a model."""
+    for name in ("model.safetensors", "card.json"):
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     "changes", [{}, {"confidence_threshold": None, "temperature": 0.1 + 0.2, "conformal_threshold": 1 / 3}]
 )
-def test_a_saved_calibration_is_loaded_unchanged(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_saved_calibration_is_loaded_unchanged(folder: Path, changes: dict[str, Any]) -> None:
     calibration = CALIBRATION.model_copy(update=changes)
-    save_calibration(tmp_path, calibration)
-    assert load_calibration(tmp_path) == calibration
-    assert [path.name for path in tmp_path.iterdir()] == ["calibration.json"]
+    save_calibration(folder, calibration)
+    assert load_calibration(folder) == calibration
+    assert sorted(path.name for path in folder.iterdir()) == ["calibration.json", "card.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"temperature": 0.0}, {"coverage": 1.0}, {"rmse_decoding": "mode"}, {"colour": "red"}, {"counts": None}],
+    [
+        {"temperature": 0.0},
+        {"temperature": 1e-300},
+        {"temperature": 1e300},
+        {"temperature": math.inf},
+        {"coverage": 1.0},
+        {"rmse_decoding": "mode"},
+        {"colour": "red"},
+        {"counts": None},
+        {"model": None},
+        {"counts": []},
+        {"counts": [5, 4, 3]},
+        {"counts": [2, 2]},
+        {"conformal_threshold": math.nan},
+        {"confidence_threshold": math.nan},
+    ],
 )
-def test_an_invalid_calibration_is_a_user_error(tmp_path: Path, changes: dict[str, Any]) -> None:
-    write_json(tmp_path / "calibration.json", CALIBRATION.model_dump() | changes)
-    with pytest.raises(UserError, match=f"{tmp_path} holds no calibration: .*{next(iter(changes))}") as caught:
-        load_calibration(tmp_path)
+def test_an_invalid_calibration_is_a_user_error(folder: Path, changes: dict[str, Any]) -> None:
+    save_calibration(folder, CALIBRATION)
+    path = folder / "calibration.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=f"{folder} holds no calibration: {next(iter(changes))}.*: ") as caught:
+        load_calibration(folder)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_or_truncated_calibration_is_a_user_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{tmp_path} holds no calibration: .*No such file.*; `dvc repro`"):
-        load_calibration(tmp_path)
-    save_calibration(tmp_path, CALIBRATION)
-    path = tmp_path / "calibration.json"
-    for damaged in (b"", path.read_bytes()[:-4], b"\xff\xfe"):
+@pytest.mark.parametrize("name", ["model.safetensors", "card.json"])
+def test_a_calibration_of_another_model_is_a_user_error(folder: Path, name: str) -> None:
+    save_calibration(folder, CALIBRATION)
+    (folder / name).write_text("of another model")
+    with pytest.raises(UserError, match=rf"{folder}: calibration\.json was fitted for another model .*copy all files"):
+        load_calibration(folder)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"{folder} holds no calibration: .*No such file.*{name}"):
+        load_calibration(folder)
+    assert load_calibration(folder, beside_model=False) == CALIBRATION
+
+
+def test_a_missing_or_truncated_calibration_is_a_user_error(folder: Path) -> None:
+    with pytest.raises(UserError, match=f"{folder} holds no calibration: .*No such file.*; `dvc repro`"):
+        load_calibration(folder)
+    save_calibration(folder, CALIBRATION)
+    path = folder / "calibration.json"
+    for damaged in (b"", path.read_bytes()[:-4], b"\xff\xfe", b"[" * 100_000, b" " * 5_000_000):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=f"{tmp_path} holds no calibration"):
-            load_calibration(tmp_path)
+        with pytest.raises(UserError, match=f"{folder} holds no calibration"):
+            load_calibration(folder)

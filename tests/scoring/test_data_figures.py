@@ -15,10 +15,8 @@ COUNTS = np.array([1, 2, 2, 3, 3, 3])
 SPLITS = ["train", "train", "test", "train", "validation", "test"]
 
 
-def jpeg(colour: tuple[int, int, int], size: tuple[int, int] = (60, 40)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, "JPEG", quality=95)
-    return file.getvalue()
+def photograph(colour: tuple[int, int, int], size: tuple[int, int] = (60, 40)) -> Image.Image:
+    return Image.new("RGB", size, colour)
 
 
 def pixels(figure: Figure) -> np.ndarray:
@@ -37,7 +35,8 @@ def errors() -> Figure:
 
 
 def same_bin() -> Figure:
-    return data_figures.same_bin_figure([(jpeg((220, 30, 30)), jpeg((30, 30, 220), (40, 60)))], np.array([[2, 3]]))
+    pair = photograph((220, 30, 30)), photograph((30, 30, 220), (40, 60))
+    return data_figures.same_bin_figure([pair], np.array([[2, 3]]))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,7 @@ def same_bin() -> Figure:
             np.array([0.5, np.nan, 2]), np.array([[1, 2, 3], [np.nan, 1, 1], [4, 5, 60]])
         ),
         lambda: data_figures.photographs_figure(
-            [jpeg((9, 120, 60))] * 3, ["record 1", "record 2", "record 3"], grid_columns=2
+            [photograph((9, 120, 60))] * 3, ["record 1", "record 2", "record 3"], grid_columns=2
         ),
         lambda: data_figures.photographs_figure([], [], grid_columns=2),
         same_bin,

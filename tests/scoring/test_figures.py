@@ -1,6 +1,9 @@
 """Figures: equal data give equal bytes, so that DVC sees a change only where there is one."""
 
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +18,8 @@ from bintally.scoring.references import REFERENCES, BenchmarkRow
 COUNTS = [1, 2, 3]
 
 
-def jpeg(shade: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (60, 40), (shade, 120, 60)).save(file, "JPEG")
-    return file.getvalue()
+def photograph(shade: int) -> Image.Image:
+    return Image.new("RGB", (60, 40), (shade, 120, 60))
 
 
 def confusion() -> Figure:
@@ -40,7 +41,8 @@ def audit() -> Figure:
 def examples() -> Figure:
     """Five photographs, on two rows."""
     probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0, 0, 1], [0.3, 0.3, 0.4], [0.5, 0.4, 0.1]])
-    return figures.examples_figure([jpeg(40 * k) for k in range(5)], [1, 2, 3, 1, 2], probabilities, COUNTS, "examples")
+    images = (photograph(40 * k) for k in range(5))
+    return figures.examples_figure(images, [1, 2, 3, 1, 2], probabilities, COUNTS, "examples")
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,30 @@ def test_other_data_give_another_figure(tmp_path: Path) -> None:
     figures.save(confusion(), tmp_path / "one.png")
     figures.save(figures.confusion_figure(np.full((3, 3), 2), COUNTS, "eleven bins"), tmp_path / "other.png")
     assert (tmp_path / "one.png").read_bytes() != (tmp_path / "other.png").read_bytes()
+
+
+def test_a_matplotlibrc_changes_nothing(tmp_path: Path) -> None:
+    """Of the folder or of the environment, with another font, LaTeX, which is not installed, or what is not valid."""
+    figures.save(confusion(), tmp_path / "plain.png")
+    (tmp_path / "rc").write_text("font.family: serif\naxes.titlesize: 20\nfigure.dpi: 300\nlines.linewidth: 9\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/matplotlibrc").write_text("text.usetex: True\nbackend: none such\nfigure.dpi: many\nno colon\n")
+    code = "import sys; from pathlib import Path; from test_figures import confusion, figures"
+    code += "; figures.save(confusion(), Path(sys.argv[1]))"
+    search = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    for number, folder, environment in (
+        (1, tmp_path, {"MATPLOTLIBRC": str(tmp_path / "rc"), "MPLBACKEND": "svg"}),
+        (2, tmp_path / "folder", {"PATH": "/nowhere"}),
+    ):
+        path = tmp_path / f"{number}.png"
+        subprocess.run(
+            [sys.executable, "-c", code, str(path)], cwd=folder, env=os.environ | search | environment, check=True
+        )
+        assert path.read_bytes() == (tmp_path / "plain.png").read_bytes()
+
+
+def test_a_source_with_dollar_signs_is_no_formula(tmp_path: Path) -> None:
+    assert figures.source_name("demo") == "demo bins, rendered"
+    title = figures.source_name(r"/bins/$\frac$")
+    figures.save(figures.confusion_figure(np.eye(3, dtype=np.int64), COUNTS, title), tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 1000

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 
+from bintally.bins.images import decode_image
 from bintally.demo.warehouse import DemoWarehouse
 from bintally.scoring import selection
 from bintally.scoring.metrics import LabelledPredictions
@@ -22,7 +23,7 @@ def test_blurred_photographs_are_the_least_sharp() -> None:
     def sharpness(defect: str | None) -> list[float]:
         numbers = (number for number in itertools.count(1) if warehouse.defect(number) == defect)
         images = [warehouse.image(number) for number in itertools.islice(numbers, 6)]
-        return [selection.sharpness(image) for image in images if image is not None]
+        return [selection.sharpness(decode_image(image)) for image in images if image is not None]
 
     blurred, sharp = sharpness("blurred"), sharpness(None)
     assert len(blurred) == len(sharp) == 6

@@ -1,6 +1,8 @@
 """The queue runs waiting images in batches, bounds them by slots, and keeps each image's outcome apart."""
 
 import asyncio
+import os
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from threading import Event
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from bintally.errors import UserError
-from bintally.serving.batching import Batcher, QueueFull
+from bintally.serving.batching import RATE_SMOOTHING, Batcher, QueueFull
 from bintally.serving.metrics import ServerMetrics
 
 TIMEOUT_S = 30.0
@@ -154,6 +156,21 @@ def test_a_batch_that_fails_does_not_affect_the_next() -> None:
         with pytest.raises(MemoryError):
             await queue.predict(b"\x0d")
         assert await queue.predict(b"\x01") == 1
+        queue.close()
+
+    run_async(work)
+
+
+def test_the_time_to_decode_bounds_how_many_are_admitted() -> None:
+    def decode(body: bytes) -> torch.Tensor:
+        time.sleep(0.1)
+        raise UserError("it is bad")
+
+    async def work() -> None:
+        queue = batcher(decode, rate=1e9)
+        with pytest.raises(UserError):
+            await queue.predict(b"")
+        assert queue.rate <= len(os.sched_getaffinity(0)) / (RATE_SMOOTHING * 0.1)
         queue.close()
 
     run_async(work)

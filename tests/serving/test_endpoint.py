@@ -1,16 +1,18 @@
 """The HTTP interface, tested on a running server."""
 
 import base64
+import gzip
 import io
+import json
 import socket
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, chdir
-from functools import partial
+from contextlib import ExitStack, chdir, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from bintally.inference.predictor import Predictor
 from bintally.scoring.audit import error_probability
 from bintally.scoring.calibration import Floats, predict_counts
 from bintally.serving.bodies import MAX_IMAGES
+from bintally.serving.protocol import MAX_CHUNKS, MAX_CONNECTIONS, MAX_HEADERS, MAX_PIPELINED, MAX_URL
 from server_process import JPEG, ServerProcess, bin_images, running_server
 from small import CALIBRATION, CARD, counting_network
 
@@ -50,6 +53,17 @@ def encoded(*images: bytes, **more: int) -> dict[str, Any]:
     return {"images": [{"data": base64.b64encode(image).decode(), **more} for image in images]}
 
 
+def as_browsers_and_tools_write_it(image: bytes) -> bytes:
+    """JSON with a byte order mark, of an image in Base64 in four ways."""
+    ways = [
+        base64.encodebytes(image),
+        base64.encodebytes(image).replace(b"\n", b"\r\n"),
+        base64.urlsafe_b64encode(image).rstrip(b"="),
+        b"data:image/jpeg;base64," + base64.b64encode(image),
+    ]
+    return b"\xef\xbb\xbf" + json.dumps({"images": [{"data": data.decode()} for data in ways]}).encode()
+
+
 def form(*images: bytes) -> list[tuple[str, tuple[str, bytes, str]]]:
     return [("images", ("bin.jpg", image, "image/jpeg")) for image in images]
 
@@ -62,6 +76,10 @@ def test_every_kind_of_body_gets_the_predictors_probabilities(client: httpx.Clie
         client.post("/invocations", json=encoded(*bin_images())),
         client.post("/invocations", files=form(*bin_images())),
     ]
+    written = client.post("/invocations", content=as_browsers_and_tools_write_it(bin_images()[0]), headers=AS_JSON)
+    assert [one["probabilities"] for one in written.json()["predictions"]] == [
+        pytest.approx(probabilities[0].tolist(), abs=1e-4)
+    ] * 4
     assert {one.headers["x-model"] for one in [*raw, *several]} == {client.get("/model").json()["model"]}
     assert CARD.model_dump(mode="json") == client.get("/model").json()["card"]
     for found in [[one.json() for one in raw], *(one.json()["predictions"] for one in several)]:
@@ -120,7 +138,17 @@ AS_JSON = {"content-type": "application/json"}
 AS_FORM = {"content-type": "multipart/form-data; boundary=b"}
 PART = b'--b\r\ncontent-disposition: form-data; name="images"; filename="a"\r\n\r\n' + GOOD + b"\r\n"
 BAD: dict[str, tuple[dict[str, Any], int, str]] = {
-    "empty": ({"content": b"", "headers": JPEG}, 400, "image of 0 bytes"),
+    "empty": ({"content": b"", "headers": JPEG}, 400, "does not decode: it is empty"),
+    "gzip": (
+        {"content": gzip.compress(GOOD), "headers": JPEG | {"content-encoding": "gzip"}},
+        415,
+        "the Content-Encoding is 'gzip'",
+    ),
+    "brotli in chunks": (
+        {"content": iter([GOOD]), "headers": JPEG | {"content-encoding": "identity, br"}},
+        415,
+        "the Content-Encoding is 'identity, br'",
+    ),
     "cut short": ({"content": GOOD[: len(GOOD) // 2], "headers": JPEG}, 400, "does not decode"),
     "gif": ({"content": gif(), "headers": JPEG}, 400, "neither JPEG nor PNG"),
     "text": ({"content": GOOD, "headers": {"content-type": "text/plain"}}, 415, "'text/plain'"),
@@ -133,14 +161,27 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "other json": ({"json": {"pictures": []}}, 400, "images: Field required"),
     "no images": ({"json": {"images": []}}, 400, "images: "),
     "record in json": ({"json": encoded(GOOD, expected=-1)}, 400, "images.0.expected: "),
-    "no base64": ({"json": {"images": [{"data": "é"}]}}, 400, "image 1 of 1: its data of 1 characters is not Base64"),
+    "no base64": (
+        {"json": {"images": [{"data": "QUJé"}]}},
+        400,
+        "image 1 of 1: its data of 4 characters is not Base64",
+    ),
+    "number as nan": (
+        {"content": b'{"images": [{"data": "QQ==", "expected": NaN}]}', "headers": AS_JSON},
+        400,
+        "expected",
+    ),
+    "half a character": ({"content": b'{"\\ud800": 1}', "headers": AS_JSON}, 400, "Invalid JSON"),
+    "no utf-8": ({"content": b'{"\xff": 1}', "headers": AS_JSON}, 400, "Invalid JSON"),
+    "escape in a key": ({"json": {"\x1b[31m": 1, "images": [{"data": ""}]}}, 400, "\\x1b[31m"),
     "too many in json": ({"json": encoded(*[b"x"] * (MAX_IMAGES + 1))}, 400, "64"),
-    "too many files": ({"files": form(*[b"x"] * (MAX_IMAGES + 1))}, 400, "65 images"),
+    "too many files": ({"files": form(*[b"x"] * (MAX_IMAGES + 1))}, 400, "more than 64 parts named 'images'"),
     "one of three": ({"json": encoded(GOOD, gif(), GOOD)}, 400, "image 2 of 3: "),
     "other part": ({"files": {"picture": GOOD}}, 400, "'picture'"),
     "too few records": ({"files": form(GOOD, GOOD), "data": {"expected": "1"}}, 400, "2 images and 1 records"),
     "word in form": ({"files": form(GOOD), "data": {"expected": "x"}}, 400, "record 1: expected is 'x'"),
     "no boundary": ({"content": PART, "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
+    "no files": ({"files": {"expected": (None, "3")}}, 400, "no images"),
     "no form": ({"content": b"nothing", "headers": AS_FORM}, 400, "cannot be read"),
     "form cut short": ({"content": PART + b"--b\r\n", "headers": AS_FORM}, 400, "incomplete"),
 }
@@ -179,11 +220,26 @@ def test_metrics_count_what_happened(client: httpx.Client) -> None:
     assert grown["bintally_inference_seconds_count"] >= 1 and after["bintally_queue_images"] == 0
 
 
+def head(server: ServerProcess, fields: str, start: str = "POST /invocations") -> bytes:
+    return f"{start} HTTP/1.1\r\nhost: 127.0.0.1:{server.port}\r\n{fields}\r\n\r\n".encode()
+
+
+def connect(server: ServerProcess) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=30)
+
+
+def read_to_the_end(connection: socket.socket) -> bytes:
+    received = b""
+    with suppress(ConnectionResetError):
+        while more := connection.recv(2**20):
+            received += more
+    return received
+
+
 def test_a_client_that_disconnects_leaves_no_slot_taken(server: ServerProcess, client: httpx.Client) -> None:
-    head = f"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: image/jpeg\r\ncontent-length: {len(GOOD)}\r\n\r\n"
     for body in (GOOD, GOOD[:100]):
-        with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            connection.sendall(head.encode() + body)
+        with connect(server) as connection:
+            connection.sendall(head(server, f"content-type: image/jpeg\r\ncontent-length: {len(GOOD)}") + body)
     for _ in range(100):
         if "bintally_queue_images 0.0" in client.get("/metrics").text:
             break
@@ -191,30 +247,120 @@ def test_a_client_that_disconnects_leaves_no_slot_taken(server: ServerProcess, c
     assert "bintally_queue_images 0.0" in client.get("/metrics").text
 
 
-@pytest.mark.parametrize(
-    ("request_bytes", "status"),
-    [
-        (b"GET /live HTTP/1.1\r\nx: " + b"a" * 200_000, 431),
-        (b"hello\r\n\r\n", 400),
-        (b"POST /invocations HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n", 400),
-    ],
-)
-def test_malformed_http_is_refused(server: ServerProcess, request_bytes: bytes, status: int) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sender:
-        sender.sendall(request_bytes)
-        answer = b"".join(iter(lambda: sender.recv(9999), b""))
+@pytest.mark.parametrize("path", ["/", "/live", "/ready", "/ping", "/model", "/metrics", "/openapi.json"])
+def test_head_is_answered_where_get_is(client: httpx.Client, path: str) -> None:
+    found, got = client.head(path), client.get(path)
+    assert (found.status_code, found.content) == (200, b"") and found.headers["content-type"] == got.headers[
+        "content-type"
+    ]
+    assert int(found.headers["content-length"]) > 0
+
+
+def test_only_requests_to_its_own_names_are_answered(client: httpx.Client, server: ServerProcess) -> None:
+    own = [f"{name}:{server.port}" for name in ("127.0.0.1", "localhost", "LOCALHOST", "[::1]")]
+    for name in own:
+        assert client.get("/model", headers={"host": name, "origin": f"http://{name}"}).status_code == 200
+    others = ["evil.example", f"evil.example:{server.port}", f"127.0.0.1.evil.example:{server.port}", "localhost:1", ""]
+    for name in others:
+        foreign = client.get("/model", headers={"host": name})
+        assert foreign.status_code == 421 and repr(name) in foreign.json()["detail"] and own[0] in foreign.text
+    for origin in (*(f"http://{name}" for name in others), f"https://{own[0]}", "null"):
+        foreign = client.post("/invocations", content=GOOD, headers=JPEG | {"origin": origin})
+        assert foreign.status_code == 403 and repr(origin) in foreign.json()["detail"]
+    with connect(server) as sender:
+        sender.sendall(
+            head(server, "host: evil.example", "GET /model").replace(b"host: 127", b"host: evil\r\nhost: 127")
+        )
+        assert b" 421 " in sender.recv(9999)
+
+
+def test_nothing_redirects(server: ServerProcess) -> None:
+    for path in ("/live/", "/invocations/", "//evil.example/", "/model/../../etc/passwd", "/%2e%2e/etc/passwd"):
+        with connect(server) as sender:
+            sender.sendall(head(server, "connection: close", f"GET {path}"))
+            answer = read_to_the_end(sender).lower()
+        assert answer.startswith(b"http/1.1 404 ") and b"\r\nlocation" not in answer
+
+
+CHUNKED, POST = b"transfer-encoding: chunked\r\n", b"POST /invocations HTTP/1.1\r\nhost: HOST\r\n"
+REFUSED: dict[str, tuple[bytes, int]] = {
+    "long head": (b"GET /live HTTP/1.1\r\nx: " + b"a" * 200_000, 431),
+    "many fields": (b"GET /live HTTP/1.1\r\n" + b"a: b\r\n" * (MAX_HEADERS + 1) + b"\r\n", 431),
+    "many fields at the end": (POST + CHUNKED + b"\r\n0\r\n" + b"a: b\r\n" * (MAX_HEADERS + 1), 431),
+    "long url": (b"GET /" + b"a" * MAX_URL + b" HTTP/1.1\r\nhost: HOST\r\n\r\n", 414),
+    "no http": (b"hello\r\n\r\n", 400),
+    "bad chunk": (POST + CHUNKED + b"\r\nxyz\r\n", 400),
+    "many chunks": (POST + CHUNKED + b"\r\n" + b"1\r\nx\r\n" * (MAX_CHUNKS + 1), 400),
+    "two lengths": (POST + b"content-length: 4\r\ncontent-length: 5\r\n\r\n12345", 400),
+    "length and chunks": (POST + CHUNKED + b"content-length: 4\r\n\r\n0\r\n\r\n", 400),
+    "other coding": (POST + b"transfer-encoding: xchunked\r\n\r\n0\r\n\r\n", 400),
+    "compressed chunks": (POST + b"connection: close\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 415),
+    "coding behind chunks": (POST + b"transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400),
+    "length of many digits": (POST + b"content-length: " + b"9" * 5000 + b"\r\n\r\n", 400),
+    "tunnel": (b"CONNECT evil.example:80 HTTP/1.1\r\nhost: HOST\r\n\r\n", 400),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_malformed_http_is_refused(server: ServerProcess, name: str) -> None:
+    request, status = REFUSED[name]
+    with connect(server) as sender:
+        with suppress(ConnectionError):  # it is refused before all of it is sent
+            sender.sendall(request.replace(b"HOST", f"127.0.0.1:{server.port}".encode()))
+        answer = read_to_the_end(sender)
     assert answer.startswith(f"HTTP/1.1 {status} ".encode()) and b'{"detail":"' in answer
+
+
+def test_many_requests_at_once_on_a_connection_close_it(server: ServerProcess) -> None:
+    requests = head(server, "", "GET /live") * (MAX_PIPELINED + 1)
+    with connect(server) as sender:
+        sender.sendall(requests)
+        received = b""
+        while received.count(b'{"state":"running"}') <= MAX_PIPELINED:
+            received += sender.recv(9999)
+    with connect(server) as sender, suppress(ConnectionError):
+        sender.sendall(requests * 1000)
+        assert read_to_the_end(sender).count(b" 200 ") <= MAX_PIPELINED + 1
+
+
+def test_a_connection_that_asks_for_another_protocol_is_answered_and_closed(server: ServerProcess) -> None:
+    for protocol in ("websocket", "h2c"):  # as Java's client asks with its first request
+        with connect(server) as sender:
+            sender.sendall(head(server, f"connection: upgrade\r\nupgrade: {protocol}", "GET /live"))
+            answer = read_to_the_end(sender).lower()
+        assert answer.startswith(b"http/1.1 200 ") and b"\r\nconnection: close\r\n" in answer
+
+
+def test_clients_that_send_nothing_keep_nobody_out(server: ServerProcess, client: httpx.Client) -> None:
+    with ExitStack() as stack:
+        for _ in range(64):  # as many as the queue has slots
+            stack.enter_context(connect(server)).sendall(head(server, "content-type: image/jpeg\r\ncontent-length: 9"))
+        assert client.post("/invocations", content=GOOD, headers=JPEG).status_code == 200
+        for _ in range(MAX_CONNECTIONS + 200):
+            stack.enter_context(connect(server))
+        with httpx.Client(base_url=server.url) as late:
+            assert late.get("/live").status_code == 200
+            assert late.post("/invocations", content=GOOD, headers=JPEG).status_code == 200
+        assert len(list(Path(f"/proc/{server.process.pid}/fd").iterdir())) < MAX_CONNECTIONS + 100
 
 
 def test_responses_match_the_openapi_schema_and_slow_clients_are_disconnected(
     server: ServerProcess, tmp_path: Path
 ) -> None:
-    half_a_body = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: image/jpeg\r\ncontent-length: 99\r\n\r\nhalf"
+    half_a_body = head(server, "content-type: image/jpeg\r\ncontent-length: 99") + b"half"
     with ExitStack() as stack:
         slow = []
-        for start in (b"", b"GET /li", b"GET /live HTTP/1.1\r\nhost: x\r\nx: ", half_a_body):
-            slow.append(stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30)))
+        for start in (b"", b"GET /li", head(server, "x: ")[:-4], half_a_body):
+            slow.append(stack.enter_context(connect(server)))
             slow[-1].sendall(start)
+        never_reads = stack.enter_context(connect(server))
+        never_reads.setblocking(False)
+        asked = 0
+        with suppress(BlockingIOError, ConnectionError):
+            while True:
+                never_reads.sendall(head(server, "", "GET /openapi.json") * 8)
+                asked += 8
+                time.sleep(0.01)  # so that all of them are answered, but for the last
 
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
         # No schema can tell which bytes are an image.
@@ -223,6 +369,8 @@ def test_responses_match_the_openapi_schema_and_slow_clients_are_disconnected(
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stdout[-5000:]
 
-        responses = [b"".join(iter(partial(connection.recv, 9999), b"")) for connection in slow]
+        responses = [read_to_the_end(connection) for connection in slow]
+        never_reads.settimeout(30)
+        assert read_to_the_end(never_reads).count(b"HTTP/1.1 200 ") < asked
     assert responses[:3] == [b""] * 3
     assert responses[3].startswith(b"HTTP/1.1 408 ") and b"4 bytes came within 10 s" in responses[3]

@@ -62,11 +62,3 @@ def require_outs(*files: Path) -> None:
     for file in files:
         if not file.is_file():
             raise UserError(f"{file} does not exist: `dvc repro` creates it, `bintally pull` fetches it")
-
-
-def create_output_folder(folder: Path) -> None:
-    """Create the folder that ``--to`` names. Raises UserError if it cannot be created."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--to: cannot write to {folder}: {error.strerror}") from error

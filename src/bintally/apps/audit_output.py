@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from bintally.apps.audit_ranking import Audit
 from bintally.apps.photographs import ReadFiles
 from bintally.apps.scores import PREDICTION_COLUMNS
-from bintally.files import write_csv, write_text
+from bintally.bins.images import decode_image
+from bintally.errors import UserError, printable
+from bintally.files import spreadsheet_text, write_csv
 from bintally.page import curves
 from bintally.progress import progress
 from bintally.scoring.audit import estimate_recounts, expected_recall_curve
@@ -47,10 +49,23 @@ def write_table(path: Path, audit: Audit, budget: int | None) -> None:
                 *audit.predictions[row],
                 audit.groups[row],
                 *(f"{p:.8g}" for p in audit.probabilities[row]),
-                "; ".join(f"{quantity} × {name}" for quantity, name in contents.items),
+                _cell("; ".join(f"{quantity} × {name}" for quantity, name in contents.items)),
             ]
         )
     write_csv(path, [*header, *(f"p{count}" for count in audit.counts), "items"], rows)
+
+
+def rejected_rows(audit: Audit) -> list[list[str]]:
+    """Id and reason of each bin that could not be ranked, by id."""
+    return [[_cell(text) for text in row] for row in sorted(audit.rejected)]
+
+
+def _cell(text: str) -> str:
+    """Text from outside for a cell, none of which a spreadsheet takes for a formula.
+
+    Not even one that parts cells at semicolons or tabs, as in countries where a comma parts decimals.
+    """
+    return re.sub(r"([;\t]\s*)([=+@-])", r"\1'\2", spreadsheet_text(printable(text)))
 
 
 def summary(source: str, audit: Audit) -> list[str]:
@@ -73,12 +88,14 @@ def summary(source: str, audit: Audit) -> list[str]:
 
 def recount_estimates(audit: Audit, budget: int | None) -> list[str]:
     """The wrong records that recounting the first bins is expected to find: for the budget, or for BUDGETS."""
+    if not audit.ranked:
+        return []
     numbers = [budget] if budget else sorted({math.ceil(share * audit.ranked) for share in BUDGETS})
     estimates = [estimate_recounts(audit.error_probabilities, number) for number in numbers]
     return [
         f"recounting the first {estimate.recounts:,} is expected to find {estimate.errors:,.1f} wrong records, "
         f"{estimate.recall:.1%} of all; a random {estimate.recounts:,} would find "
-        f"{estimate.recounts / max(audit.ranked, 1):.1%}"
+        f"{estimate.recounts / audit.ranked:.1%}"
         for estimate in estimates
     ]
 
@@ -97,10 +114,10 @@ def print_ranking(audit: Audit) -> None:
         print(f"… and {audit.ranked - PRINTED:,} more in audit.csv")
 
 
-def write_page(
-    path: Path, audit: Audit, read_images: ReadFiles, notes: Sequence[str], budget: int | None, show: int | None
-) -> None:
-    """Write the page, with ``notes`` above the first ``show`` bins (None: SHOWN, or the budget if it is larger)."""
+def render_page(
+    audit: Audit, read_images: ReadFiles, notes: Sequence[str], budget: int | None, show: int | None
+) -> str:
+    """The page, with ``notes`` above the first ``show`` bins (None: SHOWN, or the budget if it is larger)."""
     recounts = min(budget or 0, audit.ranked)
     shown = min(audit.ranked, show or max(SHOWN, recounts))
     ranking = json.dumps([audit.ids, audit.error_probabilities.tolist()]).encode()
@@ -112,13 +129,13 @@ def write_page(
         "counts": audit.counts,
         "curve": _recall_svg(audit, recounts),
         "bins": [_bin(audit, row, row < recounts) for row in range(shown)],
-        "photographs": _thumbnails(read_images, audit.ids[:shown]),
+        "photographs": thumbnails(read_images, audit.ids[:shown]),
     }
     text = json.dumps(content, ensure_ascii=True, allow_nan=False)
     for character in "<>&":  # so that no text of a record can end the script element
         text = text.replace(character, f"\\u{ord(character):04x}")
     template = (files("bintally.apps") / "audit.html").read_text(encoding="utf-8")
-    write_text(path, template.replace("{{content}}", text))
+    return template.replace("{{content}}", text)
 
 
 def _bin(audit: Audit, row: int, recount: bool) -> dict[str, Any]:
@@ -145,17 +162,19 @@ def _recall_svg(audit: Audit, recounts: int) -> str:
     return curves("Wrong records found, %", "bins recounted", {"as ranked": ranked, "at random": random}, marked)
 
 
-def _thumbnails(read_images: ReadFiles, ids: Sequence[str]) -> dict[str, str]:
-    """Small JPEG files as data URIs, by id."""
-    uris = {}
+def thumbnails(read_images: ReadFiles, ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """By id a small JPEG file as a data URI, ``src``, or the reason why there is none, ``reason``."""
+    found = {}
     with progress("thumbnails", len(ids), "photographs", brief=True) as advance:
         for bin_id, read in read_images(ids):
-            file = io.BytesIO()
-            with Image.open(io.BytesIO(read())) as image:
-                image.draft("RGB", (THUMBNAIL, THUMBNAIL))
-                small = ImageOps.exif_transpose(image).convert("RGB")
-            small.thumbnail((THUMBNAIL, 2 * THUMBNAIL))
-            small.save(file, "JPEG", quality=80)
-            uris[bin_id] = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+            try:
+                small = decode_image(read(), THUMBNAIL)
+            except (UserError, OSError) as error:
+                found[bin_id] = {"reason": printable(str(error))}
+            else:
+                file = io.BytesIO()
+                small.thumbnail((THUMBNAIL, 2 * THUMBNAIL))
+                small.save(file, "JPEG", quality=80)
+                found[bin_id] = {"src": "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()}
             advance(1)
-    return uris
+    return found

@@ -1,25 +1,31 @@
 """The records of bins, ranked by the probability that they are wrong."""
 
-import json
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from bintally import paths
-from bintally.apps.photographs import Photographs
+from bintally.apps.arguments import require_outs
+from bintally.apps.items import listed_items
+from bintally.apps.photographs import Photographs, ReadFile
 from bintally.apps.scores import Scores, prediction_rows
 from bintally.bins.corrections import read_corrections
 from bintally.bins.groups import group_bins
 from bintally.bins.record import BadBin, Record, parse_record
+from bintally.bins.trained_on import FILE, TrainedOn
 from bintally.errors import UserError
-from bintally.files import read_csv
-from bintally.params import load_params
+from bintally.model.card import load_card
 from bintally.progress import progress
 from bintally.scoring.audit import rank_records
 from bintally.scoring.calibration import Floats
 from bintally.scoring.metrics import Counts
 
-MAX_NAME = 120  # characters of an item's name
+# The reason of photographs that are not scored, and are no rejects.
+LEARNED = "the model was trained on their photographs and repeats their records; --all includes them"
 
 
 @dataclass(frozen=True)
@@ -60,71 +66,82 @@ class Audit:
         return len(self.error_probabilities)
 
 
-def read_records(photographs: Photographs, source: str, include_training: bool) -> AuditRecords:
-    """Read the records of all bins that have not been recounted, without the training bins unless they are included.
-
-    Raises UserError if there are none.
-    """
+def read_records(photographs: Photographs) -> AuditRecords:
+    """Read the records of all bins that have not been recounted. Raises UserError if there are none."""
     if photographs.records is None:
         raise UserError(
             f"{photographs.name} has no records to audit: `bintally predict` counts the items in photographs"
         )
-    training = set() if include_training else _training_ids(source)
-    recounted = read_corrections(paths.CORRECTIONS).keys() - training
-    trained_on = f"the model was trained on them ({paths.SPLITS}) and repeats their records; --all includes them"
-    reasons = {trained_on: training, f"recounted already ({paths.CORRECTIONS})": recounted}
-    numbers = {reason: len(ids.intersection(photographs.ids)) for reason, ids in reasons.items()}
-    left_out = {reason: number for reason, number in numbers.items() if number}
-    ids = [bin_id for bin_id in photographs.ids if bin_id not in training and bin_id not in recounted]
+    recounted = read_corrections(paths.CORRECTIONS).keys()
+    ids = [bin_id for bin_id in photographs.ids if bin_id not in recounted]
+    skipped = len(photographs.ids) - len(ids)
+    left_out = {f"recounted already ({paths.CORRECTIONS})": skipped} if skipped else {}
     bins: dict[str, BinContents] = {}
     rejected = []
     with progress("records", len(ids), "bins", brief=True) as advance:
         for bin_id, read in photographs.records(ids):
             try:
                 body = read()
-                record = parse_record(body)
+                bins[bin_id] = BinContents(parse_record(body), listed_items(body))
             except OSError as error:
                 rejected.append((bin_id, f"record: {error.strerror or error}"))
             except BadBin as error:
                 rejected.append((bin_id, str(error)))
-            else:
-                items = json.loads(body)["BIN_FCSKU_DATA"].values()
-                named = [(item["quantity"], str(item.get("name") or "no name")[:MAX_NAME]) for item in items]
-                bins[bin_id] = BinContents(record, [item for item in named if item[0]])
             advance(1)
     if not bins:
-        why = [f"{number:,} left out: {reason}" for reason, number in left_out.items()]
-        why.append(f"{len(rejected):,} without a usable record")
-        raise UserError(f"{photographs.name} has no bin to audit: {', '.join(why)}")
+        raise _nothing_to_audit(photographs.name, left_out, rejected)
     return AuditRecords(bins, left_out, rejected)
 
 
-def _training_ids(source: str) -> set[str]:
-    """The bins of a source that the model was trained on."""
-    if source != "data" and source.rstrip("/") != load_params().fetch.source.rstrip("/"):
-        return set()
-    if not paths.SPLITS.is_file():
-        raise UserError(f"{paths.SPLITS}, which lists the training bins, does not exist: `dvc repro`, or --all")
-    return {row["id"] for row in read_csv(paths.SPLITS) if row["split"] == "train"}
+def without_training(photographs: Photographs, model_folder: Path) -> Photographs:
+    """The same photographs, of which those that the model was trained on cannot be read, with the reason LEARNED.
+
+    They are known by their content: the same bins may come from a copy of the source, or from its other names.
+    Raises UserError if the folder does not say what the model was trained on.
+    """
+    require_outs(model_folder / "card.json")
+    trained_on = TrainedOn(model_folder / FILE, load_card(model_folder).trained_on)
+
+    def unknown(read: ReadFile) -> bytes:
+        if (body := read()) in trained_on:
+            raise UserError(LEARNED)
+        return body
+
+    def images(ids: Sequence[str]) -> Iterator[tuple[str, ReadFile]]:
+        return ((bin_id, partial(unknown, read)) for bin_id, read in photographs.images(ids))
+
+    return replace(photographs, images=images, version=f"{photographs.version} without {trained_on.version}")
 
 
-def rank_bins(records: AuditRecords, scores: Scores, error_rate: float | None) -> Audit:
+def _nothing_to_audit(name: str, left_out: dict[str, int], rejected: list[tuple[str, str]]) -> UserError:
+    why = [f"{number:,} left out: {reason}" for reason, number in left_out.items()]
+    if rejected:
+        reason, number = Counter(reason for _, reason in rejected).most_common(1)[0]
+        why.append(f"{len(rejected):,} without a usable record or photograph ({reason}: {number:,})")
+    return UserError(f"{name} has no bin to audit: {', '.join(why)}")
+
+
+def rank_bins(name: str, records: AuditRecords, scores: Scores, error_rate: float | None) -> Audit:
     """Rank all bins that have a score.
 
     Args:
+        name: of the source, for messages.
         error_rate: fraction of records assumed to be wrong; None: that of the calibration.
 
     Raises UserError if no bin has a score.
     """
     calibration, parts = scores.calibration, list(scores)
-    rejected = [row for part in parts for row in part.rejected]
+    unscored = [row for part in parts for row in part.rejected]
     ids = [bin_id for part in parts for bin_id in part.ids]
-    if not ids:
-        raise UserError(f"none of the photographs can be scored: {rejected[0][1]}")
     probabilities = np.concatenate([part.probabilities for part in parts])
-    counts_in_records = np.array([records.bins[bin_id].record.count for bin_id in ids])
-    if calibration.open_ended:
-        counts_in_records = np.minimum(counts_in_records, calibration.counts[-1])
+    rejected = records.rejected + [row for row in unscored if row[1] != LEARNED]
+    learned = sum(reason == LEARNED for _, reason in unscored)
+    left_out = records.left_out | ({LEARNED: learned} if learned else {})
+    if not ids:
+        raise _nothing_to_audit(name, left_out, rejected)
+    # A count above the last one may be larger than an integer of an array.
+    largest = calibration.counts[-1] if calibration.open_ended else calibration.counts[-1] + 1
+    counts_in_records = np.array([min(records.bins[bin_id].record.count, largest) for bin_id in ids])
     share = error_rate or calibration.record_error_rate
     order, error_probabilities = rank_records(probabilities, calibration.counts, counts_in_records, share, ids)
     groups = group_bins({bin_id: records.bins[bin_id].record.asins for bin_id in ids})
@@ -138,6 +155,6 @@ def rank_bins(records: AuditRecords, scores: Scores, error_rate: float | None) -
         probabilities=probabilities,
         predictions=prediction_rows(probabilities, calibration),
         error_probabilities=error_probabilities,
-        left_out=records.left_out,
-        rejected=records.rejected + rejected,
+        left_out=left_out,
+        rejected=rejected,
     )

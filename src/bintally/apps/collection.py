@@ -4,21 +4,23 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from bintally import paths
+from bintally.bins.images import decode_fetched
 from bintally.bins.shards import Entry, ShardReader, read_index
 from bintally.errors import UserError
 from bintally.files import read_csv
 from bintally.progress import progress
-from bintally.scoring.decoding import DECODINGS
+from bintally.scoring.decoding import DECODINGS, FOR_ACCURACY
 from bintally.scoring.metrics import Counts, Floats, LabelledPredictions
 from bintally.scoring.references import BenchmarkRow
 from bintally.scoring.selection import sharpness
+
+SHOWN = 640
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,14 @@ class Collection:
     def test_description(self) -> str:
         return f"{len(self.test_rows):,} {'demo ' if self.demo else ''}test bins"
 
-    def images(self, rows: Sequence[int] | Counts) -> list[bytes]:
-        return [self.reader.image(self.entries[row]) for row in rows]
-
-    def record(self, row: int) -> dict[str, Any]:
-        return dict(json.loads(self.reader.record(self.entries[row])))
+    def images(self, rows: Sequence[int] | Counts) -> list[Image.Image]:
+        """Photographs for figures, no side longer than SHOWN pixels."""
+        images = []
+        for entry in (self.entries[row] for row in rows):
+            image = decode_fetched(self.reader.image(entry), entry.id, SHOWN)
+            image.thumbnail((SHOWN, SHOWN))
+            images.append(image)
+        return images
 
     def majority_count(self) -> int:
         """The most frequent count of the training bins, among those the model predicts."""
@@ -73,33 +78,49 @@ class Collection:
 def load_collection() -> Collection:
     """Read the outs of the stages in the current folder, and measure every photograph.
 
-    Raises UserError if an out is missing, or if the outs belong to different bins.
+    Raises UserError if an out is missing or damaged, or if the outs are not of one run.
     """
     for path in (paths.BINS / "index.csv", paths.SPLITS, paths.PREDICTIONS, paths.TEST_METRICS, paths.BENCHMARK):
         if not path.is_file():
             raise UserError(f"{path} does not exist; run `dvc repro` or `bintally pull`")
+    try:
+        return _read_outs()
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        where = f"{paths.BINS}, {paths.SPLITS}, {paths.PREDICTIONS}, {paths.TEST_METRICS} or {paths.BENCHMARK}"
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{where} is damaged or of another version ({reason}); run `dvc repro`") from error
+
+
+def _read_outs() -> Collection:
     entries, splits, predictions = read_index(paths.BINS), read_csv(paths.SPLITS), read_csv(paths.PREDICTIONS)
-    row_of = {entry.id: row for row, entry in enumerate(entries)}
-    if [line["id"] for line in splits] != list(row_of) or not row_of.keys() >= {line["id"] for line in predictions}:
-        raise UserError(f"{paths.SPLITS} or {paths.PREDICTIONS} has other bins than {paths.BINS}; run `dvc repro`")
-    benchmark = json.loads(paths.BENCHMARK.read_text(encoding="utf-8"))
+    benchmark, metrics = (
+        json.loads(path.read_text(encoding="utf-8")) for path in (paths.BENCHMARK, paths.TEST_METRICS)
+    )
+    if [line["id"] for line in splits] != [entry.id for entry in entries]:
+        raise UserError(f"{paths.SPLITS} has other bins than {paths.BINS}; run `dvc repro`")
+    classes = [int(name[1:]) for name in predictions[0] if name[0] == "p" and name[1:].isdecimal()]
+    test = [(line["id"], line["count"]) for line in splits if line["split"] == "test" and int(line["count"]) in classes]
+    if [(line["id"], line["count"]) for line in predictions] != test:
+        raise UserError(f"{paths.PREDICTIONS} has other test bins than {paths.SPLITS}; run `dvc repro`")
+    right = np.mean([line[FOR_ACCURACY] == line["count"] for line in predictions])
+    if abs(metrics[FOR_ACCURACY]["accuracy"] - right) > 1e-5:
+        raise UserError(f"{paths.TEST_METRICS} is not of {paths.PREDICTIONS}; run `dvc repro`, or `dvc checkout`")
     reader = ShardReader(paths.BINS)
+    row_of = {entry.id: row for row, entry in enumerate(entries)}
 
     def measure(entry: Entry) -> tuple[tuple[int, int], float]:
-        image = reader.image(entry)
-        with Image.open(BytesIO(image)) as opened:
-            return opened.size, sharpness(image)
+        image = decode_fetched(reader.image(entry), entry.id)
+        return image.size, sharpness(image)
 
     measured = []
     with progress("measure", len(entries), "photographs") as advance, ThreadPoolExecutor() as pool:
         for size_and_sharpness in pool.map(measure, entries):
             measured.append(size_and_sharpness)
             advance(1)
-    classes = [int(name[1:]) for name in predictions[0] if name[0] == "p" and name[1:].isdecimal()]
     return Collection(
         demo=not benchmark["comparable"],
         benchmark=[BenchmarkRow(**{"rmse": None, **row}) for row in benchmark["rows"]],
-        metrics=json.loads(paths.TEST_METRICS.read_text(encoding="utf-8")),
+        metrics=metrics,
         entries=entries,
         counts=np.array([entry.count for entry in entries]),
         groups=[entry.group for entry in entries],

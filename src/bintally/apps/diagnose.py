@@ -3,12 +3,14 @@
 import argparse
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from bintally.apps.arguments import positive_int
-from bintally.errors import UserError
+from bintally.errors import UserError, printable
+from bintally.files import atomic_write, check_writable
 from bintally.memory import configure_malloc
 from bintally.params import load_params
 from bintally.resources import limit_resources
@@ -26,8 +28,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Profile a few training steps, check the last run of these parameters, write the report and print it.
 
-    Returns 10 after a warning, 20 after an error, else 0. Raises UserError if the data cannot be prepared.
+    Returns 10 after a warning, 20 after an error, else 0. Raises UserError if the report cannot be written or the data
+    cannot be prepared.
     """
+    folder: Path = arguments.to
+    for name in ("trace.json.gz", "diagnosis.json", "index.html"):
+        check_writable(folder / name)
     params = load_params()
     _prepare_data()
     configure_malloc()
@@ -43,13 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     evidence = collect(params, arguments.steps)
     findings = diagnose(evidence)
-    folder: Path = arguments.to
-    folder.mkdir(parents=True, exist_ok=True)
     if TRACE.exists():
-        TRACE.replace(folder / "trace.json.gz")
+        with atomic_write(folder / "trace.json.gz") as temporary:
+            shutil.move(TRACE, temporary)  # the folder may be on another disk
     write_report(folder, evidence, findings, params)
     print_report(evidence, findings)
-    print(f"\n{folder / 'index.html'}")
+    print(f"\n{printable(str(folder / 'index.html'))}")
     return {Severity.WARNING: 10, Severity.ERROR: 20}.get(max(finding.severity for finding in findings), 0)
 
 

@@ -5,15 +5,17 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Any
 
 from bintally import paths
+from bintally.apps.repository import dvc_command, git
 from bintally.errors import UserError
-from bintally.files import SCRATCH
+from bintally.files import SCRATCH, check_writable
+from bintally.hashing import sha256_hex
 from bintally.interruption import terminate_with_parent
 from bintally.monitor import EPOCHS_VARIABLE
 from bintally.params import read_yaml
@@ -44,13 +46,21 @@ def run_experiment(
 
     Raises ExperimentStopped after ``should_stop`` returned True, UserError with the stage's message if it fails.
     """
-    LOGS.mkdir(parents=True, exist_ok=True)
-    epochs, log = LOGS / f"{name}.jsonl", LOGS / f"{name}.log"
-    epochs.write_bytes(b"")
-    remove_experiment(name)
-    command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name]
+    values = sha256_hex(json.dumps(changes).encode())[:8]
+    log, epochs, earlier = (LOGS / f"{name}{end}" for end in (".log", f"-{values}.jsonl", f"-{values}-earlier.jsonl"))
+    check_writable(log)
+    command = dvc_command("exp", "run", "--temp", "--name", name)
     command += [f"--set-param={key}={json.dumps(value)}" for key, value in changes.items()]
-    with log.open("wb") as output:
+    stopped = ended = False
+    shown = 0
+    with log.open("ab") as output:
+        # DVC and its stages, who write to it, hold the lock too: those of a killed search end before this one begins.
+        flock(output, LOCK_EX)
+        output.truncate(0)
+        if _read_epochs(epochs):
+            epochs.replace(earlier)
+        epochs.write_bytes(b"")
+        remove_experiment(name)
         # DVC does not stop its stage when it is stopped: in a session of their own both get the signal. If this process
         # dies, DVC gets SIGTERM, and the stage when DVC is gone.
         environment = os.environ | {EPOCHS_VARIABLE: str(epochs.resolve())}
@@ -59,16 +69,20 @@ def run_experiment(
             start_new_session=True, preexec_fn=terminate_with_parent,
         )  # fmt: skip
         try:
-            with epochs.open(encoding="utf-8") as file:
-                while child.poll() is None:
-                    time.sleep(POLL_S)
-                    lines = [json.loads(line) for line in file.readlines()]
-                    if should_stop([line for line in lines if "epoch" in line]):
-                        raise ExperimentStopped
+            while not (stopped or ended):
+                time.sleep(POLL_S)
+                ended = child.poll() is not None
+                done = _read_epochs(epochs)
+                if ended and not done:  # the training that a killed search has finished comes from the run-cache
+                    done = _read_epochs(earlier)
+                stopped = not child.returncode and should_stop(done[shown:])
+                shown = len(done)
         finally:
             _terminate(child)
-            if child.returncode:
+            if child.returncode or stopped:
                 remove_experiment(name)
+    if stopped:
+        raise ExperimentStopped
     if child.returncode:
         raise UserError(_reason(log))
     metrics = read_metrics(name)
@@ -77,10 +91,19 @@ def run_experiment(
     return metrics
 
 
+def _read_epochs(file: Path) -> list[Epoch]:
+    """The epochs in a log of a training; the last line may be on its way."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    logged = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [line for line in logged if "epoch" in line]
+
+
 def remove_experiment(name: str) -> None:
     """Remove an experiment and what is left of it if it was killed; nothing happens if there is none."""
     if _commit(name):
-        subprocess.run([sys.executable, "-m", "dvc", "exp", "remove", name], check=True, capture_output=True)
+        done = subprocess.run(dvc_command("exp", "remove", name), check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"the experiment '{name}' cannot be removed: {' '.join(done.stderr.split())[:MAX_REASON]}")
     # DVC lists a killed experiment as running for ever, and keeps its folder.
     for info in RUNNING.glob("*/*.run"):
         try:
@@ -97,7 +120,7 @@ def remove_experiment(name: str) -> None:
 def read_metrics(name: str) -> dict[str, Any] | None:
     """The validation metrics in the commit of an experiment; None if there is no such experiment."""
     commit = _commit(name)
-    return dict(json.loads(_git("show", f"{commit}:{paths.VALIDATION_METRICS}"))) if commit else None
+    return dict(json.loads(git("show", f"{commit}:{paths.VALIDATION_METRICS}"))) if commit else None
 
 
 def _terminate(child: subprocess.Popen[bytes]) -> None:
@@ -123,9 +146,5 @@ def _reason(log: Path) -> str:
 
 
 def _commit(name: str) -> str | None:
-    refs = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines()
+    refs = git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines()
     return next((ref.split()[0] for ref in refs if ref.endswith(f"/{name}")), None)
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout

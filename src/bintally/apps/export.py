@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bintally import paths
-from bintally.apps.arguments import create_output_folder, require_outs
-from bintally.errors import UserError
+from bintally.apps.arguments import require_outs
+from bintally.errors import UserError, printable
+from bintally.files import check_writable
 
 if TYPE_CHECKING:
     import torch
@@ -25,13 +26,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Export the model of the last `dvc repro` and print how far each file is from it.
 
-    Raises UserError if model or data are missing, or if a file differs from the model.
+    Raises UserError if model or data are missing, or if a file cannot be written or differs from the model.
     """
     from bintally.bins.shards import ShardReader, read_index
     from bintally.inference.export import FILES, export
     from bintally.memory import configure_malloc
     from bintally.model.card import load_model
     from bintally.model.encoding import BATCH, decoded_batches
+    from bintally.model.images import decode_bin
     from bintally.progress import progress
     from bintally.scoring.calibration import load_calibration
 
@@ -43,16 +45,17 @@ def run(arguments: argparse.Namespace) -> None:
     chosen = entries[:: max(1, len(entries) // IMAGES)][:IMAGES]
     if not chosen:
         raise UserError(f"{paths.BINS} holds no bins to compare on; see {paths.BINS / 'rejected.csv'}")
-    create_output_folder(arguments.to)
+    formats = list(FILES) if arguments.format == "both" else [arguments.format]
+    for name in formats:
+        check_writable(arguments.to / FILES[name])
     reader = ShardReader(paths.BINS)
 
     def batches() -> "Iterator[torch.Tensor]":
-        reads = [partial(reader.image, entry) for entry in chosen]
+        images = [partial(decode_bin, reader, entry, card.image_size) for entry in chosen]
         with progress("compare", len(chosen), "images") as advance:
-            for pixels in decoded_batches(reads, card.image_size, BATCH["cpu"]):
+            for pixels in decoded_batches(images, BATCH["cpu"]):
                 yield pixels
                 advance(len(pixels))
 
-    formats = list(FILES) if arguments.format == "both" else [arguments.format]
     for path, difference in export(arguments.to, network, card, calibration, formats, batches()).items():
-        print(f"{path}: probabilities within {difference:.1e} of the model's on {len(chosen)} images")
+        print(printable(f"{path}: probabilities within {difference:.1e} of the model's on {len(chosen)} images"))

@@ -4,9 +4,9 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from bintally.apps.arguments import add_source_arguments, create_output_folder, source_access
-from bintally.errors import UserError
-from bintally.files import write_csv
+from bintally.apps.arguments import add_source_arguments, source_access
+from bintally.errors import UserError, printable
+from bintally.files import check_writable, file_lock, spreadsheet_text, write_csv
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,23 +18,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Write predictions to ``--to``, and photographs that cannot be scored to ``<to>-rejected.csv`` with the reason.
 
-    Raises UserError if source or model are missing, a source fails, or another process scores the same photographs.
+    Raises UserError if a file cannot be written, source or model are missing, a source fails, or another process scores
+    the same photographs.
     """
     to: Path = arguments.to
     if to.suffix not in (".csv", ".parquet"):
         raise UserError(f"--to: '{to}' must end in .csv or .parquet")
-    create_output_folder(to.parent)
+    rejected_file = to.with_name(f"{to.stem}-rejected.csv")
+    for path in (to, rejected_file):
+        check_writable(path)
 
     from bintally.apps.photographs import open_photographs
     from bintally.apps.scores import score_photographs
 
     photographs = open_photographs(arguments.source, source_access(arguments), arguments.ids)
-    rejected_file = to.with_name(f"{to.stem}-rejected.csv")
     with score_photographs(photographs, arguments.model) as scores:
         rejected = [row for part in scores for row in part.rejected]
-        write_csv(rejected_file, ["id", "reason"], rejected)
-        (scores.write_csv if to.suffix == ".csv" else scores.write_parquet)(to)
-    print(f"{to}: {len(photographs.ids) - len(rejected):,} photographs of {photographs.name}")
-    print(f"{rejected_file}: {len(rejected):,} that could not be scored")
+        with file_lock(to):  # both files of one run, where two write to the same folder
+            write_csv(rejected_file, ["id", "reason"], ((spreadsheet_text(one), reason) for one, reason in rejected))
+            (scores.write_csv if to.suffix == ".csv" else scores.write_parquet)(to)
+    print(printable(f"{to}: {len(photographs.ids) - len(rejected):,} photographs of {photographs.name}"))
+    print(printable(f"{rejected_file}: {len(rejected):,} that could not be scored"))
     for reason, number in Counter(reason for _, reason in rejected).most_common(5):
         print(f"  {number:,}: {reason}")

@@ -3,7 +3,7 @@
 import argparse
 
 from bintally.apps.remote import remote_server
-from bintally.apps.repro import run_dvc
+from bintally.apps.repository import run_dvc
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from bintally.files import write_text
+from bintally.errors import printable
+from bintally.files import check_writable, write_text
 from bintally.page import document
 
 STYLE = """
@@ -32,13 +33,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Write the page, a single file. It shows photographs, so keep it where the data may be.
 
-    Raises UserError if an out of the stages is missing.
+    Raises UserError if the page cannot be written, or as :func:`bintally.apps.collection.load_collection` does.
     """
     from bintally.apps.collection import load_collection
     from bintally.apps.report_sections import report_sections
 
+    check_writable(arguments.to)
     bins = load_collection()
     sections = "\n".join(report_sections(bins))
     body = f'<h1>The bins and the model</h1><p class="about">{bins.description()}</p>{sections}'
     write_text(arguments.to, document("The bins and the model", body, STYLE))
-    print(arguments.to)
+    print(printable(str(arguments.to)))

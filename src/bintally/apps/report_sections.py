@@ -9,11 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bintally.apps.collection import Collection
+from bintally.apps.items import listed_items
 from bintally.page import picture, table
 from bintally.scoring import data_figures, selection
 from bintally.scoring.decoding import FOR_ACCURACY
 from bintally.scoring.figures import confusion_figure, examples_figure
-from bintally.scoring.metrics import confusion
+from bintally.scoring.metrics import Counts, Floats, confusion
 
 PHOTOGRAPHS = 8
 DOUBTED_RECORDS = 60
@@ -88,23 +89,21 @@ def _data_figures(bins: Collection) -> Iterator[str]:
     yield _section(
         "Weights and dimensions",
         data_figures.measures_figure(products.weights, products.sides),
-        f"One item, from the records. Median weight {np.nanmedian(products.weights):.2f} pounds, median longest side "
-        f"{np.nanmedian(longest):.1f} inches; {np.isnan(products.weights).mean():.1%} of the products have no weight, "
+        f"One item, from the records. Median weight {_median(products.weights, 'pounds')}, median longest side "
+        f"{_median(longest, 'inches')}; {np.isnan(products.weights).mean():.1%} of the products have no weight, "
         f"{np.isnan(longest).mean():.1%} lack a side.",
     )
 
 
+def _median(values: Floats, unit: str) -> str:
+    known = values[~np.isnan(values)]
+    return f"{np.median(known):.3g} {unit}" if len(known) else "unknown"
+
+
 def _photographs(bins: Collection) -> Iterator[str]:
     pairs = selection.same_bin_pairs(bins.groups)
-    shown = pairs[selection.random_rows(len(pairs), 6, seed=1)]
-    images = bins.images(shown.ravel())
-    differences = np.abs(np.diff(bins.counts[pairs])).ravel()
-    yield _section(
-        "Photographs of the same bin",
-        data_figures.same_bin_figure(list(zip(images[::2], images[1::2], strict=True)), bins.counts[shown]),
-        f"{len(pairs):,} bins were photographed more than once; the first two photographs of {len(shown)} of them, "
-        f"drawn at random. The counts of the two differ for {np.mean(differences > 0):.0%} of the bins.",
-    )
+    if len(pairs):
+        yield _same_bin(bins, pairs)
     rows = selection.examples(bins.counts, 5, seed=1)
     titles = [f"record {bins.counts[row]}" for row in rows]
     yield _section(
@@ -120,6 +119,18 @@ def _photographs(bins: Collection) -> Iterator[str]:
         data_figures.photographs_figure(bins.images(rows), titles, grid_columns=4),
         f"The variance of the Laplacian in grey, at a width of {selection.SHARPNESS_WIDTH} pixels (Pech-Pacheco et al. "
         f"2000), is {values[0]:.0f} to {values[-1]:.0f}; the median of all bins is {np.median(bins.sharpness):.0f}.",
+    )
+
+
+def _same_bin(bins: Collection, pairs: Counts) -> str:
+    shown = pairs[selection.random_rows(len(pairs), 6, seed=1)]
+    images = bins.images(shown.ravel())
+    differences = np.abs(np.diff(bins.counts[pairs])).ravel()
+    return _section(
+        "Photographs of the same bin",
+        data_figures.same_bin_figure(list(zip(images[::2], images[1::2], strict=True)), bins.counts[shown]),
+        f"{len(pairs):,} bins were photographed more than once; the first two photographs of {len(shown)} of them, "
+        f"drawn at random. The counts of the two differ for {np.mean(differences > 0):.0%} of the bins.",
     )
 
 
@@ -146,8 +157,7 @@ def _card(bins: Collection, row: int) -> str:
     )
     labels = "".join(f'<th scope="col" class="{css_class[count]}">{count}</th>' for count in probability_of)
     items = "".join(
-        f"<li>{item['quantity']} × {escape(str(item.get('name'))[:90])}</li>"
-        for item in bins.record(bins.test_rows[row])["BIN_FCSKU_DATA"].values()
+        f"<li>{quantity} × {escape(name)}</li>" for quantity, name in listed_items(bins.reader.record(entry))
     )
     image = base64.b64encode(bins.reader.image(entry)).decode()
     low, high = bins.prediction_sets[row]

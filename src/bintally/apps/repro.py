@@ -2,18 +2,13 @@
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from bintally import paths
-from bintally.apps.remote import default_remote, remote_server
-from bintally.errors import UserError
-from bintally.files import SCRATCH, write_text
-from bintally.hashing import sha256_hex
+from bintally.apps.remote import check_remote, remote_server
+from bintally.apps.repository import run_dvc
 from bintally.params import load_params
 
-PUSHED = SCRATCH / "pushed"
 PAGE = Path("dvc_plots/index.html")
 
 
@@ -22,27 +17,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(_arguments: argparse.Namespace) -> None:
-    """Run `dvc repro`; if anything changed, push data and run-cache and write the plots page; print the metrics.
+    """Run `dvc repro`, push data and run-cache, write the plots page, and print the metrics.
 
     Raises UserError if a step fails.
     """
     load_params()
+    check_remote()
     run_dvc("repro")
-    fingerprint = sha256_hex(Path("dvc.lock").read_bytes() + repr(default_remote()).encode())
-    if PUSHED.exists() and PUSHED.read_text() == fingerprint and PAGE.exists():
-        print("\nNothing changed since the last push.")
-    else:
-        with remote_server():
-            run_dvc("push", "--run-cache")
-        run_dvc("plots", "show")
-        write_text(PUSHED, fingerprint)
+    with remote_server():
+        run_dvc("push", "--run-cache")
+    run_dvc("plots", "show")
     print(_summary())
-
-
-def run_dvc(*arguments: str) -> None:
-    """Run a DVC command. Raises UserError if it fails."""
-    if subprocess.run([sys.executable, "-m", "dvc", *arguments], check=False).returncode:
-        raise UserError(f"`dvc {' '.join(arguments)}` failed; its message is above")
 
 
 def _summary() -> str:

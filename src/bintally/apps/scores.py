@@ -7,12 +7,14 @@ grow with the number of photographs.
 import csv
 import fcntl
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
@@ -24,9 +26,9 @@ import torch
 from bintally import paths
 from bintally.apps.arguments import require_outs
 from bintally.apps.photographs import Photographs, ReadFile, ReadFiles, one_ahead
-from bintally.errors import UserError, disk_full_as_user_error
-from bintally.files import SCRATCH, atomic_write
-from bintally.hashing import sha256_hex, source_code
+from bintally.errors import UserError, disk_full_as_user_error, printable
+from bintally.files import SCRATCH, atomic_write, check_writable, spreadsheet_text
+from bintally.hashing import file_digest, sha256_hex, source_code
 from bintally.inference.predictor import Predictor
 from bintally.memory import configure_malloc
 from bintally.model.card import load_model
@@ -60,7 +62,10 @@ class Scores:
 
     def __iter__(self) -> Iterator[ScoredPart]:
         for file in self.files:
-            table = pq.read_table(file)
+            try:
+                table = pq.read_table(file)
+            except (OSError, pa.ArrowInvalid) as error:
+                raise UserError(f"{file} is damaged: remove {file.parent} and run it again") from error
             scored, rejected = table.filter(table["reason"].is_null()), table.filter(table["reason"].is_valid())
             probabilities = np.stack([scored[f"p{count}"].to_numpy() for count in self.calibration.counts], 1)
             reasons = zip(rejected["id"].to_pylist(), rejected["reason"].to_pylist(), strict=True)
@@ -74,7 +79,7 @@ class Scores:
             for part in self:
                 predictions = prediction_rows(part.probabilities, self.calibration)
                 for file_id, predicted, row in zip(part.ids, predictions, part.probabilities, strict=True):
-                    writer.writerow([file_id, *predicted, *(f"{p:.8g}" for p in row)])
+                    writer.writerow([spreadsheet_text(file_id), *predicted, *(f"{p:.8g}" for p in row)])
 
     def write_parquet(self, path: Path) -> None:
         """Write the same as :meth:`write_csv`, in full precision."""
@@ -105,9 +110,10 @@ def score_photographs(photographs: Photographs, model_folder: Path) -> Iterator[
     model_files = [model_folder / name for name in paths.MODEL_FILES]
     require_outs(*model_files)
     calibration = load_calibration(model_folder)
-    job = "\n".join([default_device().type, photographs.version, *photographs.ids]).encode()
-    code = source_code("apps", "inference", "model")
-    key = sha256_hex(*(path.read_bytes() for path in model_files), code, job)
+    libraries = [f"{name} {version(name)}" for name in ("torch", "torchvision", "onnxruntime", "pillow")]
+    job = "\n".join([default_device().type, *libraries, photographs.version, *photographs.ids])
+    code = source_code("apps", "bins", "demo", "inference", "model")
+    key = sha256_hex(*map(file_digest, model_files), code, job.encode(errors="surrogateescape"))
     folder = SCRATCH / "predict" / key[:16]
     files = [folder / f"{start:09}.parquet" for start in range(0, len(photographs.ids), PART)]
     with _exclusive(folder.parent / "lock", key, photographs.name), disk_full_as_user_error(folder):
@@ -125,7 +131,7 @@ def score_photographs(photographs: Photographs, model_folder: Path) -> Iterator[
 @contextmanager
 def _exclusive(path: Path, key: str, name: str) -> Iterator[None]:
     """Lock one byte of a file, at an offset that the key gives; the lock ends with this process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path)
     with path.open("ab") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(key[:15], 16))
@@ -146,8 +152,12 @@ def _score(predictor: Predictor, images: ReadFiles, ids: Sequence[str], files: S
                 decoded = [pixels for _, pixels in batch if isinstance(pixels, torch.Tensor)]
                 distributions = iter(predictor.distributions(torch.stack(decoded)).tolist() if decoded else [])
                 for file_id, pixels in batch:
-                    failed = isinstance(pixels, str)
-                    rows.append([file_id, pixels, *unscored] if failed else [file_id, None, *next(distributions)])
+                    if isinstance(pixels, str):
+                        rows.append([file_id, pixels, *unscored])
+                    elif all(map(math.isfinite, distribution := next(distributions))):
+                        rows.append([file_id, None, *distribution])
+                    else:
+                        rows.append([file_id, "its probabilities are not finite", *unscored])
                 advance(len(batch))
             with atomic_write(file) as temporary:
                 pq.write_table(pa.table(list(map(list, zip(*rows, strict=True))), schema=schema), temporary)
@@ -162,9 +172,9 @@ def _decoded_batches(
         try:
             return predictor.decode(read())
         except UserError as error:
-            return str(error)
+            return printable(str(error))
         except OSError as error:
-            return error.strerror or str(error)
+            return printable(error.strerror or str(error))
 
     # One thread per image: nested thread teams would compete with the network for the cores.
     with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bintally.errors import UserError
-from bintally.files import write_text
-from bintally.params import PARAMS_FILE, read_yaml, validate_params
+from bintally.files import file_lock, write_text
+from bintally.params import PARAMS_FILE, load_params, read_yaml, validate_params
+
+SETTINGS = Path("settings")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,14 +23,23 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises UserError, and changes nothing, if a key or a value is not allowed.
     """
-    current, settings = read_yaml(PARAMS_FILE), read_yaml(arguments.file)
+    with file_lock(PARAMS_FILE):
+        _use(arguments.file)
+
+
+def _use(file: Path) -> None:
+    load_params()
+    if not file.exists():
+        presets = ", ".join(map(str, sorted(SETTINGS.glob("*.yaml"))))
+        raise UserError(f"{file} does not exist; choose one of {presets}, or write your own")
+    current, settings = read_yaml(PARAMS_FILE), read_yaml(file)
     if not isinstance(settings, dict):
-        raise UserError(f"{arguments.file} must hold sections of params.yaml, such as `train:`, not {settings!r}")
+        raise UserError(f"{file} must hold sections of params.yaml, such as `train:`, not {settings!r}")
     merged = current | {
         section: current[section] | values if isinstance(values, dict) and section in current else values
         for section, values in settings.items()
     }
-    validate_params(merged, f"{PARAMS_FILE} with {arguments.file}")
+    validate_params(merged, f"{PARAMS_FILE} with {file}")
     changes = {
         (section, key): value
         for section, values in settings.items()
@@ -36,9 +47,9 @@ def run(arguments: argparse.Namespace) -> None:
         if current[section][key] != value
     }
     if not changes:
-        print(f"{PARAMS_FILE}: nothing changed, it has the values of {arguments.file} already")
+        print(f"{PARAMS_FILE}: nothing changed, it has the values of {file} already")
         return
-    write_text(PARAMS_FILE, replace_values(PARAMS_FILE.read_text(encoding="utf-8"), changes))
+    write_text(PARAMS_FILE, replace_values(PARAMS_FILE.read_bytes().decode(), changes))
     width = max(len(f"{section}.{key}") for section, key in changes)
     for (section, key), value in changes.items():
         print(f"{f'{section}.{key}:':{width + 1}} {_text(current[section][key])} → {_text(value)}")
@@ -50,13 +61,15 @@ def replace_values(text: str, changes: Mapping[tuple[str, str], object]) -> str:
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedSeq
 
+    mark = "\ufeff" if text.startswith("\ufeff") else ""
+    end = "\r\n" if "\r\n" in text else "\n"
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 2**16  # no line is folded
     yaml.representer.add_representer(
         type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
     )
-    document = yaml.load(text)
+    document = yaml.load(text.removeprefix(mark).replace("\r\n", "\n"))
     for (section, key), value in changes.items():
         values = document[section]
         old = values[key]
@@ -75,7 +88,7 @@ def replace_values(text: str, changes: Mapping[tuple[str, str], object]) -> str:
             comment.start_mark.column = 0  # one space before it, however long the value was
     output = io.StringIO()
     yaml.dump(document, output)
-    return output.getvalue()
+    return mark + output.getvalue().replace("\n", end)
 
 
 def _text(value: object) -> str:

@@ -1,16 +1,15 @@
-"""The inventory record of a bin, and the checks that records and photographs must pass."""
+"""The inventory record of a bin, and the checks that it must pass."""
 
-import io
 import json
 import re
 from dataclasses import dataclass
-
-from PIL import Image
+from typing import Any
 
 # An id becomes a file name, so it may hold nothing that could lead out of a folder.
 ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
-MAX_PIXELS = 50_000_000
 MAX_RECORD_BYTES = 4_000_000
+MAX_COUNT = 1000  # of a bin or of one product in it; nothing that follows is made for more
+MAX_PRODUCT_NAME = 100  # characters of the key of a product, such as an ASIN
 
 
 class BadBin(Exception):
@@ -31,34 +30,37 @@ def parse_record(body: bytes) -> Record:
     Raises BadBin if it is not JSON, lacks EXPECTED_QUANTITY, or its quantities do not add up to it.
     """
     if len(body) > MAX_RECORD_BYTES:
-        raise BadBin(f"record larger than {MAX_RECORD_BYTES} bytes")
+        raise BadBin(f"record is larger than {MAX_RECORD_BYTES:,} bytes")
     try:
-        content = json.loads(body)
+        content = json.loads(body, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise BadBin("record is not JSON") from error
     if not isinstance(content, dict) or "EXPECTED_QUANTITY" not in content:
         raise BadBin("record has no EXPECTED_QUANTITY")
     count = content["EXPECTED_QUANTITY"]
-    if type(count) is not int or count < 0:
-        raise BadBin(f"EXPECTED_QUANTITY is {str(count)[:40]!r}, not a count")
+    if not _is_count(count):
+        shown = type(count).__name__ if isinstance(count, list | dict) else str(count)[:40]
+        raise BadBin(f"EXPECTED_QUANTITY is {shown!r}, not a count from 0 to {MAX_COUNT}")
     items = content.get("BIN_FCSKU_DATA")
     if not isinstance(items, dict):
         raise BadBin("record has no BIN_FCSKU_DATA")
-    quantities = [item.get("quantity") if isinstance(item, dict) else None for item in items.values()]
-    valid = [quantity for quantity in quantities if type(quantity) is int and quantity >= 0]
-    if len(valid) < len(quantities):
-        raise BadBin("an item of the record has no whole quantity")
-    if sum(valid) != count:
-        raise BadBin(f"quantities add up to {sum(valid)}, EXPECTED_QUANTITY is {count}")
-    return Record(count, frozenset(asin for asin, item in items.items() if item["quantity"]))
+    quantities: list[Any] = [item.get("quantity") if isinstance(item, dict) else None for item in items.values()]
+    if not all(map(_is_count, quantities)):
+        raise BadBin(f"an item of the record has no whole quantity from 0 to {MAX_COUNT}")
+    if sum(quantities) != count:
+        raise BadBin(f"quantities add up to {sum(quantities)}, EXPECTED_QUANTITY is {count}")
+    asins = frozenset(asin for asin, item in items.items() if item["quantity"])
+    if any(len(asin) > MAX_PRODUCT_NAME for asin in asins):
+        raise BadBin(f"the key of an item is longer than {MAX_PRODUCT_NAME} characters")
+    return Record(count, asins)
 
 
-def check_image(body: bytes) -> None:
-    """Decode a photograph. Raises BadBin if it is not a complete JPEG of at most MAX_PIXELS pixels."""
-    try:
-        with Image.open(io.BytesIO(body), formats=["JPEG"]) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadBin(f"image of {image.width}x{image.height} pixels is too large")
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadBin(f"image does not decode ({' '.join(str(error).split())[:80]})") from error
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_COUNT  # True is an int, too
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise BadBin("record is JSON that has a key twice in one object")
+    return content

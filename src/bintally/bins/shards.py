@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from bintally.errors import disk_full_as_user_error
+from bintally.errors import UserError, disk_full_as_user_error
 from bintally.files import read_csv, write_csv
 
 SHARD_BYTES = 32 * 2**20
@@ -88,15 +88,22 @@ class ShardReader:
     """Reads members of the shards in a folder by offset; safe to share between threads."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._files = {path.name: os.open(path, os.O_RDONLY) for path in folder.glob("*.tar")}
 
     def image(self, entry: Entry) -> bytes:
         """The bytes of the photograph, unchanged from the source."""
-        return os.pread(self._files[entry.shard], entry.image_size, entry.image_offset)
+        return self._read(entry.shard, entry.image_offset, entry.image_size)
 
     def record(self, entry: Entry) -> bytes:
         """The bytes of the record, unchanged from the source."""
-        return os.pread(self._files[entry.shard], entry.record_size, entry.record_offset)
+        return self._read(entry.shard, entry.record_offset, entry.record_size)
+
+    def _read(self, shard: str, offset: int, size: int) -> bytes:
+        body = os.pread(self._files[shard], size, offset) if shard in self._files else b""
+        if len(body) < size:
+            raise UserError(f"'{self._folder / shard}' is missing or truncated: `dvc checkout --force` restores it")
+        return body
 
     def __del__(self) -> None:
         for descriptor in self._files.values():

@@ -1,6 +1,8 @@
 """The selection of bins from a source, and the check of each one."""
 
 import logging
+import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,17 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from bintally.bins.groups import group_bins
-from bintally.bins.id_list import read_id_list
-from bintally.bins.record import BadBin, Record, check_image, parse_record
+from bintally.bins.id_list import read_id_list, with_lost_zeros
+from bintally.bins.images import BadImage, decode_image
+from bintally.bins.record import BadBin, Record, parse_record
 from bintally.bins.shards import Bin
-from bintally.bins.source import Source, image_key, record_key
+from bintally.bins.source import DENIED, Source, Unread, image_key, record_key
 from bintally.bins.staging import Staging
-from bintally.errors import UserError
+from bintally.errors import UserError, printable
 from bintally.params import Fetch
 from bintally.progress import progress
 
 log = logging.getLogger("bintally.subset")
 BATCH = 2048
+DECODERS = min(8, len(os.sched_getaffinity(0)))
+MAX_REASON = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def select_bins(source: Source, fetch: Fetch, staging: Staging) -> Subset:
     counts: dict[str, int] = {}
     rejected: dict[str, str] = {}
     selected: Counter[int] = Counter()
-    with progress("fetch", goal, "bins") as advance, ThreadPoolExecutor() as pool:
+    with progress("fetch", goal, "bins") as advance, _Decoders() as decoders:
         for start in range(0, len(candidates), BATCH):
             if all(selected[count] >= limit for count in fetch.counts):
                 break
@@ -64,18 +69,22 @@ def select_bins(source: Source, fetch: Fetch, staging: Staging) -> Subset:
                 try:
                     records[bin_id] = record = parse_record(_present(staging.get(record_key(bin_id)), "record"))
                 except BadBin as reason:
-                    rejected[bin_id] = str(reason)
+                    rejected[bin_id] = _short(reason)
                     continue
                 labels[bin_id] = min(record.count, fetch.counts[-1]) if fetch.open_ended else record.count
                 if labels[bin_id] in fetch.counts:
                     usable.append(bin_id)
+            if not records and set(rejected.values()) == {f"record {DENIED.reason}"}:
+                remedy = "check fetch.source, or set fetch.anonymous: false to sign with AWS credentials"
+                records_denied = f"each of {len(rejected)} records, such as {record_key(batch[0])}"
+                raise UserError(f"{fetch.source}: access denied to {records_denied}; {remedy}")
             if not fetch.per_count:  # the goal is then all candidates, those of other counts included
                 advance(len(batch) - len(usable))
             # Repeated while bad images leave room for the next bins of their counts.
             while wanted := _first_with_room(usable, labels, {n: limit - selected[n] for n in fetch.counts}):
                 checks: dict[str, Future[str | None]] = {}
                 for key in staging.fetch(source, map(image_key, wanted)):
-                    checks[key] = pool.submit(_image_defect, staging.get(key))
+                    checks[key] = decoders.check(staging.get(key))
                     advance(1)
                 for bin_id in wanted:
                     if defect := checks[image_key(bin_id)].result():
@@ -86,6 +95,8 @@ def select_bins(source: Source, fetch: Fetch, staging: Staging) -> Subset:
                         counts[bin_id] = labels[bin_id]
                         selected[labels[bin_id]] += 1
                 usable = [bin_id for bin_id in usable if bin_id not in counts and bin_id not in rejected]
+    if fetch.ids:
+        _name_lost_zeros(source, fetch.ids, rejected)
     if not counts:
         reasons = Counter(rejected.values()).most_common(1)
         why = f"most often: {reasons[0][0]}" if reasons else "none has one of the counts"
@@ -105,7 +116,7 @@ def iter_bins(subset: Subset, staging: Staging) -> Iterator[Bin]:
     with progress("write", len(subset.counts), "bins", brief=True) as advance:
         for bin_id in sorted(subset.counts):
             image, record = staging.get(image_key(bin_id)), staging.get(record_key(bin_id))
-            assert image is not None and record is not None
+            assert isinstance(image, bytes) and isinstance(record, bytes)
             yield Bin(bin_id, subset.counts[bin_id], subset.groups[bin_id], image, record)
             advance(1)
 
@@ -120,15 +131,60 @@ def _first_with_room(ids: list[str], labels: dict[str, int], room: dict[int, int
     return first
 
 
-def _present(body: bytes | None, name: str) -> bytes:
-    if body is None:
-        raise BadBin(f"{name} is missing")
+def _name_lost_zeros(source: Source, listed: str, rejected: dict[str, str]) -> None:
+    """Say in the reasons of ids that are missing which id is probably meant."""
+    reasons = ["record is missing", f"record {DENIED.reason}"]
+    missing = [bin_id for bin_id, reason in rejected.items() if reason in reasons and bin_id[0] in "123456789"]
+    if not missing:
+        return
+    try:
+        lost = with_lost_zeros(missing, source.ids())
+    except UserError as error:
+        log.info("ids of %s are missing, and the source does not say which it has: %s", listed, error)
+        return
+    for bin_id, likely in lost.items():
+        rejected[bin_id] += f"; the source has {likely}: a spreadsheet may have removed the zeros"
+    if lost:
+        bin_id, likely = next(iter(lost.items()))
+        log.warning(
+            "%s: %d ids have probably lost their zeros in a spreadsheet, such as %s for %s: save the list as text",
+            *(listed, len(lost), bin_id, likely),
+        )
+
+
+def _present(body: bytes | Unread | None, name: str) -> bytes:
+    if not isinstance(body, bytes):
+        raise BadBin(f"{name} {body.reason if isinstance(body, Unread) else 'is missing'}")
     return body
 
 
-def _image_defect(body: bytes | None) -> str | None:
-    try:
-        check_image(_present(body, "image"))
-    except BadBin as reason:
-        return str(reason)
-    return None
+def _short(reason: Exception) -> str:
+    return printable(str(reason))[:MAX_REASON]
+
+
+class _Decoders:
+    """Threads that decode photographs; few of these wait in memory."""
+
+    def __init__(self) -> None:
+        self._pool, self._room = ThreadPoolExecutor(DECODERS), threading.BoundedSemaphore(4 * DECODERS)
+
+    def __enter__(self) -> "_Decoders":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def check(self, body: bytes | Unread | None) -> "Future[str | None]":
+        """The defect of a photograph, None if it has none, as a future; waits while there are too many."""
+        self._room.acquire()
+        future = self._pool.submit(self._defect, body)
+        future.add_done_callback(lambda _: self._room.release())
+        return future
+
+    @staticmethod
+    def _defect(body: bytes | Unread | None) -> str | None:
+        try:
+            decode_image(_present(body, "image"))
+        except (BadBin, BadImage) as reason:
+            return _short(reason)
+        return None

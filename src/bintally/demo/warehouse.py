@@ -8,7 +8,7 @@ with one item more or fewer than the one before.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from bintally.bins.objects import UNCHANGED, Unread
 from bintally.demo.render import Item, Kind, Photo, Product, Rng, render, to_jpeg
 
 DefectKind = Literal[
@@ -137,11 +138,15 @@ class DemoSource:
         width = max(5, len(str(self._bins)))
         return [f"{number:0{width}}" for number in range(1, self._bins + 1)]
 
-    def read(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
+    def read(
+        self, keys: Sequence[str], known: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[str, bytes | Unread | None]]:
         """Yield (key, bytes), or (key, None) if the object does not exist; images are rendered on all cores.
 
-        Keys are "metadata/<id>.json" and "bin-images/<id>.jpg".
+        Keys are "metadata/<id>.json" and "bin-images/<id>.jpg". What is known is UNCHANGED: it is the same every time.
         """
+        yield from ((key, UNCHANGED) for key in keys if known and key in known)
+        keys = [key for key in keys if not known or key not in known]
         ids = self.ids()
         records = {f"metadata/{id_}.json": number for number, id_ in enumerate(ids, 1)}
         images = {f"bin-images/{id_}.jpg": number for number, id_ in enumerate(ids, 1)}

@@ -35,6 +35,6 @@ class Predictor:
 
     def __call__(self, files: Sequence[bytes]) -> Floats:
         """The same for JPEG or PNG files. Raises UserError if one does not decode."""
-        batches = decoded_batches([partial(bytes, file) for file in files], self.card.image_size, self.batch_size)
+        batches = decoded_batches([partial(self.decode, file) for file in files], self.batch_size)
         no_rows = np.empty((0, len(self.calibration.counts)))
         return np.concatenate([no_rows, *map(self.distributions, batches)])

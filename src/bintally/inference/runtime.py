@@ -4,8 +4,10 @@
 import json
 import logging
 import os
+import stat
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +30,12 @@ Runner = Callable[[torch.Tensor], torch.Tensor]
 
 
 def calibrated_network(network: CountingNetwork, card: ModelCard, calibration: Calibration) -> CalibratedNetwork:
-    """The module that predicts with a calibration."""
+    """The module that predicts with a calibration. Raises UserError if the model has not all of its counts."""
+    if not set(calibration.counts) <= set(card.counts):
+        raise UserError(
+            f"the calibration answers with the counts {calibration.counts}, the model knows {card.counts}: copy all "
+            "files of one model, or `dvc repro`"
+        )
     classes = [card.counts.index(count) for count in calibration.counts]
     return CalibratedNetwork(network, card.mirror, classes, calibration.temperature).eval()
 
@@ -53,7 +60,6 @@ def load_runner(network: CountingNetwork, card: ModelCard, calibration: Calibrat
 
 def onnx_runner(onnx: bytes) -> Runner:
     """A runner by ONNX Runtime on all cores that this process may use."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -103,16 +109,33 @@ def _cached_onnx(model: CalibratedNetwork, card: ModelCard) -> bytes:
     """A model as ONNX, kept in ONNX_CACHE, as the export takes about twenty seconds."""
     settings = f"{torch.__version__} {model.classes.tolist()} {model.temperature} {card}".encode()
     weights = (value.contiguous().numpy().tobytes() for value in model.network.state_dict().values())
-    path = ONNX_CACHE / f"{sha256_hex(settings, source_code('inference', 'model'), *weights)[:32]}.onnx"
-    if path.is_file():
-        return path.read_bytes()
+    key = sha256_hex(settings, source_code("inference", "model"), *weights)[:32]
+    for path in ONNX_CACHE.glob(f"{key}-*.onnx"):
+        if content := _trusted_onnx(path):
+            return content
+        log.info("%s is damaged or not this user's alone, and is made anew", path)
     log.info("exporting the model to ONNX, once; this takes about twenty seconds")
     content = to_onnx(trace(model, card), {})
     try:
-        with atomic_write(path) as temporary:
+        ONNX_CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ONNX_CACHE.chmod(0o700)
+        with atomic_write(ONNX_CACHE / f"{key}-{sha256_hex(content)}.onnx", 0o600) as temporary:
             temporary.write_bytes(content)
         for old in sorted(ONNX_CACHE.glob("*.onnx"), key=lambda file: file.stat().st_mtime)[:-ONNX_CACHE_SIZE]:
             old.unlink(missing_ok=True)
     except (OSError, UserError) as error:
         log.warning("the exported model cannot be kept for the next start: %s", error)
     return content
+
+
+def _trusted_onnx(path: Path) -> bytes | None:
+    """The content of a file that this user alone can write and whose name ends with the content's digest, else None."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                return None
+            content = file.read()
+    except OSError:
+        return None
+    return content if path.stem.endswith(f"-{sha256_hex(content)}") else None

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -12,23 +12,28 @@ from bintally.errors import UserError
 from bintally.files import atomic_write, write_text
 from bintally.model.backbone import Backbone
 from bintally.model.network import CountingNetwork, Head
+from bintally.params import Counts
+
+MAX_IMAGE_SIZE = 1024
+MAX_CARD_BYTES = 1_000_000
+MAX_HEADER_BYTES = 4_000_000  # of the names and shapes of weights; those of the largest backbone are a tenth of it
 
 
 class ModelCard(BaseModel):
     """The structure, input and origin of a model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     backbone: str
     features: str
-    image_size: int = Field(ge=1)
+    image_size: int = Field(ge=1, le=MAX_IMAGE_SIZE)
     """Side of the square input in pixels; resized by squashing, bilinear with antialiasing."""
     mean: list[float]
     std: list[float]
     """Normalisation of the pixels, scale 0–255, RGB."""
     mirror: bool
     """Whether predictions are averaged over an image and its mirror image."""
-    counts: list[int]
+    counts: Counts
     """The count of each class."""
     hidden: int = Field(ge=1)
     ordinal: bool = False
@@ -36,6 +41,8 @@ class ModelCard(BaseModel):
     """The parameters of the training."""
     data: str
     """SHA-256 of the encoded images and the split."""
+    trained_on: str | None = None
+    """SHA-256 of ``trained_on.bin``, which lists what it was trained on; None: of an older model, without that file."""
     validation: dict[str, float]
     """Loss and accuracy of the best epoch."""
 
@@ -49,26 +56,51 @@ def save_model(folder: Path, network: CountingNetwork, card: ModelCard) -> None:
     write_text(folder / "card.json", card.model_dump_json(indent=2) + "\n")
 
 
+def load_card(folder: Path) -> ModelCard:
+    """Read a model's card. Raises UserError if it is missing or damaged."""
+    try:
+        with (folder / "card.json").open("rb") as file:
+            return ModelCard.model_validate_json(file.read(MAX_CARD_BYTES))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _incomplete(folder, f"card.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except OSError as error:
+        raise _incomplete(folder, error) from error
+
+
 def load_model(folder: Path) -> tuple[CountingNetwork, ModelCard]:
     """Read a model in evaluation mode; no code in its files is run.
 
     Raises UserError if it is incomplete or damaged, has weights that are not finite, or does not match its card.
     """
+    card = load_card(folder)
+    weights = folder / "model.safetensors"
     try:
-        card = ModelCard.model_validate_json((folder / "card.json").read_text(encoding="utf-8"))
-        state = load_file(folder / "model.safetensors")
+        with weights.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > MAX_HEADER_BYTES:
+            raise ValueError(f"{weights} begins with a header of {header:,} bytes, more than {MAX_HEADER_BYTES:,}")
+        state = load_file(weights)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} has no complete model: {' '.join(str(error).split())[:200]}") from error
+        raise _incomplete(folder, error) from error
+    # Before the network is made, which takes as much memory as the card says.
+    if "head.0.bias" not in state or state["head.0.bias"].shape != (card.hidden,):
+        raise UserError(f"{folder}: the weights do not fit the card: they have no hidden layer of {card.hidden} units")
     backbone = Backbone(card.backbone, card.image_size, card.features)
     network = CountingNetwork(backbone, Head(backbone.width, card.hidden, len(card.counts), card.ordinal, seed=0))
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"{folder}: the weights do not fit the card: {str(error).splitlines()[-1].strip()}") from error
-    for name, values in state.items():
+    for name, values in network.state_dict().items():
         if not values.isfinite().all():
             raise UserError(f"{folder}: the weights of {name} are not all finite; train it again")
     for name, ours, theirs in (("mean", card.mean, backbone.mean), ("std", card.std, backbone.std)):
         if not torch.equal(torch.tensor(ours), theirs.flatten()):
             raise UserError(f"{folder}: the card's {name} is {ours}, the network's is {theirs.flatten().tolist()}")
     return network.eval(), card
+
+
+def _incomplete(folder: Path, reason: object) -> UserError:
+    why = " ".join(str(reason).split())[:200]
+    return UserError(f"{folder} has no complete model: {why}; `dvc repro` writes one, `bintally pull` fetches it")

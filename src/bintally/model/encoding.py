@@ -21,7 +21,6 @@ from bintally.errors import disk_full_as_user_error
 from bintally.files import atomic_write, write_text
 from bintally.model.backbone import Backbone
 from bintally.model.encoded import Encoding, Kind
-from bintally.model.images import decode
 from bintally.model.views import stack_views
 from bintally.progress import progress
 
@@ -34,7 +33,7 @@ log = logging.getLogger("bintally")
 
 def encode(
     folder: Path,
-    images: Sequence[Callable[[], bytes]],
+    images: Sequence[Callable[[], torch.Tensor]],
     backbone: Backbone,
     image_size: int,
     trainable: str | int,
@@ -48,7 +47,7 @@ def encode(
     An interrupted encoding is resumed from ``scratch`` under the same ``key``, weights and kind of device.
 
     Args:
-        images: functions that read the file of each image.
+        images: functions that decode each image, uint8 (3, image_size, image_size); called in threads.
         trainable: `model.trainable`.
         mirror: encode mirror images as well.
         key: hash of the images and of all else that the array depends on.
@@ -77,7 +76,7 @@ def encode(
     shape = (len(images), *example.shape[1:])
     array = _ResumableArray(scratch / resume_key, shape, example.dtype, BATCH[device.type])
     with disk_full_as_user_error(scratch), progress("encode", len(images) - array.rows, "images") as advance:
-        for pixels in decoded_batches(images[array.rows :], image_size, BATCH[device.type]):
+        for pixels in decoded_batches(images[array.rows :], BATCH[device.type]):
             array.append(rows(pixels))
             advance(len(pixels))
     digest.update(array.finish(folder / "array.npy"))
@@ -130,13 +129,13 @@ class _ResumableArray:
         return digest
 
 
-def decoded_batches(images: Sequence[Callable[[], bytes]], size: int, batch: int) -> Iterator[torch.Tensor]:
-    """Decode images in threads, one batch ahead of the caller, and yield batches, uint8 (n, 3, size, size)."""
+def decoded_batches(images: Sequence[Callable[[], torch.Tensor]], batch: int) -> Iterator[torch.Tensor]:
+    """Call functions that decode an image in threads, one batch ahead of the caller, and yield stacked batches."""
     # One thread per image: more would compete with the network's for the cores.
     with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting: list[Future[torch.Tensor]] = []
         for start in range(0, len(images) + batch, batch):  # one step more, for the last batch
-            following = [pool.submit(lambda read: decode(read(), size), read) for read in images[start : start + batch]]
+            following = [pool.submit(decode) for decode in images[start : start + batch]]
             if waiting:
                 yield torch.stack([future.result() for future in waiting])
             waiting = following

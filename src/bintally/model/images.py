@@ -1,49 +1,29 @@
 """Decode photographs to the pixels that the network takes, the same way for training and serving."""
 
-import io
-
+import numpy as np
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import resize
 
-from bintally.bins.record import MAX_PIXELS
-from bintally.errors import UserError
-
-MAX_SCANS = 64  # of a progressive JPEG, each as slow to decode as the whole image; cameras write about ten
-START_OF_SCAN = b"\xff\xda"
+from bintally.bins.images import decode_fetched, decode_image
+from bintally.bins.shards import Entry, ShardReader
 
 
 def decode(body: bytes, size: int) -> torch.Tensor:
-    """Decode a JPEG or PNG file, apply its EXIF orientation, and squash it to a square, bilinear with antialiasing.
+    """Decode a JPEG or PNG file as :func:`bintally.bins.images.decode_image` does, and squash it to a square.
 
-    Returns uint8 (3, size, size), RGB. Raises UserError if it does not decode or, before decoding, if it is too large.
+    Returns uint8 (3, size, size), RGB. Raises BadImage, a UserError, if it does not decode.
     """
-    _check_size(body)
-    try:
-        encoded = torch.frombuffer(bytearray(body), dtype=torch.uint8)
-        pixels = decode_image(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-    except (RuntimeError, ValueError) as error:
-        raise _error(body, error) from error
-    if pixels.dtype == torch.uint16:
-        pixels = (pixels.int() >> 8).to(torch.uint8)
+    return squash(decode_image(body), size)
+
+
+def decode_bin(reader: ShardReader, entry: Entry, size: int) -> torch.Tensor:
+    """:func:`decode` for a fetched bin. Raises UserError with its id if its shard is damaged."""
+    return squash(decode_fetched(reader.image(entry), entry.id), size)
+
+
+def squash(image: Image.Image, size: int) -> torch.Tensor:
+    """Resize an RGB image to a square, bilinear with antialiasing: uint8 (3, size, size)."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     squashed: torch.Tensor = resize(pixels, [size, size], antialias=True)
     return squashed
-
-
-def _check_size(body: bytes) -> None:
-    try:
-        with Image.open(io.BytesIO(body), formats=["JPEG", "PNG"]) as image:
-            width, height = image.size
-    except Image.DecompressionBombError as error:
-        raise UserError(f"an image of more than {MAX_PIXELS:,} pixels is too large; make it smaller") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _error(body, "it is neither JPEG nor PNG") from error
-    if width * height > MAX_PIXELS:
-        raise UserError(f"an image of {width} x {height} pixels is too large; at most {MAX_PIXELS:,} are allowed")
-    if body.count(START_OF_SCAN) > MAX_SCANS:
-        raise UserError(f"a JPEG of more than {MAX_SCANS} scans is not decoded; save it as a baseline JPEG")
-
-
-def _error(body: bytes, reason: object) -> UserError:
-    return UserError(f"an image of {len(body)} bytes does not decode: {str(reason).splitlines()[0]}")

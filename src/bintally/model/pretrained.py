@@ -10,10 +10,12 @@ from urllib.parse import urlsplit
 
 import torch
 
-from bintally.errors import UserError
+from bintally.errors import UserError, disk_full_as_user_error
+from bintally.files import check_writable
 from bintally.model.backbone import LITE, Backbone
 
 DOWNLOAD_TIMEOUT_S = 30.0
+TORCHVISION = "download.pytorch.org"
 
 
 def load_weights(backbone: Backbone, weights: str) -> None:
@@ -48,15 +50,17 @@ def load_weights(backbone: Backbone, weights: str) -> None:
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise UserError(f"model.weights: '{path}' is not DEFAULT, none, a URL or an existing file")
     try:
+        if not path.is_file():
+            raise UserError(f"model.weights: '{path}' is not DEFAULT, none, a URL or an existing file")
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             state: object = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise UserError(f"model.weights: '{path}' is not a file of weights alone: {reason}") from error
@@ -68,14 +72,14 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 def _download(url: str) -> dict[str, torch.Tensor]:
     """The state dict at ``url``, cached in torch's hub folder under a digest of the URL; broken files are removed."""
     name = Path(urlsplit(url).path).name
-    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
-    digest = re.search(r"-([0-9a-f]{8,})\.", name)  # torchvision's names contain the first digits of the SHA-256
+    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name[-100:]}"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path)
         timeout_before = socket.getdefaulttimeout()
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
         try:
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest[1] if digest else None)
+            with disk_full_as_user_error(path):
+                torch.hub.download_url_to_file(url, str(path), hash_prefix=digest_in(url))
         except (OSError, RuntimeError, ValueError, HTTPException) as error:
             raise UserError(
                 f"model.weights: could not download {url} ({error}); check the network, "
@@ -88,3 +92,9 @@ def _download(url: str) -> dict[str, torch.Tensor]:
     except UserError as error:
         path.unlink(missing_ok=True)
         raise UserError(str(error).replace(str(path), url)) from error
+
+
+def digest_in(url: str) -> str | None:
+    """The first digits of the SHA-256 of a file of torchvision's, which its name has; other names may have a date."""
+    found = re.search(r"-([0-9a-f]{8,})\.\w+$", urlsplit(url).path)
+    return found[1] if found and urlsplit(url).hostname == TORCHVISION else None

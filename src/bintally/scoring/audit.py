@@ -8,18 +8,26 @@ from numpy.typing import NDArray
 
 from bintally.scoring.metrics import Counts, Floats
 
-OFFSETS = (-2, -1, 1, 2)  # of a wrong record from the true count, all equally likely
+OFFSETS = (-2, -1, 1, 2)  # of most wrong records from the true count, all equally likely
+TAIL = 0.1  # each item further off is this much as likely as the one before
+MAX_EXPONENT = 300
 ERROR_KINDS = ("one_off", "two_off", "left_out")
 RECOUNT_SHARES = (0.05, 0.1, 0.2)
 DECIMALS = 9  # of probabilities that are ranked: further ones depend on the CPU
 
 
 def error_model(counts: Sequence[int]) -> Floats:
-    """The probability of each wrong record (column) given the true count (row): (counts, counts)."""
-    offsets = np.subtract.outer(counts, counts)
-    possible = np.isin(offsets, OFFSETS).astype(np.float64)
-    isolated = possible.sum(1) == 0
-    possible[isolated] = offsets[isolated] != 0  # no count is one or two off: all others are equally likely
+    """The probability of each wrong record (column) given the true count (row): (counts, counts).
+
+    Those one or two off (OFFSETS) are equally likely, each further one TAIL times as likely as one an item nearer: no
+    error is impossible. Where no count is one or two off, this goes for the nearest and those further off.
+    """
+    distances = np.abs(np.subtract.outer(counts, counts)).astype(np.float64)
+    is_wrong = distances > 0
+    beyond = np.clip(distances - max(OFFSETS), 0, None)
+    nearest = np.where(is_wrong, beyond, beyond.max()).min(1, keepdims=True)
+    # The exponent is bounded, so that no probability becomes 0 by underflow.
+    possible = np.where(is_wrong, TAIL ** np.clip(beyond - nearest, 0, MAX_EXPONENT), 0)
     return np.asarray(possible / possible.sum(1, keepdims=True).clip(1))
 
 
@@ -35,7 +43,9 @@ def error_probability(probabilities: Floats, counts: Sequence[int], records: Cou
     column = np.searchsorted(counts, records)
     right = probabilities[np.arange(len(column)), column] * (1 - share)
     wrong = (probabilities * error_model(counts)[:, column].T).sum(1) * share
-    return np.asarray(np.round(wrong / (right + wrong), DECIMALS))
+    # A record that is impossible, right or wrong, beside this photograph is wrong.
+    share_wrong = np.divide(wrong, right + wrong, out=np.ones(len(column)), where=right + wrong > 0)
+    return np.asarray(share_wrong.round(DECIMALS))
 
 
 def rank_records(
@@ -59,7 +69,7 @@ def inject_errors(
     share: float,
     random: np.random.Generator,
 ) -> tuple[Counts, list[str]]:
-    """Replace a share of the records, (n,) each one of ``counts``, by wrong ones.
+    """Replace a share of the records, (n,) each one of ``counts``, by wrong ones: at least one, and not all.
 
     Half of these leave out one of the bin's products, where it has several (``quantities``: of each product in each
     bin) and the rest is one of ``counts``; the others are one or two off.
@@ -67,7 +77,8 @@ def inject_errors(
     Returns (n,) records, and the kind of each one's error: one of ERROR_KINDS, or "".
     """
     changed, kinds = records.copy(), [""] * len(records)
-    for row in random.choice(len(records), max(1, round(share * len(records))), replace=False):
+    number = min(max(1, round(share * len(records))), len(records) - 1)
+    for row in random.choice(len(records), number, replace=False):
         truth = int(records[row])
         remainders = [truth - quantity for quantity in quantities[row] if truth - quantity in counts]
         near = [truth + offset for offset in OFFSETS if truth + offset in counts]

@@ -7,29 +7,31 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bintally.errors import UserError
 from bintally.files import write_text
+from bintally.hashing import file_digest, sha256_hex
 from bintally.scoring.decoding import DECODINGS, Decoding, decode_counts
 
 Floats = NDArray[np.float64]
 TEMPERATURES = (0.05, 20.0)
 TEMPERATURE_DIGITS = 5
 THRESHOLD_STEP = 1e-6
+MAX_BYTES = 1_000_000  # of a file
 MARGIN = 1e-9  # of a threshold to the probabilities it was fitted on: their last digits depend on the CPU
 
 
 class Calibration(BaseModel):
     """How a model's distribution is turned into answers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    counts: list[int]
+    counts: list[int] = Field(min_length=1)
     """The counts to answer with, ascending: the model's classes, or some of them."""
     open_ended: bool
     """Whether the last count stands for itself and all above it."""
-    temperature: float = Field(gt=0)
+    temperature: float = Field(ge=TEMPERATURES[0], le=TEMPERATURES[1])
     """Divisor of the log-probabilities."""
     rmse_decoding: Decoding
     """The decoding rule with the least squared error."""
@@ -43,6 +45,20 @@ class Calibration(BaseModel):
     """An answer with less probability than this is marked unsure; None: every answer is."""
     record_error_rate: float = Field(gt=0, lt=1)
     """Fraction of records assumed to be wrong before their photographs are seen."""
+
+    @field_validator("counts")
+    @classmethod
+    def _ascending(cls, counts: list[int]) -> list[int]:
+        if counts != sorted(set(counts)):
+            raise ValueError(f"{counts} do not ascend")
+        return counts
+
+
+class _SavedCalibration(Calibration):
+    """The content of ``calibration.json``."""
+
+    model: str
+    """SHA-256 of the model that it was fitted for: weights and card."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +87,37 @@ def predict_counts(probabilities: Floats, calibration: Calibration) -> CountPred
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:
-    """Write ``calibration.json``."""
-    write_text(folder / "calibration.json", calibration.model_dump_json(indent=2) + "\n")
+    """Write ``calibration.json`` beside the model that it was fitted for."""
+    saved = _SavedCalibration(**calibration.model_dump(), model=_model_digest(folder))
+    write_text(folder / "calibration.json", saved.model_dump_json(indent=2) + "\n")
 
 
-def load_calibration(folder: Path) -> Calibration:
-    """Read ``calibration.json``. Raises UserError if it is missing or damaged."""
+def load_calibration(folder: Path, beside_model: bool = True) -> Calibration:
+    """Read ``calibration.json``.
+
+    Args:
+        beside_model: check that it was fitted for the model in the folder; not for stages that do without the model.
+
+    Raises UserError if it is missing, damaged or another model's.
+    """
     try:
-        return Calibration.model_validate_json((folder / "calibration.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no calibration: {' '.join(str(error).split())[:200]}; `dvc repro`") from error
+        with (folder / "calibration.json").open("rb") as file:
+            saved = _SavedCalibration.model_validate_json(file.read(MAX_BYTES))
+        digest = _model_digest(folder) if beside_model else saved.model
+    except (OSError, ValidationError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        raise UserError(f"{folder} holds no calibration: {reason[:200]}; `dvc repro` writes it") from error
+    if digest != saved.model:
+        raise UserError(
+            f"{folder}: calibration.json was fitted for another model than model.safetensors and card.json beside it; "
+            "copy all files of one model, or `dvc repro`"
+        )
+    return Calibration(**saved.model_dump(exclude={"model"}))
+
+
+def _model_digest(folder: Path) -> str:
+    return sha256_hex(*(file_digest(folder / name) for name in ("model.safetensors", "card.json")))
 
 
 def calibrated(

@@ -1,6 +1,5 @@
 """Figures of the bins: counts, split, photographs, products and errors."""
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -108,16 +107,17 @@ def measures_figure(weights: Floats, sides: Floats) -> Figure:
         right, {"shortest side": (shortest, GREY), "middle": (middle, BLUE), "longest": (longest, ORANGE)}
     )
     right.set(xlabel="inches", ylabel="products")
-    right.legend(frameon=False)
+    if right.get_legend_handles_labels()[0]:
+        right.legend(frameon=False)
     return figure
 
 
-def photographs_figure(images: Sequence[bytes], titles: Sequence[str], grid_columns: int) -> Figure:
+def photographs_figure(images: Sequence[Image.Image], titles: Sequence[str], grid_columns: int) -> Figure:
     """Photographs in a grid, each under its title."""
     return _grid([_thumbnail(image) for image in images], titles, grid_columns)
 
 
-def same_bin_figure(pairs: Sequence[tuple[bytes, bytes]], counts: Counts) -> Figure:
+def same_bin_figure(pairs: Sequence[tuple[Image.Image, Image.Image]], counts: Counts) -> Figure:
     """Pairs of photographs of the same bin side by side, each under the counts of their records, (pairs, 2)."""
     gap = np.full((THUMBNAIL[1], 8, 3), 255, np.uint8)
     images = [np.hstack([_thumbnail(first), gap, _thumbnail(second)]) for first, second in pairs]
@@ -185,10 +185,9 @@ def _logarithmic_histogram(axes: Axes, series: Mapping[str, tuple[Floats, str]])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def _thumbnail(image: bytes) -> Pixels:
+def _thumbnail(image: Image.Image) -> Pixels:
     """The whole photograph in its proportions on white, RGB (height, width, 3) of THUMBNAIL."""
-    with Image.open(io.BytesIO(image)) as opened:
-        return np.asarray(ImageOps.pad(opened.convert("RGB"), THUMBNAIL, color="white"))
+    return np.asarray(ImageOps.pad(image, THUMBNAIL, color="white"))
 
 
 def _grid(images: Sequence[Pixels], titles: Sequence[str], grid_columns: int) -> Figure:

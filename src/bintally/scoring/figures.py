@@ -4,8 +4,7 @@ Importing this module resets matplotlib to its defaults: a person's matplotlibrc
 of a figure.
 """
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +29,11 @@ def save(figure: Figure, path: Path, dpi: int = 120, bbox_inches: str | None = N
     """Write a figure as PNG; equal figures give equal bytes."""
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi, bbox_inches=bbox_inches, metadata={"Software": None})
+
+
+def source_name(source: str) -> str:
+    """`fetch.source` for a title, where matplotlib takes what is between two dollar signs for a formula."""
+    return "demo bins, rendered" if source == "demo" else source.replace("$", r"\$")
 
 
 def confusion_figure(table: Counts, counts: Sequence[int], title: str) -> Figure:
@@ -93,20 +97,19 @@ def audit_figure(curves: Mapping[str, Floats], expected: Floats, title: str) -> 
 
 
 def examples_figure(
-    images: Sequence[bytes], records: Sequence[int], probabilities: Floats, counts: Sequence[int], title: str
+    images: Iterable[Image.Image], records: Sequence[int], probabilities: Floats, counts: Sequence[int], title: str
 ) -> Figure:
     """Photographs, each with its record and the distribution predicted for it."""
     columns = 4
-    rows = -(-len(images) // columns)
+    rows = -(-len(records) // columns)
     figure = Figure(figsize=(2.6 * columns, 2.8 * rows + 0.4), layout="constrained")
     cells = figure.subplots(2 * rows, columns, height_ratios=[3, 1] * rows, squeeze=False)
     for axes in cells.flat:
         axes.set_axis_off()
-    for place, (body, record, distribution) in enumerate(zip(images, records, probabilities, strict=True)):
+    for place, (image, record, distribution) in enumerate(zip(images, records, probabilities, strict=True)):
         row, column = divmod(place, columns)
         photograph, bars = cells[2 * row, column], cells[2 * row + 1, column]
-        with Image.open(io.BytesIO(body)) as image:
-            photograph.imshow(image.convert("RGB").resize((320, 240)))
+        photograph.imshow(image.resize((320, 240)))
         answer = counts[int(distribution.argmax())]
         colour = "black" if answer == record else RED
         photograph.set_title(f"record {record}, model {answer}", fontsize=10, color=colour)

@@ -1,6 +1,5 @@
 """Selections of bins to look at: pairs, examples of each count, the most blurred, the most doubtful."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,15 +31,14 @@ def examples(counts: Counts, number: int, seed: int) -> Counts:
     return np.concatenate([rows[random_rows(len(rows), number, seed)] for rows in by_count])
 
 
-def sharpness(image: bytes) -> float:
+def sharpness(image: Image.Image) -> float:
     """The variance of the Laplacian of a photograph, in grey from 0 to 255; low where it is blurred.
 
     Pech-Pacheco et al. 2000, "Diatom autofocusing in brightfield microscopy: a comparative study". The photograph is
     resized to a width of SHARPNESS_WIDTH pixels, as the measure depends on the size of objects in pixels.
     """
-    with Image.open(io.BytesIO(image)) as opened:
-        height = max(1, round(SHARPNESS_WIDTH * opened.height / opened.width))
-        grey = opened.convert("L").resize((SHARPNESS_WIDTH, height), Image.Resampling.BOX)
+    height = max(1, round(SHARPNESS_WIDTH * image.height / image.width))
+    grey = image.convert("L").resize((SHARPNESS_WIDTH, height), Image.Resampling.BOX)
     return float(laplace(np.asarray(grey, np.float64)).var())
 
 

@@ -1,7 +1,7 @@
 """A bounded queue that decodes images in parallel and runs them in batches.
 
-A request takes a slot before its body is read and releases it with its response, so the number of slots bounds memory
-and waiting time. All state belongs to the thread of the event loop.
+A request takes a slot once its body is there and releases it with its response, so the number of slots bounds memory
+and waiting time. All state belongs to the thread of the event loop, but for the time that decoding takes.
 """
 
 import asyncio
@@ -19,8 +19,9 @@ import torch
 from bintally.serving.metrics import ServerMetrics
 
 R = TypeVar("R")
+T = TypeVar("T")
 
-RATE_SMOOTHING = 0.2  # weight of the last batch in the moving average
+RATE_SMOOTHING = 0.2  # weight of the last batch, or image decoded, in the moving average
 
 
 class QueueFull(Exception):
@@ -55,18 +56,32 @@ class Batcher(Generic[R]):
         rate: float,
         metrics: ServerMetrics,
     ) -> None:
-        self.rate, self.slots, self.taken, self.running = rate, slots, 0, 0
+        self.slots, self.taken, self.running = slots, 0, 0
         self._decode, self._run, self._metrics = decode, run, metrics
         self._batch_size, self._wait_s, self._timeout_s = batch_size, wait_s, timeout_s
+        self._batch_rate, self._decode_s, self._threads = rate, 0.0, len(os.sched_getaffinity(0))
         # One thread per image: nested thread teams would compete with the network for the cores.
-        self._decoders = ThreadPoolExecutor(
-            len(os.sched_getaffinity(0)), "decode", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self._decoders = ThreadPoolExecutor(self._threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
         self._worker = ThreadPoolExecutor(1, "inference")
         self._decoding = 0
         self._decoded: deque[tuple[asyncio.Future[R], torch.Tensor]] = deque()
         self._rate_since = 0.0
         self._batch_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def rate(self) -> float:
+        """Images per second: of decoding or of the network, whichever is slower."""
+        return min(self._batch_rate, self._threads / max(self._decode_s, 1e-6))
+
+    def require_room(self, images: int = 1) -> None:
+        """Raise QueueFull if so many more images have no slots, or would wait too long."""
+        wanted, rate = self.taken + images, self.rate
+        if wanted > self.slots or (self.taken and wanted > rate * self._timeout_s):
+            raise QueueFull(self.taken / rate)
+
+    async def in_decoder(self, work: Callable[..., T], *arguments: object) -> T:
+        """What a function returns in a thread that decodes."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
 
     def slot(self) -> "QueueSlot":
         """A slot for one image, released at the end of a ``with`` block. Raises QueueFull."""
@@ -74,11 +89,10 @@ class Batcher(Generic[R]):
 
     async def predict(self, image: bytes) -> R:
         """The result for an image; cancelling drops it. Raises what ``decode`` and ``run`` raise."""
-        loop = asyncio.get_running_loop()
-        result: asyncio.Future[R] = loop.create_future()
+        result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._decoding += 1
         try:
-            self._decoded.append((result, await loop.run_in_executor(self._decoders, self._decode_image, image)))
+            self._decoded.append((result, await self.in_decoder(self._decode_image, image)))
         finally:
             self._decoding -= 1
             self._start_batches(may_wait=True)
@@ -89,8 +103,12 @@ class Batcher(Generic[R]):
         self._worker.shutdown(cancel_futures=True)
 
     def _decode_image(self, image: bytes) -> torch.Tensor:
-        with self._metrics.decode.time():
-            return self._decode(image)
+        start = time.monotonic()
+        try:
+            with self._metrics.decode.time():
+                return self._decode(image)
+        finally:  # two threads at once lose one of their times: no harm
+            self._decode_s += RATE_SMOOTHING * (time.monotonic() - start - self._decode_s)
 
     def _run_batch(self, pixels: Sequence[torch.Tensor]) -> Sequence[R]:
         with self._metrics.inference.time():
@@ -129,7 +147,7 @@ class Batcher(Generic[R]):
     def _on_batch_done(self, results: Sequence[asyncio.Future[R]], running: asyncio.Future[Sequence[R]]) -> None:
         self.running -= 1
         now = time.monotonic()
-        self.rate += RATE_SMOOTHING * (len(results) / max(now - self._rate_since, 1e-6) - self.rate)
+        self._batch_rate += RATE_SMOOTHING * (len(results) / max(now - self._rate_since, 1e-6) - self._batch_rate)
         self._rate_since = now
         self._start_batches(may_wait=True)  # before setting results, so that the worker is busy meanwhile
         self._metrics.batches.observe(len(results))
@@ -155,11 +173,8 @@ class QueueSlot:
 
     def take(self, slots: int) -> None:
         """Take more slots. Raises QueueFull."""
-        batcher = self._batcher
-        wanted = batcher.taken + slots
-        if wanted > batcher.slots or (batcher.taken and wanted > batcher.rate * batcher._timeout_s):
-            raise QueueFull(batcher.taken / batcher.rate)
-        batcher.taken = wanted
+        self._batcher.require_room(slots)
+        self._batcher.taken += slots
         self._held += slots
 
     def __enter__(self) -> "QueueSlot":

@@ -1,7 +1,7 @@
 """Parsing of request bodies: an image file, JSON with Base64, or a multipart form."""
 
-import base64
 import binascii
+import re
 from dataclasses import dataclass
 from threading import Event
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import FormParser, parse_options_header
 
-from bintally.errors import UserError
+from bintally.errors import UserError, printable
 
 MAX_IMAGES = 64
 MAX_RECORD = 999_999_999
@@ -18,13 +18,21 @@ RAW = ("image/*", "application/x-image", "application/octet-stream")
 JSON, FORM = "application/json", "multipart/form-data"
 QUOTED = 40  # maximum characters of an offending value in a message
 
+# MAX_IMAGES images need fewer of each. Parsing JSON of a million keys would stop every other thread for seconds.
+STRUCTURE, MAX_STRUCTURE = {"quotation marks": b'"', "commas": b",", "braces": b"{", "brackets": b"["}, 16 * MAX_IMAGES
+UTF8_MARK = b"\xef\xbb\xbf"
+URL_SAFE = bytes.maketrans(b"-_", b"+/")
+NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/_=\s-]")
+
 Record = Annotated[int, Field(ge=0, le=MAX_RECORD, strict=True, description="number of items in the record")]
 
 
 class EncodedImage(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    data: str = Field(description="a JPEG or PNG file in Base64", json_schema_extra={"format": "byte"})
+    data: str = Field(
+        description="a JPEG or PNG file in Base64, or as a data URL", json_schema_extra={"format": "byte"}
+    )
     expected: Record | None = None
 
 
@@ -87,27 +95,48 @@ def parse(body: bytes, content_type: str, expected: int | None) -> list[Upload]:
 
 
 def _parse_json(body: bytes, expected: int | None) -> list[Upload]:
+    for name, character in STRUCTURE.items():
+        if (number := body.count(character)) > MAX_STRUCTURE:
+            raise UserError(
+                f"the JSON has {number:,} {name}; {MAX_IMAGES} images, each with data and expected, need fewer than "
+                f"{MAX_STRUCTURE:,}; see /openapi.json"
+            )
     try:
-        images = Images.model_validate_json(body).images
+        images = Images.model_validate_json(body.removeprefix(UTF8_MARK)).images
     except ValidationError as error:
         raise UserError(f"the JSON is malformed: {_first_error(error)}; see /openapi.json") from error
     uploads = []
     for number, image in enumerate(images, 1):
         try:
-            data = base64.b64decode(image.data, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise UserError(
-                f"image {number} of {len(images)}: its data of {len(image.data)} characters is not Base64; encode "
-                "the file with the standard alphabet and padding"
-            ) from error
+            data = decode_base64(image.data)
+        except UserError as error:
+            raise UserError(f"image {number} of {len(images)}: {error}") from error
         uploads.append(Upload(data, expected if image.expected is None else image.expected))
     return uploads
+
+
+def decode_base64(text: str) -> bytes:
+    """The bytes of Base64 in the standard or the URL-safe alphabet, padded or not, in lines or not, or in a data URL.
+
+    Raises UserError with what is wrong.
+    """
+    head, comma, data = text.partition(",") if text[:5].lower() == "data:" else ("", "", text)
+    if head and not (comma and head.lower().endswith(";base64")):
+        raise UserError(
+            f"its data is the data URL {head[:QUOTED]!r} without Base64; it must begin as data:image/jpeg;base64,"
+        )
+    encoded = data.encode("ascii", "replace").translate(URL_SAFE, b" \t\r\n")
+    try:
+        return binascii.a2b_base64(encoded + b"=" * (-len(encoded) % 4), strict_mode=True)
+    except binascii.Error as error:
+        wrong = NOT_BASE64.search(data)
+        reason = f"character {wrong.start() + 1} is {wrong[0]!r}" if wrong else str(error)
+        raise UserError(f"its data of {len(data)} characters is not Base64: {reason}; encode the file anew") from error
 
 
 def _parse_form(body: bytes, content_type: str, expected: int | None) -> list[Upload]:
     files: list[bytes] = []
     records: list[str] = []
-    unknown: list[str] = []
     complete = Event()
 
     def add_part(name: bytes | None, content: bytes) -> None:
@@ -116,7 +145,10 @@ def _parse_form(body: bytes, content_type: str, expected: int | None) -> list[Up
         elif name == b"expected":
             records.append(content.decode("utf-8", "replace"))
         else:
-            unknown.append((name or b"").decode("utf-8", "replace")[:QUOTED])
+            quoted = (name or b"").decode("utf-8", "replace")[:QUOTED]
+            raise UserError(f"the form has a part named {quoted!r}; name parts 'images' and 'expected'")
+        if max(len(files), len(records)) > MAX_IMAGES:  # at once, as parsing more costs seconds
+            raise UserError(f"the form has more than {MAX_IMAGES} parts named {name.decode()!r}; send fewer")
 
     def add_file(file: Any) -> None:
         file.file_object.seek(0)
@@ -140,10 +172,8 @@ def _parse_form(body: bytes, content_type: str, expected: int | None) -> list[Up
         raise UserError(f"the form of {len(body)} bytes cannot be read: {str(error)[: QUOTED * 3]}") from error
     if not complete.is_set():
         raise UserError(f"the form of {len(body)} bytes is incomplete: its last boundary is missing")
-    if unknown:
-        raise UserError(f"the form has a part named {unknown[0]!r}; name parts 'images' and 'expected'")
-    if not 0 < len(files) <= MAX_IMAGES:
-        raise UserError(f"the form has {len(files)} images; send 1 to {MAX_IMAGES} as parts named 'images'")
+    if not files:
+        raise UserError(f"the form has no images; send 1 to {MAX_IMAGES} as parts named 'images'")
     if records and len(records) != len(files):
         raise UserError(
             f"the form has {len(files)} images and {len(records)} records; send one record per image, or none"
@@ -161,4 +191,4 @@ def _first_error(error: ValidationError) -> str:
     """Location and message of the first error, without the value that was sent."""
     details = error.errors(include_url=False, include_input=False, include_context=False)[0]
     location = ".".join(str(part)[:QUOTED] for part in details["loc"])
-    return f"{location}: {details['msg']}" if location else details["msg"]
+    return printable(f"{location}: {details['msg']}" if location else details["msg"])

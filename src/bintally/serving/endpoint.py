@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Annotated, NotRequired
 
@@ -23,9 +23,9 @@ from bintally.scoring.audit import error_probability
 from bintally.scoring.calibration import Calibration, predict_counts
 from bintally.serving import bodies
 from bintally.serving.batching import Batcher, QueueFull
+from bintally.serving.incoming import Incoming
 from bintally.serving.metrics import ServerMetrics
 
-BODY_TIMEOUT_S = 10.0
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that closed the connection, in the metrics only
 
 Count = Annotated[int, Field(ge=0)]
@@ -133,10 +133,15 @@ def check_record(prediction: Prediction, expected: int, calibration: Calibration
 
 
 class Endpoint:
-    """The state behind the routes; its model is loaded after the server is up."""
+    """The state behind the routes; its model is loaded after the server is up.
 
-    def __init__(self, limits: Limits, token: str | None) -> None:
-        self.limits, self.token = limits, token
+    Args:
+        names: ``host:port`` that requests must be sent to, and pages that send them come from; empty: any.
+    """
+
+    def __init__(self, limits: Limits, token: str | None, names: Set[str] = frozenset()) -> None:
+        self.limits, self.token, self.names = limits, token, names
+        self.incoming = Incoming(limits.body_bytes)
         self.metrics = ServerMetrics()
         self.model: LoadedModel | None = None
         self.draining = False
@@ -152,8 +157,9 @@ class Endpoint:
 
     def authorise(self, request: Request) -> None:
         """Raise HTTPException 401 if a token is set and the request lacks it."""
-        header = request.headers.get("authorization", "").encode()
-        if self.token and not hmac.compare_digest(header, f"Bearer {self.token}".encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        right = hmac.compare_digest(given.strip().encode(), (self.token or "").encode())
+        if self.token and not (right and scheme.lower() == "bearer"):
             raise HTTPException(401, "send the header 'Authorization: Bearer TOKEN'", {"www-authenticate": "Bearer"})
 
     async def invocations(self, request: Request) -> Response:
@@ -167,20 +173,22 @@ class Endpoint:
             raise HTTPException(
                 415, f"the Content-Type is {quoted!r}; send image/jpeg, image/png, {bodies.JSON} or {bodies.FORM}"
             )
+        _require_plain(request)
         single = kind == bodies.RAW[0]
         try:
             expected = _expected(request)
-            with model.batcher.slot() as slot:
-                body = await self._read_body(request)
-                if single:
-                    uploads = [bodies.Upload(body, expected)]
-                else:
-                    uploads = await asyncio.to_thread(bodies.parse, body, content_type, expected)
-                    if len(uploads) > self.limits.images:
-                        raise UserError(f"{len(uploads)} images are too many; send at most {self.limits.images}")
-                    slot.take(len(uploads) - 1)
-                del body
-                predictions = await _predict_uploads(model, uploads, request)
+            model.batcher.require_room()  # before a client sends a body in vain
+            async with self.incoming.body(request) as body:
+                with model.batcher.slot() as slot:
+                    if single:
+                        uploads = [bodies.Upload(body, expected)]
+                    else:
+                        uploads = await model.batcher.in_decoder(bodies.parse, body, content_type, expected)
+                        if len(uploads) > self.limits.images:
+                            raise UserError(f"{len(uploads)} images are too many; send at most {self.limits.images}")
+                        slot.take(len(uploads) - 1)
+                    del body
+                    predictions = await _predict_uploads(model, uploads, request)
         except UserError as error:
             raise HTTPException(400, str(error)) from error
         except QueueFull as full:
@@ -194,25 +202,17 @@ class Endpoint:
         content = predictions[0] if single else {"predictions": predictions}
         return JSONResponse(content, headers={"x-model": model.digest})
 
-    async def _read_body(self, request: Request) -> bytes:
-        """The whole body. Raises HTTPException 413 if it is too large, 408 if it is too slow."""
-        limit = self.limits.body_bytes
-        too_large = HTTPException(413, f"the body has more than {limit:,} bytes; send smaller or fewer images")
-        length = request.headers.get("content-length", "0")
-        if len(length) > len(str(limit)) or int(length) > limit:
-            raise too_large
-        chunks, size = [], 0
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                async for chunk in request.stream():
-                    size += len(chunk)
-                    if size > limit:
-                        raise too_large
-                    chunks.append(chunk)
-        except TimeoutError:
-            detail = f"{size:,} bytes came within {BODY_TIMEOUT_S:.0f} s and the body is incomplete; send it faster"
-            raise HTTPException(408, detail, {"connection": "close"}) from None
-        return b"".join(chunks)
+
+def _require_plain(request: Request) -> None:
+    """Raise HTTPException 415 if the body is compressed or encoded in another way."""
+    for header in ("Content-Encoding", "Transfer-Encoding"):
+        for value in request.headers.getlist(header):
+            for encoding in value.split(","):
+                if encoding.strip().lower() not in ("", "identity", "chunked"):
+                    detail = (
+                        f"the {header} is {value[: bodies.QUOTED]!r}; send the body without encoding or compression"
+                    )
+                    raise HTTPException(415, detail, {"accept-encoding": "identity"})
 
 
 def _expected(request: Request) -> int | None:

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import re
-import time
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Annotated, Any
@@ -12,12 +11,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bintally.model.card import ModelCard
 from bintally.scoring.calibration import Calibration
 from bintally.serving import bodies
-from bintally.serving.endpoint import BODY_TIMEOUT_S, Endpoint, Prediction, Predictions
+from bintally.serving.endpoint import Endpoint, Prediction, Predictions
+from bintally.serving.incoming import BODY_TIMEOUT_S
+from bintally.serving.middleware import RequestMiddleware
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -34,35 +34,6 @@ class ModelInfo(BaseModel):
     model: Annotated[str, Field(description="hash of its weights and calibration, as in the header x-model")]
     card: ModelCard
     calibration: Calibration
-
-
-class MetricsMiddleware:
-    """Records the outcome of requests to /invocations; closes connections while the server is draining."""
-
-    def __init__(self, app: ASGIApp, endpoint: Endpoint) -> None:
-        self._app, self._endpoint = app, endpoint
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        start, endpoint, status = time.perf_counter(), self._endpoint, 500
-
-        async def record_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                if endpoint.draining:
-                    message["headers"] = [*message["headers"], (b"connection", b"close")]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, record_status)
-        finally:
-            if scope["path"] == "/invocations":
-                endpoint.metrics.requests.labels(status).inc()
-                if status == 200:
-                    endpoint.metrics.latency.observe(time.perf_counter() - start)
 
 
 def _page() -> tuple[str, dict[str, str]]:
@@ -99,14 +70,19 @@ def _response(description: str, model: object = Problem, **headers: str) -> dict
 
 def create_app(endpoint: Endpoint) -> FastAPI:
     """The FastAPI application of an endpoint."""
+    foreign: Responses = {}
+    if endpoint.names:
+        foreign = {403: _response("The Origin is another site"), 421: _response("The Host is another name")}
     app = FastAPI(
         title="bintally",
         summary="Counts the items in photographs of storage bins",
         version=version("bintally"),
         docs_url=None,  # these load scripts from a CDN
         redoc_url=None,
+        redirect_slashes=False,  # a redirect names the host that the client named
+        responses=foreign,
     )
-    app.add_middleware(MetricsMiddleware, endpoint=endpoint)
+    app.add_middleware(RequestMiddleware, endpoint=endpoint)
     page, page_headers = _page()
     retry = "seconds to wait before trying again"
     unavailable: Responses = {503: _response("The model is being loaded, or the server is stopping", retry_after=retry)}
@@ -128,8 +104,8 @@ def create_app(endpoint: Endpoint) -> FastAPI:
             400: _response("An image, a record or the body is malformed"),
             408: _response(f"The body was incomplete after {BODY_TIMEOUT_S:.0f} s"),
             413: _response("The body is too large"),
-            415: _response("The Content-Type is not supported"),
-            429: _response("The queue is full", retry_after=retry),
+            415: _response("The Content-Type or the encoding is not supported"),
+            429: _response("The queue or the memory for bodies is full", retry_after=retry),
             **unauthorised,
             **unavailable,
         },

@@ -4,10 +4,12 @@ import asyncio
 import hashlib
 import ipaddress
 import logging
+import resource
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
@@ -17,50 +19,88 @@ from bintally.inference.predictor import Predictor
 from bintally.model.card import load_model
 from bintally.scoring.calibration import load_calibration
 from bintally.serving.endpoint import Endpoint, Limits, LoadedModel
-from bintally.serving.protocol import IDLE_TIMEOUT_S, BoundedProtocol
+from bintally.serving.protocol import IDLE_TIMEOUT_S, MAX_CONNECTIONS, BoundedProtocol
 from bintally.serving.routes import create_app
 
 DRAIN_S = 1.0  # how long /ready answers 503 before the server stops listening
+BACKLOG = 128  # connections that the system holds until they are accepted, all at once
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+HTTP_PORT = 80  # which browsers leave out
 
 log = logging.getLogger("bintally")
 
 
-def serve(host: str, port: int, model_folder: Path, limits: Limits, token: str | None, open_access: bool) -> None:
-    """Serve until SIGTERM or Ctrl-C, answer the requests admitted until then, and return.
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens, and the names that requests must be sent to; no names: any."""
+
+    listener: socket.socket
+    url: str
+    names: Set[str]
+
+
+@contextmanager
+def listen(host: str, port: int, protected: bool, open_access: bool) -> Iterator[Address]:
+    """Listen until the block ends.
 
     Args:
-        port: 0 takes a free one; the line on standard output names it.
-        model_folder: with model.safetensors, card.json and calibration.json.
-        open_access: listen beyond loopback even without a token.
+        port: 0 takes a free one.
+        protected: clients need a token.
+        open_access: any client may use any name.
 
-    Raises UserError if the model or the address is unusable, or if other machines could connect without a token.
+    Raises UserError if the address is unusable, or if other machines could connect and neither argument allows it.
     """
-    if not (token or open_access or _is_loopback(host)):
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"--host {host!r} is no address of this machine: {error}") from error
+    loopback = ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
+    if not (protected or open_access or loopback):
         raise UserError(
             f"--host {host} can be reached from other machines: set a token in BINTALLY_TOKEN or --token-file, "
             "or allow it with --open"
         )
+    try:
+        listener = socket.create_server(address[:2], family=family)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}, port {port}: {error.strerror}; see --host and --port") from error
+    with listener:
+        hosts = {f"[{name}]" if ":" in name else name.lower() for name in (*LOOPBACK, host, str(address[0]))}
+        port = listener.getsockname()[1]
+        names = {f"{name}:{port}" for name in hosts} | (hosts if port == HTTP_PORT else set())
+        shown = f"[{host}]" if ":" in host else host
+        yield Address(listener, f"http://{shown}:{port}", frozenset() if protected or open_access else names)
+
+
+def serve(address: Address, model_folder: Path, limits: Limits, token: str | None) -> None:
+    """Print the URL, serve until SIGTERM or Ctrl-C, answer the requests admitted until then, and return.
+
+    Args:
+        model_folder: with model.safetensors, card.json and calibration.json.
+
+    Raises UserError if the model is unusable.
+    """
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the client gets these messages
-    endpoint = Endpoint(limits, token)
-    with _listen(host, port) as listener:
-        config = uvicorn.Config(
-            create_app(endpoint),
-            http=BoundedProtocol,
-            loop="uvloop",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=int(IDLE_TIMEOUT_S),
-            timeout_graceful_shutdown=int(limits.timeout_s),
-        )
-        address = f"[{host}]" if ":" in host else host
-        server = Server(config, endpoint, lambda: _load(model_folder, endpoint))
-        print(f"http://{address}:{listener.getsockname()[1]}", flush=True)
-        server.run([listener])
-        server.raise_load_error()
+    _allow_open_files()
+    endpoint = Endpoint(limits, token, address.names)
+    config = uvicorn.Config(
+        create_app(endpoint),
+        http=BoundedProtocol,
+        loop="uvloop",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=int(IDLE_TIMEOUT_S),
+        timeout_graceful_shutdown=int(limits.timeout_s),
+    )
+    server = Server(config, endpoint, lambda: _load(model_folder, endpoint))
+    print(address.url, flush=True)
+    server.run([address.listener])
+    server.raise_load_error()
 
 
 class Server(uvicorn.Server):
@@ -111,19 +151,11 @@ def _load(folder: Path, endpoint: Endpoint) -> LoadedModel:
     return model
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-@contextmanager
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address[:2], family=family)
-    except OSError as error:
-        raise UserError(f"cannot listen on {host}, port {port}: {error.strerror}; see --host and --port") from error
-    with listener:
-        yield listener
+def _allow_open_files() -> None:
+    """Let the process open twice as many files as there may be connections, or as many as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * (MAX_CONNECTIONS + BACKLOG)
+    if resource.RLIM_INFINITY != soft < wanted:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bintally import paths
 from bintally.bins.shards import ShardReader, read_index
+from bintally.errors import UserError
 from bintally.files import METRIC_DIGITS, read_csv, write_csv, write_json
 from bintally.params import Params
 from bintally.scoring import figures
@@ -46,13 +47,9 @@ class Bins:
 
 
 def main(params: Params) -> None:
-    calibration = load_calibration(paths.MODELS)
+    calibration = load_calibration(paths.MODELS, beside_model=False)
     table = read_csv(paths.PREDICTIONS)
-    bins = Bins(
-        np.array([[float(row[f"p{count}"]) for count in calibration.counts] for row in table]),
-        np.array([int(row["count"]) for row in table]),
-        _quantities([row["id"] for row in table]),
-    )
+    bins = _read_bins(table, calibration.counts)
     groups = [row["group"] for row in table]
     random = np.random.default_rng(SEED)
     number = params.audit.draws
@@ -69,9 +66,25 @@ def main(params: Params) -> None:
     curves = {name: np.mean([draw[name] for draw in draw_curves], 0) for name in draw_curves[0]}
     write_csv(paths.AUDIT_CURVES, ["recounted", *curves], zip(SHARES, *curves.values(), strict=True), METRIC_DIGITS)
     expected = curves.pop("expected")
-    source = "demo bins, rendered" if params.fetch.source == "demo" else params.fetch.source
+    source = figures.source_name(params.fetch.source)
     title = f"errors in {calibration.record_error_rate:.0%} of the records of {len(table):,} test bins ({source})"
     figures.save(figures.audit_figure(curves, expected, title), paths.AUDIT_FIGURE)
+
+
+def _read_bins(table: Sequence[dict[str, str]], counts: Sequence[int]) -> Bins:
+    """Raises UserError if the predictions are too few, or not of this calibration and these bins."""
+    if len(table) < 2:
+        raise UserError(f"{len(table)} test bins are too few to measure how errors are found; raise fetch.per_count")
+    try:
+        return Bins(
+            np.array([[float(row[f"p{count}"]) for count in counts] for row in table]),
+            np.array([int(row["count"]) for row in table]),
+            _quantities([row["id"] for row in table]),
+        )
+    except KeyError as error:
+        raise UserError(
+            f"{paths.PREDICTIONS} is not of this calibration or of these bins: {error} is missing; run `dvc repro`"
+        ) from error
 
 
 def _quantities(ids: Sequence[str]) -> list[list[int]]:

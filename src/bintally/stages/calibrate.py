@@ -15,7 +15,7 @@ from bintally.scoring.calibration import (
     save_calibration,
 )
 from bintally.scoring.decoding import DECODINGS
-from bintally.scoring.metrics import LabelledPredictions, evaluate
+from bintally.scoring.metrics import LabelledPredictions, evaluate, read_log_probabilities
 from bintally.stages import run
 
 SEED = 1  # of the bootstrap
@@ -29,7 +29,7 @@ def main(params: Params) -> None:
         raise UserError(f"no validation bin has one of the counts {counts}; change calibrate.counts or split.test_ids")
     truth = np.array([int(table[row]["count"]) for row in rows])
     true_class = np.searchsorted(counts, truth)
-    log_probabilities = np.load(paths.LOG_PROBABILITIES, mmap_mode="r")[rows]
+    log_probabilities = read_log_probabilities(paths.LOG_PROBABILITIES, len(table), len(params.model_counts), rows)
 
     answered = np.searchsorted(params.model_counts, counts)
     temperature = fit_temperature(log_probabilities[:, answered], true_class)

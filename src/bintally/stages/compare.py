@@ -19,7 +19,7 @@ DEMO_NOTE = "The bins of this run are rendered demo bins: its figures are not co
 def main(params: Params) -> None:
     metrics = json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))
     table = read_csv(paths.SPLITS)
-    answer_counts = load_calibration(paths.MODELS).counts
+    answer_counts = load_calibration(paths.MODELS, beside_model=False).counts
     scored = [row for row in table if int(row["count"]) in answer_counts]
     train, test = (
         np.array([int(row["count"]) for row in scored if row["split"] == split]) for split in ("train", "test")

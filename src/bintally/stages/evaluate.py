@@ -3,6 +3,7 @@
 import numpy as np
 
 from bintally import paths
+from bintally.bins.images import decode_fetched
 from bintally.bins.shards import ShardReader, read_index
 from bintally.errors import UserError
 from bintally.files import METRIC_DIGITS, read_csv, write_csv, write_json
@@ -10,7 +11,15 @@ from bintally.params import Params
 from bintally.scoring import figures
 from bintally.scoring.calibration import Calibration, CountPredictions, calibrated, load_calibration, predict_counts
 from bintally.scoring.decoding import DECODINGS, FOR_ACCURACY
-from bintally.scoring.metrics import LabelledPredictions, confusion, evaluate, per_class, reliability, risk_coverage
+from bintally.scoring.metrics import (
+    LabelledPredictions,
+    confusion,
+    evaluate,
+    per_class,
+    read_log_probabilities,
+    reliability,
+    risk_coverage,
+)
 from bintally.stages import run
 
 SEED = 1  # of the bootstrap and of the examples
@@ -19,13 +28,13 @@ PROBABILITY_DIGITS = 8  # enough to recompute every metric
 
 
 def main(params: Params) -> None:
-    calibration = load_calibration(paths.MODELS)
+    calibration = load_calibration(paths.MODELS, beside_model=False)
     counts = calibration.counts
     table = read_csv(paths.SPLITS)
     rows = [number for number, row in enumerate(table) if row["split"] == "test" and int(row["count"]) in counts]
     if not rows:
         raise UserError(f"no test bin has one of the counts {counts}; change calibrate.counts or split.test_ids")
-    log_probabilities = np.load(paths.LOG_PROBABILITIES, mmap_mode="r")[rows]
+    log_probabilities = read_log_probabilities(paths.LOG_PROBABILITIES, len(table), len(params.model_counts), rows)
     ids = [table[row]["id"] for row in rows]
     scored = LabelledPredictions(
         calibrated(log_probabilities, params.model_counts, counts, calibration.temperature),
@@ -38,7 +47,7 @@ def main(params: Params) -> None:
     _write_metrics(metrics, scored, predictions, calibration)
     _write_predictions(ids, scored, predictions)
     _write_tables(scored, predictions)
-    source = "demo bins, rendered" if params.fetch.source == "demo" else params.fetch.source
+    source = figures.source_name(params.fetch.source)
     accuracy = metrics[FOR_ACCURACY]["accuracy"]
     title = f"{len(ids)} test bins ({source}), {FOR_ACCURACY.replace('_', ' ')}: {accuracy:.1%} right"
     figures.save(figures.confusion_figure(confusion(scored, FOR_ACCURACY), counts, title), paths.CONFUSION_FIGURE)
@@ -94,7 +103,8 @@ def _write_tables(scored: LabelledPredictions, predictions: CountPredictions) ->
 def _draw_examples(ids: list[str], scored: LabelledPredictions, title: str) -> None:
     shown = np.sort(np.random.default_rng(SEED).permutation(len(ids))[:EXAMPLES])
     reader, entries = ShardReader(paths.BINS), {entry.id: entry for entry in read_index(paths.BINS)}
-    images, records = [reader.image(entries[ids[row]]) for row in shown], scored.truth[shown].tolist()
+    images = (decode_fetched(reader.image(entries[ids[row]]), ids[row]) for row in shown)
+    records = scored.truth[shown].tolist()
     figure = figures.examples_figure(images, records, scored.probabilities[shown], scored.counts, title)
     figures.save(figure, paths.EXAMPLES_FIGURE)
 

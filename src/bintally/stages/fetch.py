@@ -10,7 +10,7 @@ from bintally.bins.source import Source, open_source
 from bintally.bins.staging import Staging
 from bintally.bins.subset import iter_bins, select_bins
 from bintally.demo.edition import EDITION
-from bintally.files import SCRATCH, write_csv
+from bintally.files import SCRATCH, check_writable, file_lock, write_csv
 from bintally.params import Params
 from bintally.paths import BINS
 from bintally.stages import run
@@ -28,6 +28,7 @@ def main(params: Params) -> None:
         origin += f" {EDITION} {fetch.demo_bins} {fetch.seed}"
     else:
         source = open_source(fetch)
+    check_writable(BINS.with_name("bins.new"))
     scratch = SCRATCH / "fetch" / hashlib.sha256(origin.encode()).hexdigest()[:16]
     staging = Staging(scratch / "objects.sqlite")
     try:
@@ -36,11 +37,11 @@ def main(params: Params) -> None:
         shutil.rmtree(new_bins, ignore_errors=True)
         write_shards(new_bins, iter_bins(subset, staging))
         write_csv(new_bins / "rejected.csv", ["id", "reason"], sorted(subset.rejected.items()))
+        with file_lock(BINS):
+            shutil.rmtree(BINS, ignore_errors=True)
+            shutil.move(new_bins, BINS)
     finally:
         staging.close()
-    shutil.rmtree(BINS, ignore_errors=True)
-    BINS.parent.mkdir(exist_ok=True)
-    shutil.move(new_bins, BINS)
     shutil.rmtree(scratch)
     log.info("%d bins, %s", len(subset.counts), dict(sorted(Counter(subset.counts.values()).items())))
     for reason, number in Counter(subset.rejected.values()).most_common(5):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bintally.bins.corrections import read_corrections
 from bintally.bins.groups import split_groups, split_with_test_set
-from bintally.bins.id_list import read_id_list
+from bintally.bins.id_list import read_id_list, with_lost_zeros
 from bintally.bins.shards import Entry, read_index
 from bintally.errors import UserError
 from bintally.files import write_csv
@@ -28,7 +28,7 @@ def main(params: Params) -> None:
     if split.test_ids is None:
         splits = split_groups(groups, counts, shares, split.seed)
     else:
-        test_ids = set(read_id_list(Path(split.test_ids), "split.test_ids"))
+        test_ids = _read_test_ids(split.test_ids, {entry.id for entry in entries})
         is_test = [entry.id in test_ids for entry in entries]
         splits = split_with_test_set(is_test, groups, counts, shares, split.seed)
     counts, splits = _apply_corrections(params.fetch, entries, splits)
@@ -42,6 +42,21 @@ def main(params: Params) -> None:
     write_csv(SPLITS, ["id", "count", "group", "split"], rows)
 
 
+def _read_test_ids(path: str, ids: set[str]) -> set[str]:
+    """The ids of the test set. Raises UserError where one has lost its zeros: its bin would be trained on."""
+    listed = read_id_list(Path(path), "split.test_ids")
+    unknown = [bin_id for bin_id in listed if bin_id not in ids]
+    if lost := with_lost_zeros(unknown, ids):
+        bin_id, likely = next(iter(lost.items()))
+        raise UserError(
+            f"split.test_ids: {len(lost)} ids of '{path}' have probably lost their zeros in a spreadsheet, such as "
+            f"{bin_id} for {likely}: save the list as text"
+        )
+    if unknown:
+        log.info("%d of the %d ids of %s are not in %s, such as %s", len(unknown), len(listed), path, BINS, unknown[0])
+    return set(listed)
+
+
 def _apply_corrections(fetch: Fetch, entries: list[Entry], splits: list[str]) -> tuple[list[int], list[str]]:
     """The corrected count and the split of each bin."""
     corrections = read_corrections(CORRECTIONS)
@@ -50,11 +65,15 @@ def _apply_corrections(fetch: Fetch, entries: list[Entry], splits: list[str]) ->
         counts = [min(count, fetch.counts[-1]) for count in counts]
     splits = [split if count in fetch.counts else "left_out" for count, split in zip(counts, splits, strict=True)]
     if corrections:
-        unknown = len(corrections.keys() - {entry.id for entry in entries})
+        ids = {entry.id for entry in entries}
+        unknown = corrections.keys() - ids
+        if lost := with_lost_zeros(sorted(unknown), ids):
+            pairs = ", ".join(f"{bin_id} (not {likely}?)" for bin_id, likely in list(lost.items())[:5])
+            log.warning("%s: %d ids have perhaps lost zeros in a spreadsheet: %s", CORRECTIONS, len(lost), pairs)
         changed = sum(count != entry.count for count, entry in zip(counts, entries, strict=True))
         log.info(
             "%d bins have corrections, %d with a count other than the record's; %d more in %s are not in %s",
-            *(len(corrections) - unknown, changed, unknown, CORRECTIONS, BINS),
+            *(len(corrections) - len(unknown), changed, len(unknown), CORRECTIONS, BINS),
         )
     return counts, splits
 

@@ -4,18 +4,17 @@
 :func:`run_rank` in every process. With several machines the same command runs on each, and each writes the same outs.
 """
 
-import os
 import sys
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bintally.errors import UserError, disk_full_as_user_error
+from bintally.errors import UserError, disk_full_as_user_error, printable
 from bintally.files import METRIC_DIGITS, SCRATCH, atomic_write, round_floats, write_json
 from bintally.interruption import Stopped, StopRequest, terminate_with_parent
 from bintally.monitor import TrainingMonitor, tensorboard_folder
 from bintally.params import Params, load_params
-from bintally.paths import LOG_PROBABILITIES, MODELS, TRAIN_METRICS, TRAINING_CURVES
+from bintally.paths import ENCODED, LOG_PROBABILITIES, MODELS, TRAIN_METRICS, TRAINING_CURVES
 from bintally.progress import log_to_stderr
 from bintally.stages import report_failure, run
 
@@ -58,7 +57,7 @@ def run_rank() -> int:
             stop.wait(UNTIL_AGENT_REPORTS_S)
         if stop.came:
             return STOPPED
-        print(f"train: {error}", file=sys.stderr)
+        print(printable(f"train: {error}"), file=sys.stderr)
         return 1
     return 0
 
@@ -104,6 +103,7 @@ def _train(params: Params, stop: StopRequest) -> None:
 def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", best: "EpochMetrics") -> None:
     import numpy as np
 
+    from bintally.bins.trained_on import ENCODED_FILE, FILE, load_digests, save_digests
     from bintally.model.card import ModelCard, save_model
     from bintally.model.prediction import predict_encoded
 
@@ -113,6 +113,8 @@ def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", 
     log_probabilities[rows] = predict_encoded(network, model.mirror, setup.encoded, rows, device)
     with atomic_write(LOG_PROBABILITIES) as temporary, temporary.open("wb") as file:
         np.save(file, log_probabilities)
+    photographs = load_digests(ENCODED / ENCODED_FILE)[setup.train.rows]
+    trained_on = save_digests(MODELS / FILE, sorted(photographs.tolist()))
     validation = round_floats({"loss": best.validation_loss, "accuracy": best.validation_accuracy}, METRIC_DIGITS)
     card = ModelCard(
         backbone=model.backbone,
@@ -126,6 +128,7 @@ def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", 
         ordinal=params.train.ordinal,
         parameters={name: getattr(params, name).model_dump() for name in ("model", "train", "augment")},
         data=setup.data_digest,
+        trained_on=trained_on,
         validation=validation,
     )
     save_model(MODELS, network, card)
@@ -135,9 +138,4 @@ def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", 
 
 
 if __name__ == "__main__":
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # started by torchrun
-        status = run_rank()
-        from bintally.training.distributed import exit_process
-
-        exit_process(status)
     run("train", main)

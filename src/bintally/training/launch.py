@@ -32,6 +32,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bintally.errors import UserError
 from bintally.params import Launch
+from bintally.training import rank as rank_module
 from bintally.training.distributed import exit_process
 from bintally.training.network_address import route_to
 from bintally.training.stores import FOLDER_VARIABLE, RENDEZVOUS
@@ -78,7 +79,7 @@ def launch(settings: Launch, module: str, on_cut_off: Callable[[UserError], obje
                 _import_before_fork(module)
                 elastic_launch(config, _forked_rank)(module)
             else:
-                elastic_launch(config, sys.executable)("-u", "-m", "bintally.training.rank", module)
+                elastic_launch(config, sys.executable)("-u", "-m", rank_module.__name__, module)
     except ChildFailedError as error:
         raise UserError(f"{_reason(*error.get_first_failure())}; {RESUMES}") from error
     except SignalException as error:

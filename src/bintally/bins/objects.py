@@ -1,0 +1,146 @@
+"""Objects of a source: their keys, and how many threads read them at once in bounded memory."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from bintally.bins.images import MAX_BYTES
+from bintally.bins.record import ID_PATTERN, MAX_RECORD_BYTES
+from bintally.errors import UserError, printable
+
+log = logging.getLogger("bintally.source")
+RECORDS, IMAGES = "metadata", "bin-images"  # the folders of a source
+MAX_BYTES_HELD = 256 * 2**20  # of objects that are read and not yet taken, all threads together
+
+
+def record_key(bin_id: str) -> str:
+    return f"{RECORDS}/{bin_id}.json"
+
+
+def image_key(bin_id: str) -> str:
+    return f"{IMAGES}/{bin_id}.jpg"
+
+
+@dataclass(frozen=True)
+class Unread:
+    """An object that exists, or may exist, and whose bytes were not read."""
+
+    reason: str
+    """Why, as words that follow its name: "is not an ordinary file"."""
+
+    def __bool__(self) -> bool:
+        return False  # as None and b"": there is nothing to read
+
+
+DENIED = Unread("cannot be read: access denied")
+UNCHANGED = Unread("is unchanged")
+
+
+def max_bytes(key: str) -> int:
+    """The size from which on an object is too large to be a record or a photograph."""
+    return MAX_RECORD_BYTES if key.startswith(RECORDS) else MAX_BYTES
+
+
+def too_large(key: str) -> Unread:
+    return Unread(f"is larger than {max_bytes(key):,} bytes")
+
+
+def record_ids(names: Iterable[str], source: str) -> list[str]:
+    """Return the ids of the records with these file names, sorted; names that are no ids are logged.
+
+    Raises UserError if there are none.
+    """
+    stems = {name.removesuffix(".json") for name in names if name.endswith(".json")}
+    ids = sorted(stem for stem in stems if ID_PATTERN.fullmatch(stem))
+    if odd := sorted(stems.difference(ids)):
+        some = ", ".join(f"'{printable(stem[:80])}.json'" for stem in odd[:5]) + (", …" if len(odd) > 5 else "")
+        log.warning(
+            "%s: %d records are left out, whose names are no ids (up to 64 letters, digits, - and _): %s",
+            *(source, len(odd), some),
+        )
+    if not ids:
+        raise UserError(f"{source} has no {RECORDS}/<id>.json: check fetch.source and its prefix")
+    return ids
+
+
+class Memory:
+    """The bytes that are held for one object, out of MAX_BYTES_HELD for all of them."""
+
+    def __init__(self, all_objects: "_AllMemory") -> None:
+        self._all, self._size = all_objects, 0
+        self.stopped = all_objects.stopped
+        """Set when nobody waits for objects any more."""
+
+    def reserve(self, size: int) -> None:
+        """Wait until ``size`` bytes are free, and hold them in place of what was held before."""
+        self.release()
+        self._all.take(size)
+        self._size = size
+
+    def release(self) -> None:
+        self._all.give(self._size)
+        self._size = 0
+
+
+class _AllMemory:
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        self._free, self._changed = MAX_BYTES_HELD, threading.Condition()
+
+    def take(self, size: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= size or self.stopped.is_set())
+            self._free -= size
+
+    def give(self, size: int) -> None:
+        if size:
+            with self._changed:
+                self._free += size
+                self._changed.notify_all()
+
+    def stop(self) -> None:
+        with self._changed:
+            self.stopped.set()
+            self._changed.notify_all()
+
+
+def read_concurrently(
+    keys: Sequence[str], read: Callable[[str, Memory], bytes | Unread | None], threads: int
+) -> Iterator[tuple[str, bytes | Unread | None]]:
+    """Yield each key with what ``read`` returns for it, as it comes.
+
+    Args:
+        read: reserves memory for an object before it reads its bytes; None if there is none. An exception ends the
+            reading.
+    """
+    all_memory, remaining, next_key = _AllMemory(), iter(keys), threading.Lock()
+    done: queue.SimpleQueue[tuple[str, bytes | Unread | None, Memory] | BaseException] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            while not all_memory.stopped.is_set():
+                with next_key:
+                    key = next(remaining, None)
+                if key is None:
+                    return
+                memory = Memory(all_memory)
+                done.put((key, read(key, memory), memory))
+        except BaseException as error:  # noqa: BLE001 (raised again where the objects are taken)
+            done.put(error)
+
+    with ThreadPoolExecutor(min(threads, max(len(keys), 1))) as pool:
+        try:
+            for _ in range(min(threads, len(keys))):
+                pool.submit(work)
+            for _ in keys:
+                taken = done.get()
+                if isinstance(taken, BaseException):
+                    raise taken
+                key, body, memory = taken
+                yield key, body
+                memory.release()
+        finally:
+            all_memory.stop()
