@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bintally.diagnosis import rules
-from bintally.params import Params, read_yaml
+from bintally.params import Params
+from bintally.yaml_files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 UNITS = ("fraction", "pixels", "seconds", "degrees", "epochs")

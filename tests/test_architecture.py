@@ -29,6 +29,7 @@ EXEMPT = {
     "monitor.py": "shows a training to a person",
     "page.py": "shows a training to a person",
     "progress.py": "shows progress to a person",
+    "yaml_files.py": "reads params.yaml, whose values are tracked as params",
     "resources.py": "cores and devices, no part of the data's history",
     "demo/warehouse.py": "demo/edition.py stands for what the demo renders",
     "demo/render.py": "demo/edition.py stands for what the demo renders",

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from bintally.errors import UserError
-from bintally.params import Params, load_params, read_yaml
+from bintally.params import Params, load_params
+from bintally.yaml_files import read_yaml
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 

@@ -11,7 +11,8 @@ import yaml
 
 from bintally.apps.use import replace_values, run
 from bintally.errors import UserError
-from bintally.params import load_params, read_yaml
+from bintally.params import load_params
+from bintally.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[2]
 PARAMS = (ROOT / "params.yaml").read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ from bintally.files import SCRATCH, check_writable
 from bintally.hashing import sha256_hex
 from bintally.interruption import terminate_with_parent
 from bintally.monitor import EPOCHS_VARIABLE
-from bintally.params import read_yaml
+from bintally.yaml_files import read_yaml
 
 LOGS = SCRATCH / "experiments"
 # Where `dvc exp run --temp` lists running experiments, and their working folders.

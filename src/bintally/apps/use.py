@@ -8,7 +8,8 @@ from pathlib import Path
 
 from bintally.errors import UserError
 from bintally.files import file_lock, write_text
-from bintally.params import PARAMS_FILE, load_params, read_yaml, validate_params
+from bintally.params import PARAMS_FILE, load_params, validate_params
+from bintally.yaml_files import read_yaml
 
 SETTINGS = Path("settings")
 

@@ -14,13 +14,14 @@ from bintally.resources import limit_resources
 
 log = logging.getLogger("bintally")
 
+if "DVC_STAGE" in os.environ:
+    terminate_with_parent()  # before the seconds that a stage's imports take
+
 
 def run(stage: str, main: Callable[[Params], None]) -> None:
     """Run a stage; if it fails, print the reason in one line, restore its earlier outs and exit with 1."""
     log_to_stderr()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if "DVC_STAGE" in os.environ:
-        terminate_with_parent()
     try:
         with disk_full_as_user_error("the outs of " + stage):
             params = load_params()
