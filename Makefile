@@ -19,6 +19,8 @@ setup: .venv/.ready ## Make the virtual environment from the lock (PYTHON=python
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --compile-bytecode --require-hashes -r requirements/lock.txt
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
+	@# DVC would keep its cache in /var/tmp/dvc, where everyone may write, and reads pickles from it.
+	@[ ! -d .dvc ] || $(BIN)/dvc config --local core.site_cache_dir "$(CURDIR)/.dvc/tmp/site"
 	@touch $@
 
 repro: setup ## Rebuild what changed, push it, show the metrics and the plots page

@@ -3,12 +3,16 @@
 import logging
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from bintally.errors import UserError
+from bintally.files import atomic_write
+from bintally.training import checkpoint
 from bintally.training.checkpoint import KEPT_RUNS, Checkpoints, read_state
 
 KEY = "0123456789abcdef" * 4
@@ -101,13 +105,21 @@ def test_only_the_newest_runs_are_kept(tmp_path: Path) -> None:
         assert len(files(tmp_path)) == 2 * len(kept)
 
 
+@contextmanager
+def write_to_full_disk(path: Path) -> Iterator[Path]:
+    """atomic_write(), on a disk that answers "no space left on device"."""
+    with atomic_write(path) as temporary:
+        temporary.unlink()
+        temporary.symlink_to("/dev/full")
+        yield temporary
+
+
 def test_a_full_disk_is_an_error_and_leaves_the_earlier_ones(tmp_path: Path) -> None:
     checkpoints = save_steps(tmp_path, 4, 5)
-    folder = next(tmp_path.iterdir())
-    # Whatever is written through it comes back as "no space left on device".
-    (folder / ".0000000006.pt.tmp").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"the disk is full: could not write .*0000000006\.pt"):
-        save_steps(tmp_path, 6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "atomic_write", write_to_full_disk)
+        with pytest.raises(UserError, match=r"the disk is full: could not write .*0000000006\.pt"):
+            save_steps(tmp_path, 6)
     assert newest(checkpoints) == 5
     assert files(tmp_path) == ["0000000004.pt", "0000000005.pt"]
     assert newest(save_steps(tmp_path, 6)) == 6

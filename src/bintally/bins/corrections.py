@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bintally.bins.id_list import with_lost_zeros
-from bintally.bins.record import ID_PATTERN
+from bintally.bins.record import ID_PATTERN, MAX_COUNT
 from bintally.errors import UserError, printable
 from bintally.files import file_lock, write_csv
 
 HEADER = ["id", "count"]
-MAX_COUNT = 1000
 SEPARATORS = ",;\t"
 # A spreadsheet may give a count decimals. No more digits: int() refuses thousands of them.
 _COUNT = re.compile(r"([0-9]{1,4})([.,]0{1,9})?")
