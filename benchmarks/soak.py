@@ -58,8 +58,10 @@ def main() -> None:
         server = Server(arguments.model.resolve(), arguments.queue, Path(name))
         if arguments.load:
             figures["load"] = asyncio.run(_load(server, pictures, arguments.load, arguments.over))
+            figures["load"]["tracebacks"] = server.tracebacks()
         if arguments.bad:
             figures["bad"] = asyncio.run(_bad(server, pictures, arguments.bad, arguments.concurrency))
+            figures["bad"]["tracebacks"] = server.tracebacks()
     report("soak", vars(arguments) | {"model": str(arguments.model)}, figures, ["fastapi", "uvicorn", "onnxruntime"])
 
 
@@ -67,7 +69,7 @@ class Server:
     """`bintally serve` on one port, started as often as needed."""
 
     def __init__(self, model: Path, queue: int, folder: Path) -> None:
-        self.queue, self._model, self._folder = queue, model, folder
+        self.queue, self._model, self._folder, self._log = queue, model, folder, folder / "server.log"
         with socket.create_server((HOST, 0)) as probe:
             self.port = probe.getsockname()[1]
 
@@ -77,16 +79,26 @@ class Server:
         command = [sys.executable, "-c", "from bintally.cli import main; main()", "serve"]
         command += ["--model", str(self._model), "--queue", str(self.queue), "--port", str(self.port)]
         settings = environment(ROOT / "src", self._folder / "bytecode")
-        process = subprocess.Popen(command, cwd=self._folder, env=settings, stdout=subprocess.DEVNULL)
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(command, cwd=self._folder, env=settings, stdout=subprocess.DEVNULL, stderr=log)
         try:
             end = time.monotonic() + START_TIMEOUT_S
             while not self._ready():
                 if process.poll() is not None or time.monotonic() > end:
-                    raise SystemExit("the server did not start; its messages are above")
+                    raise SystemExit(f"the server did not start:\n{self._log.read_text(errors='replace')}")
                 time.sleep(0.2)
             yield process
         finally:
             stop(process)
+
+    def tracebacks(self) -> int:
+        """Number of tracebacks in its messages since the last call; the first is printed."""
+        text = self._log.read_text(errors="replace")
+        self._log.write_text("")
+        found = text.count("Traceback (most recent call last)")
+        if found:
+            print(text[text.index("Traceback (") :][:4000], file=sys.stderr)
+        return found
 
     def _ready(self) -> bool:
         try:

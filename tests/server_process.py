@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import httpx
 import torch
@@ -42,10 +43,15 @@ class ServerProcess:
 
 @contextmanager
 def running_server(folder: Path, *options: str, wait: bool = True, **environment: str) -> Iterator[ServerProcess]:
-    """A server on a free port, with ``folder`` as its working directory, until the block ends."""
+    """A server on a free port, with ``folder`` as its working directory, until the block ends.
+
+    AssertionError if it has printed a traceback.
+    """
+    log = TemporaryFile("w+")  # noqa: SIM115 (closed below)
     process = subprocess.Popen(
         [sys.executable, "-c", "from bintally.cli import main; main()", "serve", "--port", "0", *options],
         stdout=subprocess.PIPE,
+        stderr=log,
         text=True,
         cwd=folder,
         env=os.environ | environment,
@@ -63,6 +69,12 @@ def running_server(folder: Path, *options: str, wait: bool = True, **environment
         except subprocess.TimeoutExpired:
             process.kill()
             raise
+        finally:
+            log.seek(0)
+            messages = log.read()
+            log.close()
+            print(messages, file=sys.stderr)
+        assert "Traceback" not in messages
 
 
 def save_small_model(folder: Path) -> None:

@@ -29,6 +29,7 @@ class Work:
     """Something that is killed: a command, what it must do anew each time, and its result."""
 
     name: str
+    project: Project
     command: tuple[str, ...]
     result: Callable[[], object]
     reset: Callable[[], None] = lambda: None
@@ -50,12 +51,13 @@ def stages(project: Project) -> list[Work]:
         return found | {"dvc.lock": sha256_hex((project.folder / "dvc.lock").read_bytes())}
 
     def work(stage: str) -> Work:
-        return Work(stage, (*repro, "--force", stage), lambda: outs(stage), again=(*repro, stage))
+        return Work(stage, project, (*repro, "--force", stage), lambda: outs(stage), again=(*repro, stage))
 
     return [work(stage) for stage in pipeline]
 
 
-def commands(project: Project) -> list[Work]:
+def commands(project: Project, other: Project) -> list[Work]:
+    """Works in ``project``; that of the corrections, which the stages read, in ``other``."""
     folder = project.folder
     reader, photographs = ShardReader(folder / "data/bins"), folder / "photographs"
     photographs.mkdir()
@@ -76,8 +78,8 @@ def commands(project: Project) -> list[Work]:
         return {str(file): file.read_bytes() for file in sorted((folder / path).rglob("*")) if file.is_file()}
 
     def before_marks() -> None:
-        write_csv(folder / "data/corrections.csv", ["id", "count"], [(f"old{n}", 1) for n in range(1000)])
-        write_csv(folder / "marks.csv", ["id", "count"], [(entry.id, 7) for entry in entries])
+        write_csv(other.folder / "data/corrections.csv", ["id", "count"], [(f"old{n}", 1) for n in range(1000)])
+        write_csv(other.folder / "marks.csv", ["id", "count"], [(entry.id, 7) for entry in entries])
 
     def trials() -> list[list[str]]:
         return sorted(list(row.values())[1:] for row in read_csv(folder / "plots/tune/trials.csv"))
@@ -88,15 +90,28 @@ def commands(project: Project) -> list[Work]:
 
     predict = ("bintally", "predict", "photographs", "--to", "predicted.csv")
     return [
-        Work("predict", predict, counts.read_bytes, start_anew("predicted.csv", ".bintally/predict", ".bintally/onnx")),
+        Work(
+            "predict",
+            project,
+            predict,
+            counts.read_bytes,
+            start_anew("predicted.csv", ".bintally/predict", ".bintally/onnx"),
+        ),
         Work(
             "audit --accept",
+            other,
             ("bintally", "audit", "--accept", "marks.csv"),
-            (folder / "data/corrections.csv").read_bytes,
+            (other.folder / "data/corrections.csv").read_bytes,
             before_marks,
         ),
-        Work("export", ("bintally", "export", "--to", "exported"), lambda: files("exported"), start_anew("exported")),
-        Work("tune", ("bintally", "tune", "--trials", "2", "--jobs", "1"), trials, forget_study),
+        Work(
+            "export",
+            project,
+            ("bintally", "export", "--to", "exported"),
+            lambda: files("exported"),
+            start_anew("exported"),
+        ),
+        Work("tune", project, ("bintally", "tune", "--trials", "2", "--jobs", "1"), trials, forget_study),
     ]
 
 
@@ -111,15 +126,15 @@ def end(project: Project) -> None:
         time.sleep(0.05)
 
 
-def kill_and_repeat(project: Project, work: Work, moment: float) -> bool:
+def kill_and_repeat(work: Work, moment: float) -> bool:
     """Kill the work after ``moment`` seconds and repeat it; whether it was still running."""
     work.reset()
-    run = project.start(*work.command)
+    run = work.project.start(*work.command)
     time.sleep(moment)
     killed = run.poll() is None
-    end(project)
+    end(work.project)
     run.communicate(timeout=WAIT_S)
-    project.must(*(work.again or work.command))
+    work.project.must(*(work.again or work.command))
     return killed
 
 
@@ -131,19 +146,21 @@ def main(times: int) -> None:
         project.commit("A training of some seconds")
         project.must("dvc", "repro")
         project.commit("Its outs")
-        works = stages(project) + commands(project)
+        other = Project(Path(name) / "other")
+        shutil.copytree(project.folder, other.folder, symlinks=True)
+        works = stages(project) + commands(project, other)
         seconds, undisturbed = {}, {}
         for work in works:
             work.reset()
             start = time.monotonic()
-            project.must(*work.command)
+            work.project.must(*work.command)
             seconds[work.name], undisturbed[work.name] = time.monotonic() - start, work.result()
             print(f"undisturbed: {work.name}, {seconds[work.name]:.1f} s", flush=True)
         same = 0
         for number in range(1, times + 1):
             work = works[number % len(works)]
             moment = chance.uniform(0, 0.95 * seconds[work.name])
-            killed = kill_and_repeat(project, work, moment)
+            killed = kill_and_repeat(work, moment)
             alike = work.result() == undisturbed[work.name]
             same += alike
             how = "killed" if killed else "had ended"

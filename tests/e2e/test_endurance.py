@@ -24,6 +24,7 @@ def test_the_server_answers_under_twice_its_load_and_refuses_bad_requests(reprod
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     load, bad = report["load"], report["bad"]
+    assert (load["tracebacks"], bad["tracebacks"]) == (0, 0), done.stderr
     assert load["statuses"]["200"] > 0 and load["statuses"]["429"] > 0
     assert load["accepted_without_answer"] == 0
     assert not any(status.startswith("5") for status in load["statuses"] if "while stopping" not in status)

@@ -1,7 +1,7 @@
 """uvicorn's HTTP/1.1 protocol with bounds on time, bytes and connections, against slow, numerous or hostile clients."""
 
 import asyncio
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -19,6 +19,20 @@ class Refused(Exception):
     """Stops the parser: the client has been told why, or is disconnected."""
 
 
+class _Transport:
+    """A transport that ignores what is written after it was closed: uvloop's raises, and an application cannot know."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """Closes connections that make no progress with a request; the application limits the time for a body."""
 
@@ -31,7 +45,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_Transport(transport))  # type: ignore[arg-type]
         self._wait()
         if len(self.connections) > MAX_CONNECTIONS:  # health checks must get through, however many others are open
             longest = next(iter(self.waiting))
