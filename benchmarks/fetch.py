@@ -27,8 +27,9 @@ from botocore import UNSIGNED
 from botocore.config import Config
 
 from bintally.apps.seaweedfs import Store, free_ports, s3_server
+from bintally.bins.objects import image_key, record_key
 from bintally.bins.shards import ShardReader, write_shards
-from bintally.bins.source import image_key, open_source, record_key
+from bintally.bins.source import open_source
 from bintally.bins.staging import Staging
 from bintally.bins.subset import iter_bins, select_bins
 from bintally.params import Fetch

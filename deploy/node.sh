@@ -18,6 +18,7 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # The packages are those of `make setup` here; the code is the clone's, which nobody edits while it runs.
 export PATH="$repository/.venv/bin:$PATH" PYTHONPATH="$CLONE/src"
+export DVC_SITE_CACHE_DIR="$CLONE/.dvc/tmp/site" # see the Makefile
 
 if [ ! -d "$CLONE" ]; then
     rm -rf "$CLONE.new"

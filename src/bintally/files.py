@@ -7,7 +7,9 @@ import glob
 import io
 import json
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +17,13 @@ from typing import Any
 
 from bintally.errors import UserError, disk_full_as_user_error
 
-# Git ignores it and no stage declares it, so files here outlive an interrupted stage (see DESIGN.md).
+# Git ignores it and no stage declares it, so files here outlive an interrupted stage.
 SCRATCH = Path(".bintally")
 METRIC_DIGITS = 6  # significant ones; the last of the sixteen that a float has depend on the CPU
 
 
+ABANDONED_S = 10.0
+UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # by a file system
 REMEDIES = {
     errno.EACCES: "choose a place where you may write",
     errno.EPERM: "choose a place where you may write",
@@ -76,17 +80,19 @@ def _create_temporary(path: Path, mode: int = 0o666) -> tuple[Path, int]:
             raise
         reason = (error.strerror or "").lower()
         raise UserError(f"'{path}' cannot be written ({reason}): {REMEDIES[error.errno]}") from error
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    _lock(lock)
     return temporary, lock
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary files that killed processes have left for ``path``: nobody holds a lock on them."""
+    """Remove the temporary files that killed processes have left for ``path``: old ones that nobody holds a lock on."""
     for temporary in path.parent.glob(f".{glob.escape(path.name[:50])}.{'[0-9a-f]' * 16}.tmp"):
         try:
             with temporary.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                temporary.unlink()
+                # A new one may be about to be locked, or of a library that has replaced the locked one.
+                if time.time() - os.fstat(file.fileno()).st_mtime > ABANDONED_S:
+                    temporary.unlink()
         except OSError:
             continue  # in use, or another process has removed it
 
@@ -96,8 +102,20 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, *UNSUPPORTED):
+            raise
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Wait for the lock of a file; on a file system without locks, go on without it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 @contextmanager
@@ -109,7 +127,7 @@ def file_lock(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor)
         yield
     finally:
         os.close(descriptor)
@@ -153,9 +171,10 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 def spreadsheet_text(text: str) -> str:
     """``text`` as a spreadsheet must take it: as text, never as a formula.
 
-    An apostrophe is put before a first character that begins a formula (OWASP, "CSV injection").
+    An apostrophe is put before a character that begins a formula (OWASP, "CSV injection"), also behind a semicolon or
+    tab, at which some spreadsheets begin another cell.
     """
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+    return re.sub(r"(^|[;\t]\s*)([=+@\t\r\n-])", r"\1'\2", text)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -19,6 +19,7 @@ from bintally.errors import UserError
 from bintally.yaml_files import read_yaml
 
 PARAMS_FILE = Path("params.yaml")
+MAX_IMAGE_SIZE = 1024  # pixels
 
 
 def _ascending(counts: list[int]) -> list[int]:
@@ -29,6 +30,7 @@ def _ascending(counts: list[int]) -> list[int]:
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[int, Field(ge=1)]
+ImageSize = Annotated[int, Field(ge=32, le=MAX_IMAGE_SIZE)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Counts = Annotated[list[Annotated[int, Field(ge=0, le=1000)]], Field(min_length=2), AfterValidator(_ascending)]
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -119,7 +121,7 @@ class Model(Section):
     trainable: int | str
     """What is trained: ``head``; ``all``; or the head and this many of the backbone's last stages. The rest is computed
     once per image."""
-    image_size: Annotated[int, Field(ge=32, le=1024)]
+    image_size: ImageSize
     """Side of the square that photographs are resized to, pixels."""
     mirror: bool
     """Train on mirrored images too, and average both views in predictions."""
@@ -166,7 +168,7 @@ class Train(Section):
     """Fraction of a label that is spread evenly over all counts."""
     ordinal: bool
     """Predict "more than k?" for each count k but the last, given that it is at least k (continuation ratios)."""
-    initial_image_size: Annotated[int, Field(ge=32, le=1024)] | None
+    initial_image_size: ImageSize | None
     """Side of the images at the start, growing to `model.image_size`, pixels; null: that size from the start."""
     validate_every: Positive
     """Epochs between validations; the last epoch is always validated."""

@@ -14,15 +14,16 @@ from playwright.sync_api import Browser, Page, expect
 from bintally import cli, paths
 from bintally.apps.audit_output import thumbnails
 from bintally.bins.groups import group_bins
+from bintally.bins.objects import image_key, record_key
 from bintally.bins.record import parse_record
 from bintally.bins.shards import Bin, write_shards
-from bintally.bins.source import image_key, record_key
 from bintally.bins.trained_on import FILE, photograph_digest, save_digests
 from bintally.files import read_csv, write_csv
 from bintally.inference.predictor import Predictor
 from bintally.params import load_params
 from bintally.scoring.audit import error_probability, estimate_recounts
 from bintally.stages import split
+from s3_stub import Answer, Request, error, stub_server
 from small import CALIBRATION, CARD, LEARNED, bins, counting_network
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +152,26 @@ def test_photographs_that_the_model_was_trained_on_are_left_out_wherever_they_co
         run(monkeypatch, "only")
     assert "only has no bin to audit: 1 left out: the model was trained" in capsys.readouterr().err
     assert Path("exports/audit/audit.csv").read_bytes() == before
+
+
+def test_photographs_that_were_denied_are_read_when_they_are_allowed(
+    project: list[Bin], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = {record_key(one.id): one.record for one in project} | {image_key(one.id): one.image for one in project}
+    Path("ids.txt").write_text("\n".join(one.id for one in project))
+    denied = "bin-images/"
+
+    def answer(request: Request) -> Answer:
+        return error(403, "AccessDenied") if request.key.startswith(denied) else Answer(objects[request.key])
+
+    with stub_server(answer) as stub:
+        arguments = ["s3://b", "--endpoint", stub.endpoint, "--ids", "ids.txt"]
+        with pytest.raises(SystemExit):
+            run(monkeypatch, *arguments)
+        assert "s3://b has no bin to audit: " in capsys.readouterr().err
+        denied = "none"
+        run(monkeypatch, *arguments)
+    assert {row["id"] for row in table()} == {one.id for one in project}
 
 
 def test_text_of_any_kind_in_records_stays_text(

@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import threading
+import time
 import tracemalloc
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,8 @@ from bintally.apps import photographs
 from bintally.apps.photographs import ReadFiles, open_photographs
 from bintally.bins import objects
 from bintally.bins.images import MAX_BYTES
+from bintally.bins.objects import image_key, record_key
 from bintally.bins.shards import Bin, write_shards
-from bintally.bins.source import image_key, record_key
 from bintally.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -217,6 +220,43 @@ def test_large_objects_of_a_source_do_not_fill_the_memory(monkeypatch: pytest.Mo
         tracemalloc.stop()
     assert lengths == [size] * number
     assert peak < size * number / 2
+
+
+class SlowSource:
+    """Gives its objects at once when first asked, then slowly."""
+
+    def __init__(self) -> None:
+        self.given, self.is_slow, self.slow = 0, False, threading.Event()
+
+    def ids(self) -> list[str]:
+        raise NotImplementedError
+
+    def read(self, keys: Sequence[str], known: Mapping[str, str] | None = None) -> Iterator[tuple[str, bytes]]:
+        for key in keys:
+            if self.is_slow:
+                self.slow.set()
+                time.sleep(0.001)
+            self.given += 1
+            yield key, b""
+        self.is_slow = True
+
+
+def test_what_nobody_waits_for_is_not_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photographs, "READ_AHEAD", 3000)
+    source = SlowSource()
+    reading = photographs._read_ahead(source, image_key, [str(number) for number in range(9000)])
+    next(reading)
+    assert source.slow.wait(60)
+    reading.close()  # type: ignore[attr-defined]
+    assert source.given < 6000
+
+
+def test_access_to_a_bucket_is_part_of_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("ids.txt").write_text("1\n")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    changes: list[dict[str, object]] = [{}, {}, {"region": "eu-west-1"}, {"anonymous": False}]
+    assert len({open_photographs("s3://b", access, Path("ids.txt")).version for access in changes}) == 3
 
 
 def test_a_changed_file_changes_the_version() -> None:

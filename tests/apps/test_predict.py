@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,13 +19,17 @@ import torch
 from bintally import cli, paths
 from bintally.apps import scores
 from bintally.apps.scores import PART
+from bintally.bins.objects import image_key
 from bintally.bins.shards import write_shards
 from bintally.files import SCRATCH, read_csv
 from bintally.inference.predictor import Predictor
+from bintally.model.encoding import BATCH
 from bintally.scoring.calibration import Floats, predict_counts
+from s3_stub import Answer, Request, error, stub_server
 from small import CALIBRATION, CARD, bins, counting_network
 
 PARTS = 3
+ROOT = Path(__file__).parents[2]
 
 
 COMMAND = [sys.executable, "-c", "from bintally.cli import main; main()", "predict"]
@@ -175,6 +180,34 @@ def test_probabilities_that_are_not_finite_are_set_aside(project: Path, monkeypa
     rejected = read_csv(Path("predicted-rejected.csv"))
     assert len(rejected) == 2 and {row["reason"] for row in rejected} == {"its probabilities are not finite"}
     assert len(read_csv(Path("predicted.csv"))) == len(bins()) - 2
+
+
+def test_what_could_not_be_read_is_read_again_and_nothing_else(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(scores, "PART", BATCH["cpu"])
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    ids = [one.id for one in bins()]
+    images = {image_key(one.id): one.image for one in bins()} | {image_key(ids[-1]): b"garbage"}
+    denied = image_key(ids[0])  # of the first part, while the second one is complete
+    Path("ids.txt").write_text("\n".join(ids))
+
+    def answer(request: Request) -> Answer:
+        return error(403, "AccessDenied") if request.key == denied else Answer(images[request.key])
+
+    with stub_server(answer) as stub:
+        arguments = ["s3://b", "--endpoint", stub.endpoint, "--ids", "ids.txt", "--to", "predicted.csv"]
+        with monkeypatch.context() as killed, pytest.raises(SystemExit):
+            killed.setattr(scores.Scores, "write_csv", Mock(side_effect=KeyboardInterrupt))  # all parts are written
+            run(monkeypatch, *arguments)
+        denied = ""
+        stub.requests.clear()
+        with caplog.at_level("INFO", "bintally"):
+            run(monkeypatch, *arguments)
+    assert {request.key for request in stub.requests} == {image_key(one) for one in ids[: BATCH["cpu"]]}
+    assert f"predict: continuing after {len(ids) - BATCH['cpu']} of {len(ids)}" in caplog.text
+    assert [row["id"] for row in read_csv(Path("predicted.csv"))] == ids[:-1]
+    assert [row["id"] for row in read_csv(Path("predicted-rejected.csv"))] == ids[-1:]
 
 
 def test_a_damaged_part_of_an_interrupted_run_is_a_user_error(

@@ -1,11 +1,14 @@
 """The loopback store: closed to everyone without its keys, alone in its folder, gone with its process."""
 
+import fcntl
 import os
+import re
 import signal
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,7 +132,8 @@ def test_its_files_are_its_owners_alone(folder: Path, server: Store) -> None:
 
 def test_a_folder_has_one_server_that_others_find(folder: Path, server: Store) -> None:
     assert running_store(folder) == server
-    with pytest.raises(UserError, match="runs already"), s3_server(folder, free_ports(1)[0]):
+    found = f"runs already, at {server.endpoint}: use it"
+    with pytest.raises(UserError, match=re.escape(found)), s3_server(folder, free_ports(1)[0]):
         pass
 
 
@@ -160,11 +164,28 @@ def test_a_folder_of_something_else_and_damaged_keys_are_refused(tmp_path: Path)
     assert tmp_path.stat().st_mode == before
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "keys.json").write_text("[")
-    with pytest.raises(UserError, match=r"keys\.json is damaged .* remove it"), s3_server(broken, free_ports(1)[0]):
-        pass
+    for text in ("[", "1", "[1, 2]", '["one"]'):
+        (broken / "keys.json").write_text(text)
+        with pytest.raises(UserError, match=r"keys\.json is damaged .* remove it"), s3_server(broken, free_ports(1)[0]):
+            pass
     with pytest.raises(UserError, match="cannot hold a store"), s3_server(broken / "keys.json", 1):
         pass
+
+
+def test_what_killed_commands_left_and_who_only_looks_do_not_stand_in_the_way(tmp_path: Path) -> None:
+    for name in (".lock.0123456789abcdef.tmp", ".keys.json.0123456789abcdef.tmp", "lock"):
+        (tmp_path / name).touch()
+    with (tmp_path / "lock").open("rb") as looks:
+        fcntl.flock(looks, fcntl.LOCK_EX)
+        threading.Timer(0.5, fcntl.flock, (looks, fcntl.LOCK_UN)).start()
+        with s3_server(tmp_path, free_ports(1)[0]) as store:
+            assert running_store(tmp_path) == store
+
+
+def test_free_ports_are_none_that_is_taken() -> None:
+    for taken in (20_000, 30_000):
+        ports = free_ports(10_000, taken)
+        assert 20_000 not in ports and len(set(ports)) == len(ports) > 5000
 
 
 # --- the server behind the default remote -----------------------------------------------------------------
@@ -239,6 +260,37 @@ def test_the_store_of_another_folder_is_used_while_it_runs(repository: int, tmp_
         assert running_store(Path(".store"))
 
 
+def test_commands_that_come_at_once_share_one_server(repository: int) -> None:
+    code = (
+        "from bintally.apps.remote import default_remote, remote_server\n"
+        "print('ready', flush=True); input()\n"
+        "with remote_server():\n"
+        "    print(default_remote().endpoint, flush=True); input()"
+    )
+    with start(code) as first, start(code) as second, start(code) as third:
+        commands = (first, second, third)
+        assert [answer(command) for command in commands] == ["ready"] * 3
+        for command in commands:
+            print(file=command.stdin, flush=True)
+        assert len(endpoints := {answer(command) for command in commands}) == 1 and "" not in endpoints
+        for command in commands:
+            print(file=command.stdin, flush=True)
+    assert [command.returncode for command in commands] == [0, 0, 0]
+    assert running_store(Path(".store")) is None
+
+
+def start(code: str) -> subprocess.Popen[str]:
+    """A process that runs Python code."""
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def answer(process: subprocess.Popen[str]) -> str:
+    """The next line that a process prints."""
+    assert process.stdout
+    return process.stdout.readline().rstrip()
+
+
 def test_users_of_one_server_finish_before_it_stops(repository: int) -> None:
     code = (
         "import time; from pathlib import Path; from bintally.apps.remote import remote_server\n"
@@ -247,18 +299,14 @@ def test_users_of_one_server_finish_before_it_stops(repository: int) -> None:
         "    print('in', flush=True); input(); print(running_store(Path('.store')).filesystem().ls(''), flush=True)"
     )
 
-    def start() -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", code]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    with start() as owner:
-        assert owner.stdin and owner.stdout and owner.stdout.readline() == "in\n"
-        with start() as user:
-            assert user.stdin and user.stdout and user.stdout.readline() == "in\n"
+    with start(code) as owner:
+        assert answer(owner) == "in"
+        with start(code) as user:
+            assert answer(user) == "in"
             print(file=owner.stdin, flush=True)
-            assert owner.stdout.readline() == "['bintally']\n"
+            assert answer(owner) == "['bintally']"
             time.sleep(0.5)
             assert owner.poll() is None, "it waits for the other"
             print(file=user.stdin, flush=True)
-            assert user.stdout.readline() == "['bintally']\n"
+            assert answer(user) == "['bintally']"
     assert (owner.returncode, user.returncode) == (0, 0)

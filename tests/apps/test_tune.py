@@ -151,6 +151,24 @@ def test_a_trial_that_died_before_its_first_heartbeat_does_not_count(
     assert len(runs()) == 2
 
 
+def test_a_dead_trial_that_another_process_fails_at_the_same_moment_is_run_again_once(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, trial = study(), study().ask()
+    trial.set_user_attr(search.EXPERIMENT, "a")
+    lock = search._lock_file(own, trial.number)
+    lock.parent.mkdir(parents=True)
+    lock.write_text("locked")
+
+    def tell_too_late(number: int, state: TrialState, original: Callable[..., Any] = own.tell) -> None:
+        study().tell(number, state=state)
+        original(number, state=state)
+
+    monkeypatch.setattr(own, "tell", tell_too_late)
+    search._fail_dead_trials(own)
+    assert [one.state for one in own.trials] == [TrialState.FAIL], "the other process is the one that runs it again"
+
+
 def test_a_search_that_was_killed_anywhere_ends_like_one_that_was_not(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,8 +105,35 @@ def test_a_proxy_that_makes_no_tunnel_is_the_reason(monkeypatch: pytest.MonkeyPa
         )
 
 
-def test_a_proxy_of_another_kind_is_a_user_error_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("all_proxy", "socks5://me:secret@proxy:1080")
-    with pytest.raises(UserError, match=r"the proxy socks5://proxy .*NO_PROXY") as caught:
+@pytest.mark.parametrize(
+    ("proxy", "shown"),
+    [
+        ("socks5://me:secret@proxy:1080", "socks5://proxy:1080"),
+        ("http://me:sec/ret@proxy:abc", "http://proxy:abc"),
+        ("me:secret@proxy:99999", "proxy:99999"),
+        ("http://[::1", "http://[::1"),
+        ("http://a..b:80", "http://a..b:80"),
+        ("http://", "http://"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_a_user_error_without_its_password(
+    proxy: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("all_proxy", proxy)
+    with pytest.raises(UserError) as caught:
         Connections("http://bins.invalid")
-    assert "secret" not in str(caught.value)
+    assert str(caught.value).startswith(f"the proxy {shown} that HTTP_PROXY or ALL_PROXY names cannot be used: ")
+
+
+def test_a_password_of_other_bytes_is_sent_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stub_server(lambda _: Answer()) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.endpoint.replace("//", "//me:\udcff@"))
+        Connections("http://bins.invalid").get("/", {})[0].close()
+    assert proxy.requests[0].headers["proxy-authorization"] == "Basic bWU6/w=="
+
+
+@pytest.mark.parametrize("url", ["http://a..b:80", "http://.b", f"https://s3.{'x' * 70}.amazonaws.com", "http://[1:2]"])
+def test_a_host_that_can_have_no_address_is_a_user_error(url: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Connections(url)
+    assert str(caught.value) == f"'{url}' is not the URL of a server: check fetch.endpoint and fetch.region"

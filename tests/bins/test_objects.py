@@ -1,11 +1,12 @@
 """Reading with many threads: everything once, in bounded memory, and an end whatever happens."""
 
 import threading
+import tracemalloc
 
 import pytest
 
 from bintally.bins import objects
-from bintally.bins.objects import Memory, read_concurrently
+from bintally.bins.objects import Memory, read_concurrently, record_ids
 
 KEYS = [f"{number:03d}" for number in range(200)]
 
@@ -55,3 +56,15 @@ def test_a_reader_that_is_given_up_ends_its_threads() -> None:
     next(reading)
     reading.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+def test_names_that_are_no_ids_are_counted_and_not_kept(caplog: pytest.LogCaptureFixture) -> None:
+    names = (f"{number}.json" if number < 3 else f"{number:04000d}.json" for number in range(5_000))
+    tracemalloc.start()
+    try:
+        assert record_ids(names, "source") == ["0", "1", "2"]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000  # of 20 million characters
+    assert "source: 4997 records are left out" in caplog.text

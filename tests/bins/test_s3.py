@@ -191,6 +191,64 @@ def test_an_object_that_comes_too_slowly_is_set_aside(
     assert isinstance(slow, Unread) and "stood still" in slow.reason
 
 
+def pieces_of_90_megabytes() -> Iterator[bytes]:
+    for _ in range(9_000):
+        yield bytes(10_000)
+        time.sleep(0.001)
+
+
+def test_an_object_that_takes_too_long_as_a_whole_is_set_aside_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_BODY_S", 0.1)
+    with stub_server(lambda _: Answer(pieces=pieces_of_90_megabytes(), length=90_000_000)) as stub:
+        read = dict(open_source(fetch_params("s3://b", stub.endpoint)).read([image_key("1")]))
+        found = read[image_key("1")]
+    assert isinstance(found, Unread) and "it took more than" in found.reason
+    assert len(stub.requests) == 1 and stub.sent < 80_000_000
+
+
+def test_what_nobody_waits_for_is_not_read_to_its_end() -> None:
+    def answer(request: Request) -> Answer:
+        is_slow = request.key == image_key("slow")
+        return Answer(pieces=pieces_of_90_megabytes(), length=90_000_000) if is_slow else Answer()
+
+    with stub_server(answer) as stub:
+        reading = open_source(fetch_params("s3://b", stub.endpoint)).read([image_key("slow"), image_key("1")])
+        assert next(reading) == (image_key("1"), b"")
+        reading.close()  # type: ignore[attr-defined]
+    assert stub.sent < 80_000_000
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        error(301, "PermanentRedirect", {"x-amz-bucket-region": "eu-west-1"}),
+        error(404, "NoSuchBucket"),
+        error(403, "InvalidToken"),
+    ],
+    ids=["redirect", "NoSuchBucket", "InvalidToken"],
+)
+def test_a_refusal_of_the_bucket_for_one_object_is_of_that_object(
+    refusal: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "MAX_FAILED_IN_A_ROW", 3)
+    keys = [record_key(str(number)) for number in range(10)]
+    refused = {keys[5]}
+    with stub_server(lambda request: refusal if request.key in refused else Answer(b"x")) as stub:
+        source = open_source(fetch_params("s3://b", stub.endpoint, concurrency=1))
+        read = dict(source.read(keys))
+        found = read.pop(keys[5])
+        assert isinstance(found, Unread) and found.reason.startswith("cannot be read: the server answered ")
+        assert set(read.values()) == {b"x"} and len(read) == 9
+        refused.update(keys)
+        with pytest.raises(UserError, match=r"fetch\.region to|bucket does not exist|InvalidToken; check the AWS"):
+            list(source.read(keys))  # no longer one object
+        first = open_source(fetch_params("s3://b", stub.endpoint, concurrency=1))
+        before = len(stub.requests)
+        with pytest.raises(UserError):
+            list(first.read(keys))
+    assert len(stub.requests) == before + 1
+
+
 def test_a_server_that_fails_on_everything_is_a_user_error_before_all_is_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

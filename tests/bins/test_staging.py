@@ -96,6 +96,17 @@ def test_a_second_fetch_at_once_is_a_user_error_and_harms_nothing(path: Path) ->
         assert (first.get("a"), first.get("b")) == (b"1", b"2")
 
 
+def test_an_extended_code_of_sqlite_is_its_primary_one(path: Path) -> None:
+    error = sqlite3.OperationalError("database is locked")
+    error.sqlite_errorcode = sqlite3.SQLITE_BUSY_RECOVERY  # while another process reads the log of a killed one
+    with (
+        closing(Staging(path)) as staging,
+        pytest.raises(UserError, match="another fetch is under way"),
+        staging._errors_as_user_errors(),
+    ):
+        raise error
+
+
 def test_a_place_that_cannot_be_written_is_a_user_error(path: Path) -> None:
     path.parent.joinpath("file").write_bytes(b"")
     with pytest.raises(UserError, match="cannot be written"):

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from bintally.bins import subset
-from bintally.bins.source import DENIED, UNCHANGED, Unread, image_key, open_source, record_key
+from bintally.bins.images import MAX_BYTES
+from bintally.bins.objects import DENIED, UNCHANGED, Unread, image_key, record_key
+from bintally.bins.source import open_source
 from bintally.bins.staging import Staging
 from bintally.bins.subset import Subset, iter_bins, select_bins
 from bintally.errors import UserError
@@ -266,8 +268,13 @@ def test_a_source_that_denies_every_record_is_an_error_before_all_are_asked(
     assert source.reads.total() == 10
 
 
-def test_few_photographs_wait_in_memory_to_be_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_largest_photograph_may_wait_to_be_decoded() -> None:
+    assert MAX_BYTES <= subset.MAX_BYTES_WAITING
+
+
+def test_few_bytes_wait_in_memory_to_be_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subset, "DECODERS", 1)
+    monkeypatch.setattr(subset, "MAX_BYTES_WAITING", 4 * len(b"photograph"))
     decoded: list[bytes] = []
 
     def decode(body: bytes) -> None:

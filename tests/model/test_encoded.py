@@ -153,6 +153,15 @@ def test_an_interrupted_encoding_resumes_to_the_same_bytes(
         run("third", 27)
     run("third", 99, key="other")
     assert min(read) == 0, "rows under another key are not resumed"
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+
+        def kill(_folder: Path) -> None:
+            raise KeyboardInterrupt
+
+        killed.setattr("bintally.model.encoding.shutil.rmtree", kill)  # when the array has been moved away
+        run("fourth", 99)
+    assert [path.name for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == ["rows"]
+    assert run("fourth", 99) == complete
     assert list((tmp_path / "scratch").iterdir()) == []
 
 

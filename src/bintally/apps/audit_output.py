@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
@@ -49,7 +48,7 @@ def write_table(path: Path, audit: Audit, budget: int | None) -> None:
                 *audit.predictions[row],
                 audit.groups[row],
                 *(f"{p:.8g}" for p in audit.probabilities[row]),
-                _cell("; ".join(f"{quantity} × {name}" for quantity, name in contents.items)),
+                spreadsheet_text("; ".join(f"{quantity} × {name}" for quantity, name in contents.items)),
             ]
         )
     write_csv(path, [*header, *(f"p{count}" for count in audit.counts), "items"], rows)
@@ -57,15 +56,7 @@ def write_table(path: Path, audit: Audit, budget: int | None) -> None:
 
 def rejected_rows(audit: Audit) -> list[list[str]]:
     """Id and reason of each bin that could not be ranked, by id."""
-    return [[_cell(text) for text in row] for row in sorted(audit.rejected)]
-
-
-def _cell(text: str) -> str:
-    """Text from outside for a cell, none of which a spreadsheet takes for a formula.
-
-    Not even one that parts cells at semicolons or tabs, as in countries where a comma parts decimals.
-    """
-    return re.sub(r"([;\t]\s*)([=+@-])", r"\1'\2", spreadsheet_text(printable(text)))
+    return [[spreadsheet_text(printable(text)) for text in row] for row in sorted(audit.rejected)]
 
 
 def summary(source: str, audit: Audit) -> list[str]:

@@ -15,6 +15,7 @@ from bintally.apps.photographs import Photographs, ReadFile
 from bintally.apps.scores import Scores, prediction_rows
 from bintally.bins.corrections import read_corrections
 from bintally.bins.groups import group_bins
+from bintally.bins.images import BadImage
 from bintally.bins.record import BadBin, Record, parse_record
 from bintally.bins.trained_on import FILE, TrainedOn
 from bintally.errors import UserError
@@ -104,7 +105,7 @@ def without_training(photographs: Photographs, model_folder: Path) -> Photograph
 
     def unknown(read: ReadFile) -> bytes:
         if (body := read()) in trained_on:
-            raise UserError(LEARNED)
+            raise BadImage(LEARNED)
         return body
 
     def images(ids: Sequence[str]) -> Iterator[tuple[str, ReadFile]]:

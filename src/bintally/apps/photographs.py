@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import stat
+import threading
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,8 +21,9 @@ from bintally import paths
 from bintally.apps.arguments import require_outs
 from bintally.bins.id_list import read_id_list, read_lines, with_lost_zeros
 from bintally.bins.images import MAX_BYTES
+from bintally.bins.objects import Unread, image_key, record_key
 from bintally.bins.shards import ShardReader, read_index
-from bintally.bins.source import Source, Unread, image_key, open_source, record_key
+from bintally.bins.source import Source, open_source
 from bintally.demo.warehouse import DemoSource
 from bintally.errors import UserError, disk_full_as_user_error, printable
 from bintally.files import SCRATCH, check_writable
@@ -136,7 +138,7 @@ def _from_bin_source(source: str, access: Mapping[str, object], listed: Path | N
     ids = read_id_list(listed, "--ids") if listed else opened.ids()
     folder = Path(source).resolve()
     local = f"{folder} {_file_stamps(folder / image_key(bin_id) for bin_id in ids)}" if folder.is_dir() else source
-    version = f"{local} {fetch.endpoint} {fetch.demo_bins} {fetch.seed}"
+    version = f"{local} {fetch.endpoint} {fetch.region} {fetch.anonymous} {fetch.demo_bins} {fetch.seed}"
     images, records = partial(_read_ahead, opened, image_key), partial(_read_ahead, opened, record_key)
     return Photographs(source, ids, version, images, records)
 
@@ -260,6 +262,8 @@ def _read_ahead(source: Source, key: Callable[[str], str], ids: Sequence[str]) -
     They wait on disk, as all of them may be as large as a photograph is allowed to be.
     """
 
+    stopped = threading.Event()
+
     def read(start: int) -> list[tuple[str, ReadFile]]:
         keys = {bin_id: key(bin_id) for bin_id in ids[start : start + READ_AHEAD]}
         with disk_full_as_user_error(SCRATCH):
@@ -267,6 +271,8 @@ def _read_ahead(source: Source, key: Callable[[str], str], ids: Sequence[str]) -
             file = TemporaryFile(dir=SCRATCH)  # noqa: SIM115 (closed when nobody can read from it any more)
             bodies: dict[str, ReadFile] = {}
             for name, body in source.read(list(keys.values())):
+                if stopped.is_set():
+                    return []
                 if body is None:
                     bodies[name] = partial(_fail, "it is missing")
                 elif isinstance(body, Unread):
@@ -278,8 +284,11 @@ def _read_ahead(source: Source, key: Callable[[str], str], ids: Sequence[str]) -
         return [(bin_id, bodies[keys[bin_id]]) for bin_id in keys]
 
     with ThreadPoolExecutor(1) as reader:
-        for chunk in one_ahead(reader.submit(read, start) for start in range(0, len(ids), READ_AHEAD)):
-            yield from chunk.result()
+        try:
+            for chunk in one_ahead(reader.submit(read, start) for start in range(0, len(ids), READ_AHEAD)):
+                yield from chunk.result()
+        finally:
+            stopped.set()
 
 
 def _fail(reason: str) -> bytes:

@@ -33,11 +33,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     photographs = open_photographs(arguments.source, source_access(arguments), arguments.ids)
     with score_photographs(photographs, arguments.model) as scores:
-        rejected = [row for part in scores for row in part.rejected]
+        rejected = [tuple(map(spreadsheet_text, row)) for part in scores for row in part.rejected]
         with file_lock(to):  # both files of one run, where two write to the same folder
-            write_csv(rejected_file, ["id", "reason"], ((spreadsheet_text(one), reason) for one, reason in rejected))
+            write_csv(rejected_file, ["id", "reason"], rejected)
             (scores.write_csv if to.suffix == ".csv" else scores.write_parquet)(to)
     print(printable(f"{to}: {len(photographs.ids) - len(rejected):,} photographs of {photographs.name}"))
     print(printable(f"{rejected_file}: {len(rejected):,} that could not be scored"))
     for reason, number in Counter(reason for _, reason in rejected).most_common(5):
-        print(f"  {number:,}: {reason}")
+        print(printable(f"  {number:,}: {reason}"))

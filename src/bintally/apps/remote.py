@@ -1,7 +1,7 @@
 """The default DVC remote, with the S3 server behind it where it is on loopback."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fcntl import LOCK_EX, LOCK_SH, flock
 from pathlib import Path
@@ -99,16 +99,18 @@ def remote_server() -> Iterator[None]:
         yield
         return
     check_writable(USERS)
-    with USERS.open("w") as users, loopback_environment():
+    with USERS.open("w") as users, loopback_environment(), ExitStack() as own_server:
         flock(users, LOCK_SH)
-        if running := _running():
-            folder, store = running
+        with file_lock(USERS):  # of commands that come at once, one starts the server
+            running = _running()
+            if running:
+                folder, store = running
+            else:
+                folder = FOLDER
+                store = own_server.enter_context(s3_server(folder, free_port(port), [remote.bucket]))
             write_keys(replace(remote, endpoint=store.endpoint), folder)
-            yield
-            return
-        with s3_server(FOLDER, free_port(port), [remote.bucket]) as store:
-            write_keys(replace(remote, endpoint=store.endpoint), FOLDER)
-            yield
+        yield
+        if not running:
             flock(users, LOCK_EX)  # other commands that use this server finish first
 
 

@@ -26,6 +26,7 @@ import torch
 from bintally import paths
 from bintally.apps.arguments import require_outs
 from bintally.apps.photographs import Photographs, ReadFile, ReadFiles, one_ahead
+from bintally.bins.images import BadImage
 from bintally.errors import UserError, disk_full_as_user_error, printable
 from bintally.files import SCRATCH, atomic_write, check_writable, spreadsheet_text
 from bintally.hashing import file_digest, sha256_hex, source_code
@@ -62,10 +63,7 @@ class Scores:
 
     def __iter__(self) -> Iterator[ScoredPart]:
         for file in self.files:
-            try:
-                table = pq.read_table(file)
-            except (OSError, pa.ArrowInvalid) as error:
-                raise UserError(f"{file} is damaged: remove {file.parent} and run it again") from error
+            table = _read_part(file)
             scored, rejected = table.filter(table["reason"].is_null()), table.filter(table["reason"].is_valid())
             probabilities = np.stack([scored[f"p{count}"].to_numpy() for count in self.calibration.counts], 1)
             reasons = zip(rejected["id"].to_pylist(), rejected["reason"].to_pylist(), strict=True)
@@ -94,6 +92,12 @@ class Scores:
                 writer.write_table(pa.table([pa.array(values) for values in columns], schema=schema))
 
 
+@dataclass(frozen=True)
+class _Rejected:
+    reason: str
+    was_read: bool  # if not, the next attempt may succeed
+
+
 def prediction_rows(probabilities: Floats, calibration: Calibration) -> Counts:
     """The predictions, (n, PREDICTION_COLUMNS), for probabilities (n, counts)."""
     predicted = predict_counts(probabilities, calibration)
@@ -117,13 +121,14 @@ def score_photographs(photographs: Photographs, model_folder: Path) -> Iterator[
     folder = SCRATCH / "predict" / key[:16]
     files = [folder / f"{start:09}.parquet" for start in range(0, len(photographs.ids), PART)]
     with _exclusive(folder.parent / "lock", key, photographs.name), disk_full_as_user_error(folder):
-        done = next((number for number, file in enumerate(files) if not file.exists()), len(files))
-        if done:
-            log.info("predict: continuing after %d of %d", min(done * PART, len(photographs.ids)), len(photographs.ids))
-        if done < len(files):
+        missing = [number for number, file in enumerate(files) if not _is_finished(file)]
+        ids = [one for number in missing for one in photographs.ids[number * PART : (number + 1) * PART]]
+        if len(missing) < len(files):
+            log.info("predict: continuing after %d of %d", len(photographs.ids) - len(ids), len(photographs.ids))
+        if missing:
             configure_malloc()
             predictor = Predictor(*load_model(model_folder), calibration)
-            _score(predictor, photographs.images, photographs.ids[done * PART :], files[done:])
+            _score(predictor, photographs.images, ids, [files[number] for number in missing])
         yield Scores(calibration, files)
         shutil.rmtree(folder)
 
@@ -140,9 +145,22 @@ def _exclusive(path: Path, key: str, name: str) -> Iterator[None]:
         yield
 
 
+def _read_part(file: Path) -> pa.Table:
+    try:
+        return pq.read_table(file)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{file} is damaged: remove {file.parent} and run it again") from error
+
+
+def _is_finished(file: Path) -> bool:
+    """Whether a part is there, and no photograph of it is to be read again: access may now be allowed."""
+    return file.exists() and all(_read_part(file)["was_read"].to_pylist())
+
+
 def _score(predictor: Predictor, images: ReadFiles, ids: Sequence[str], files: Sequence[Path]) -> None:
     counts = [f"p{count}" for count in predictor.calibration.counts]
-    schema = pa.schema([("id", pa.string()), ("reason", pa.string()), *((name, pa.float64()) for name in counts)])
+    columns = [("id", pa.string()), ("reason", pa.string()), ("was_read", pa.bool_())]
+    schema = pa.schema([*columns, *((name, pa.float64()) for name in counts)])
     unscored = [None] * len(counts)
     with progress("predict", len(ids), "photographs") as advance:
         batches = _decoded_batches(predictor, images(ids))
@@ -152,12 +170,12 @@ def _score(predictor: Predictor, images: ReadFiles, ids: Sequence[str], files: S
                 decoded = [pixels for _, pixels in batch if isinstance(pixels, torch.Tensor)]
                 distributions = iter(predictor.distributions(torch.stack(decoded)).tolist() if decoded else [])
                 for file_id, pixels in batch:
-                    if isinstance(pixels, str):
-                        rows.append([file_id, pixels, *unscored])
+                    if isinstance(pixels, _Rejected):
+                        rows.append([file_id, pixels.reason, pixels.was_read, *unscored])
                     elif all(map(math.isfinite, distribution := next(distributions))):
-                        rows.append([file_id, None, *distribution])
+                        rows.append([file_id, None, True, *distribution])
                     else:
-                        rows.append([file_id, "its probabilities are not finite", *unscored])
+                        rows.append([file_id, "its probabilities are not finite", True, *unscored])
                 advance(len(batch))
             with atomic_write(file) as temporary:
                 pq.write_table(pa.table(list(map(list, zip(*rows, strict=True))), schema=schema), temporary)
@@ -165,16 +183,18 @@ def _score(predictor: Predictor, images: ReadFiles, ids: Sequence[str], files: S
 
 def _decoded_batches(
     predictor: Predictor, reads: Iterable[tuple[str, ReadFile]]
-) -> Iterator[list[tuple[str, torch.Tensor | str]]]:
+) -> Iterator[list[tuple[str, torch.Tensor | _Rejected]]]:
     """Batches of ids with pixels, or with the reason why there are none, decoded one batch ahead of the caller."""
 
-    def decode(read: ReadFile) -> torch.Tensor | str:
+    def decode(read: ReadFile) -> torch.Tensor | _Rejected:
         try:
             return predictor.decode(read())
+        except BadImage as error:
+            return _Rejected(printable(str(error)), was_read=True)
         except UserError as error:
-            return printable(str(error))
+            return _Rejected(printable(str(error)), was_read=False)
         except OSError as error:
-            return printable(error.strerror or str(error))
+            return _Rejected(printable(error.strerror or str(error)), was_read=False)
 
     # One thread per image: nested thread teams would compete with the network for the cores.
     with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:

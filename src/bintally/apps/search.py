@@ -164,9 +164,7 @@ def _fail_dead_trials(study: optuna.Study) -> None:
         try:
             with path.open() as lock:
                 flock(lock, LOCK_EX | LOCK_NB)
-                still_running = study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING
-                if lock.read() and still_running:
-                    study.tell(trial.number, state=TrialState.FAIL)
+                if lock.read() and _fail(study, trial.number):
                     _replace_stale(study, trial)
                     path.unlink()
         except BlockingIOError:
@@ -174,7 +172,23 @@ def _fail_dead_trials(study: optuna.Study) -> None:
         except FileNotFoundError:
             # Of another folder, or it died at once. Optuna never calls a trial stale that had no heartbeat yet.
             if _draws(trial) and trial.datetime_start and time.time() - trial.datetime_start.timestamp() > GRACE_S:
-                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                _fail(study, trial.number)
+
+
+def _fail(study: optuna.Study, number: int) -> bool:
+    """Fail a running trial; False if it has ended, here or in another process."""
+    try:
+        study.tell(number, state=TrialState.FAIL)
+    except (UpdateFinishedTrialError, ValueError) as error:
+        if not _is_finished(error):
+            raise
+        return False
+    return True
+
+
+def _is_finished(error: Exception) -> bool:
+    """Whether an error of `Study.tell` says that the trial has ended already."""
+    return isinstance(error, UpdateFinishedTrialError) or str(error).startswith("Cannot tell a ")
 
 
 def _replace_stale(study: optuna.Study, stale: FrozenTrial) -> None:
@@ -224,7 +238,7 @@ def _run_trial(study: optuna.Study, params: Params, number: int) -> bool:
         with ExitStack() as locks:
             study.optimize(objective, n_trials=1, catch=(NotRun, UserError))
     except (UpdateFinishedTrialError, ValueError) as error:
-        if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a "):
+        if not _is_finished(error):
             raise
         log.info("tune: no heartbeat of a trial came through for %d s, another process took it over", GRACE_S)
     return needed

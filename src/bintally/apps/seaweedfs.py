@@ -57,10 +57,14 @@ def is_listening(port: int) -> bool:
         return probe.connect_ex((HOST, port)) == 0
 
 
-def free_ports(number: int) -> list[int]:
-    """Distinct free loopback ports; the port 10,000 above each, where the server opens gRPC, is free too."""
+def free_ports(number: int, taken: int | None = None) -> list[int]:
+    """Distinct free loopback ports, none of them ``taken``.
+
+    The port 10,000 above each, where the server opens gRPC, is free too.
+    """
     candidates = secrets.SystemRandom().sample(range(20_000, 30_000), 10_000)
-    free = (port for port in candidates if not is_listening(port) and not is_listening(port + 10_000))
+    pairs = ((port, port + 10_000) for port in candidates)
+    free = (pair[0] for pair in pairs if taken not in pair and not any(map(is_listening, pair)))
     return list(islice(free, number))
 
 
@@ -70,10 +74,12 @@ def access_keys(folder: Path) -> tuple[str, str]:
     if not path.exists():
         _write_private(path, json.dumps([secrets.token_hex(10).upper(), secrets.token_urlsafe(30)]))
     try:
-        access, secret = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        match json.loads(path.read_text(encoding="utf-8")):
+            case [str(access), str(secret)]:
+                return access, secret
+        raise ValueError("it must be a list of two strings")
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): remove it, and the server makes new keys") from error
-    return access, secret
 
 
 @contextmanager
@@ -127,8 +133,10 @@ def s3_server(folder: Path, port: int, buckets: Sequence[str] = (), public: Sequ
     """
     _make_private(folder)
     with (folder / "lock").open("a+b") as lock:
-        if not _locked(lock):
-            raise UserError(f"the S3 server of {folder} runs already: stop it first, or give another folder with --dir")
+        while not _locked(lock):  # also for a moment by who only looks
+            if running := running_store(folder):
+                reason = "use it, end the command that runs it, or give another folder with --dir"
+                raise UserError(f"the S3 server of {folder} runs already, at {running.endpoint}: {reason}")
         lock.truncate(0)
         if is_listening(port):
             reason = "stop the program that listens there or choose another --port"
@@ -162,7 +170,8 @@ def _make_private(folder: Path) -> None:
     """Create the folder, or close that of an earlier server to others. Raises UserError if it has other files."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(("lock", ".keys.json.")))
+        # Less what a command has left that was killed before the server had keys.
+        names = sorted(path.name for path in folder.iterdir() if path.name != "lock" and not path.match(".*.tmp"))
         if names and "keys.json" not in names:
             raise UserError(f"'{folder}' has other files, such as '{names[0]}': give an empty folder")
         folder.chmod(0o700)
@@ -180,7 +189,7 @@ def _start(folder: Path, store: Store, port: int, public: Sequence[str], lock: B
     _write_private(folder / "s3.json", json.dumps({"identities": identities}))
     _write_private(folder / TLS, _self_signed())
     (folder / "data").mkdir(exist_ok=True)
-    master, volume, filer, admin, s3_grpc = free_ports(5)
+    master, volume, filer, admin, s3_grpc = free_ports(5, taken=port)
     # Paths are relative to the folder: -dir takes a list with commas, and a socket's path has 108 bytes at most.
     command = [
         _executable(), "mini", "-dir=data", f"-ip={HOST}", f"-ip.bind={HOST}", "-s3.config=s3.json", "-s3.iam=false",

@@ -5,8 +5,10 @@ import errno
 import http.client
 import io
 import ipaddress
+import re
 import socket
 import ssl
+import threading
 import time
 from base64 import b64encode
 from collections import deque
@@ -19,10 +21,15 @@ from bintally.errors import UserError, printable
 CONNECT_S = 10.0
 WAIT_S = 30.0  # for an answer's head, and for each PIECE of its body: a server that is slower is not waited for
 PIECE = 128 * 2**10
+MAX_BODY_S = 600.0  # for the whole body
 
 
 class Unreachable(Exception):
     """No connection; the message is the reason, in a few words."""
+
+
+class BodyGivenUp(Exception):
+    """A body took more than MAX_BODY_S, or nobody waits for it any more."""
 
 
 class _Timed(io.RawIOBase):
@@ -55,11 +62,20 @@ class Answer(http.client.HTTPResponse):
         self._timed = _Timed(self.fp.detach(), sock)
         self.fp = io.BufferedReader(self._timed)
 
-    def body(self, limit: int) -> bytes | None:
-        """Return the whole body, or None if it has more than ``limit`` bytes. Raises HTTPException if it was cut."""
-        expected, pieces, size = self.length, list[bytes](), 0
+    def body(self, limit: int, stopped: threading.Event | None = None) -> bytes | None:
+        """Return the whole body, or None if it has more than ``limit`` bytes.
+
+        Args:
+            stopped: set when nobody waits for the body any more.
+
+        Raises HTTPException if it was cut, BodyGivenUp if it comes too slowly as a whole or ``stopped`` is set.
+        """
+        expected, pieces, size, start = self.length, list[bytes](), 0, time.monotonic()
         while size <= limit:
-            self._timed.deadline = time.monotonic() + WAIT_S
+            now = time.monotonic()
+            if now - start > MAX_BODY_S or (stopped and stopped.is_set()):
+                raise BodyGivenUp
+            self._timed.deadline = now + WAIT_S
             piece = self.read(PIECE)
             if not piece:
                 if expected is not None and size < expected:
@@ -74,9 +90,12 @@ class Connections:
     """Connections to the server of a URL, through a proxy where the environment names one; used by many threads."""
 
     def __init__(self, url: str) -> None:
-        """Raises UserError if the environment names a proxy that cannot be used."""
-        self._url = urlsplit(url)
+        """Raises UserError if the URL is not that of a server, or the environment names an unusable proxy."""
         self._idle: deque[http.client.HTTPConnection] = deque()
+        try:
+            self._url = _split_url(url)
+        except ValueError as error:
+            raise UserError(f"'{url}' is not the URL of a server: check fetch.endpoint and fetch.region") from error
         self._tls = ssl.create_default_context() if self._url.scheme == "https" else None
         self._proxy = _proxy(self._url)
         # A proxy for http takes the whole URL as the path, and is asked anew each time; one for https makes a tunnel.
@@ -166,6 +185,14 @@ def _reason(error: Exception, host: str) -> str:
     return printable(str(error) or type(error).__name__)[:100]
 
 
+def _split_url(url: str) -> SplitResult:
+    """Raises ValueError if it has no host, a host with an empty or too long part, or no such port."""
+    split = urlsplit(url)
+    if not (split.hostname or "").encode("idna") or split.port == 0:
+        raise ValueError(url)
+    return split
+
+
 def _proxy(url: SplitResult) -> SplitResult | None:
     """The proxy that the environment names for a URL; none for this machine itself."""
     host = url.hostname or ""
@@ -173,13 +200,15 @@ def _proxy(url: SplitResult) -> SplitResult | None:
     proxy = proxies.get(url.scheme) or proxies.get("all")
     if not proxy or _is_loopback(host) or proxy_bypass(host):
         return None
-    split = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    if split.scheme != "http" or not split.hostname:
-        shown = printable(f"{split.scheme}://{split.hostname or ''}")
+    try:
+        split = _split_url(proxy if "://" in proxy else f"http://{proxy}")
+        if split.scheme != "http":
+            raise ValueError(proxy)
+    except ValueError:
+        shown = printable(re.sub(r"(?s)^([A-Za-z0-9+.-]+://)?.*@", r"\1", proxy)[:100])  # without the password
+        variables = f"{url.scheme.upper()}_PROXY or ALL_PROXY"
         remedy = "it must be of the form http://host:port; set it, or NO_PROXY"
-        raise UserError(
-            f"the proxy {shown} that {url.scheme.upper()}_PROXY or ALL_PROXY names cannot be used: {remedy}"
-        )
+        raise UserError(f"the proxy {shown} that {variables} names cannot be used: {remedy}") from None
     return split
 
 
@@ -194,4 +223,4 @@ def _authorization(proxy: SplitResult) -> dict[str, str]:
     if proxy.username is None:
         return {}
     pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-    return {"Proxy-Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
+    return {"Proxy-Authorization": f"Basic {b64encode(pair.encode(errors='surrogateescape')).decode()}"}

@@ -14,6 +14,7 @@ from bintally.errors import UserError, printable
 log = logging.getLogger("bintally.source")
 RECORDS, IMAGES = "metadata", "bin-images"  # the folders of a source
 MAX_BYTES_HELD = 256 * 2**20  # of objects that are read and not yet taken, all threads together
+NAMED = 5  # odd names in a message
 
 
 def record_key(bin_id: str) -> str:
@@ -40,7 +41,7 @@ UNCHANGED = Unread("is unchanged")
 
 
 def max_bytes(key: str) -> int:
-    """The size from which on an object is too large to be a record or a photograph."""
+    """The largest size of the object of a key, a record or a photograph, in bytes."""
     return MAX_RECORD_BYTES if key.startswith(RECORDS) else MAX_BYTES
 
 
@@ -49,27 +50,36 @@ def too_large(key: str) -> Unread:
 
 
 def record_ids(names: Iterable[str], source: str) -> list[str]:
-    """Return the ids of the records with these file names, sorted; names that are no ids are logged.
+    """Return the ids of the records with these file names, sorted; names that are no ids are logged, and not kept.
 
     Raises UserError if there are none.
     """
-    stems = {name.removesuffix(".json") for name in names if name.endswith(".json")}
-    ids = sorted(stem for stem in stems if ID_PATTERN.fullmatch(stem))
-    if odd := sorted(stems.difference(ids)):
-        some = ", ".join(f"'{printable(stem[:80])}.json'" for stem in odd[:5]) + (", …" if len(odd) > 5 else "")
+    ids: set[str] = set()
+    odd, first_odd = 0, list[str]()
+    for name in names:
+        if not name.endswith(".json"):
+            continue
+        stem = name.removesuffix(".json")
+        if ID_PATTERN.fullmatch(stem):
+            ids.add(stem)
+        else:
+            odd += 1
+            first_odd = sorted({*first_odd, stem[:80]})[:NAMED]
+    if odd:
+        some = ", ".join(f"'{printable(stem)}.json'" for stem in first_odd) + (", …" if odd > NAMED else "")
         log.warning(
             "%s: %d records are left out, whose names are no ids (up to 64 letters, digits, - and _): %s",
-            *(source, len(odd), some),
+            *(source, odd, some),
         )
     if not ids:
         raise UserError(f"{source} has no {RECORDS}/<id>.json: check fetch.source and its prefix")
-    return ids
+    return sorted(ids)
 
 
 class Memory:
     """The bytes that are held for one object, out of MAX_BYTES_HELD for all of them."""
 
-    def __init__(self, all_objects: "_AllMemory") -> None:
+    def __init__(self, all_objects: "MemoryLimit") -> None:
         self._all, self._size = all_objects, 0
         self.stopped = all_objects.stopped
         """Set when nobody waits for objects any more."""
@@ -85,12 +95,15 @@ class Memory:
         self._size = 0
 
 
-class _AllMemory:
-    def __init__(self) -> None:
+class MemoryLimit:
+    """A number of bytes that several threads hold together; each object may be that large at most."""
+
+    def __init__(self, size: int) -> None:
         self.stopped = threading.Event()
-        self._free, self._changed = MAX_BYTES_HELD, threading.Condition()
+        self._free, self._changed = size, threading.Condition()
 
     def take(self, size: int) -> None:
+        """Wait until ``size`` bytes are free, or until :meth:`stop`."""
         with self._changed:
             self._changed.wait_for(lambda: self._free >= size or self.stopped.is_set())
             self._free -= size
@@ -116,7 +129,7 @@ def read_concurrently(
         read: reserves memory for an object before it reads its bytes; None if there is none. An exception ends the
             reading.
     """
-    all_memory, remaining, next_key = _AllMemory(), iter(keys), threading.Lock()
+    all_memory, remaining, next_key = MemoryLimit(MAX_BYTES_HELD), iter(keys), threading.Lock()
     done: queue.SimpleQueue[tuple[str, bytes | Unread | None, Memory] | BaseException] = queue.SimpleQueue()
 
     def work() -> None:

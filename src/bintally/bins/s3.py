@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
-from bintally.bins.connections import PIECE, WAIT_S, Connections, Unreachable
+from bintally.bins.connections import MAX_BODY_S, PIECE, WAIT_S, BodyGivenUp, Connections, Unreachable
 from bintally.bins.objects import (
     DENIED,
     RECORDS,
@@ -76,7 +76,10 @@ class _Response:
 
 
 class _Failed(Exception):
-    """No usable answer after all attempts; the message is the reason, in a few words."""
+    """No usable answer after all attempts; the message is the reason, in a few words.
+
+    Its cause is a UserError where the answer says what the user can mend.
+    """
 
 
 class S3Source:
@@ -91,6 +94,8 @@ class S3Source:
         self._bucket_path, self._threads = f"/{bucket}", fetch.concurrency
         self._sign = (lambda _path: {}) if fetch.anonymous else signer(url, fetch.region)
         self._connections = Connections(url)
+        self._remedy = f"check fetch.{'endpoint' if fetch.endpoint else 'region'} and the network"
+        self._has_answered = False  # for the bucket: what it then refuses is one object
         self._failed_in_a_row, self._lock = 0, threading.Lock()
 
     def ids(self) -> list[str]:
@@ -107,7 +112,10 @@ class S3Source:
         condition = {"If-None-Match": f'"{md5}"'} if md5 else {}  # the entity tag of an object is its MD5, as a rule
         try:
             response = self._request(path, "be read", max_bytes(key), condition, memory)
-            self._stop_if_nothing_can_be_read(response, "be read")
+            if refusal := self._refusal(response, "be read"):
+                if not self._has_answered:
+                    raise refusal
+                raise _Failed(f"the server answered {response.code}") from refusal
             found: bytes | Unread | None
             match response.status:
                 case 200:
@@ -124,30 +132,34 @@ class S3Source:
             with self._lock:
                 self._failed_in_a_row += 1
             if self._failed_in_a_row > MAX_FAILED_IN_A_ROW:
+                if isinstance(failure.__cause__, UserError):
+                    raise failure.__cause__ from None
                 raise self._unusable("be read", f"{failure}, for each of the last {MAX_FAILED_IN_A_ROW}") from failure
             return Unread(f"cannot be read: {failure}")
-        self._failed_in_a_row = 0
+        self._failed_in_a_row, self._has_answered = 0, True
         return found
 
-    def _names(self) -> set[str]:
+    def _names(self) -> Iterator[str]:
         """The keys of the records, without their prefix. Raises UserError if the listing has no end."""
         start, folder = time.monotonic(), f"{self._prefix}{RECORDS}/"
-        found: set[str] = set()
-        query, pages_without_keys = {"list-type": "2", "prefix": folder}, 0
+        names, listed, pages_without_keys = list[str](), 0, 0
+        query = {"list-type": "2", "prefix": folder}
         while True:
-            before, page = len(found), self._page(query)
+            before, page = names, self._page(query)
             # No more characters: a search must not read a page again and again.
             escaped = re.findall(rb"<Key>([^<]{1,4000})</Key>", page)
             keys = (html.unescape(key.decode(errors="replace")) for key in escaped)
-            found.update(key.removeprefix(folder) for key in keys if key.startswith(folder))
+            names = [key.removeprefix(folder) for key in keys if key.startswith(folder)]
+            yield from names
             if not re.search(rb"<IsTruncated>\s*true\s*<", page):
-                return found
+                return
             token = re.search(rb"<NextContinuationToken>([^<]{1,4000})</NextContinuationToken>", page)
-            pages_without_keys = pages_without_keys + 1 if len(found) == before else 0
+            pages_without_keys = 0 if names and names != before else pages_without_keys + 1
+            listed += len(names)
             if not token or pages_without_keys > MAX_PAGES_WITHOUT_KEYS:
                 raise self._endless("its next page brings nothing new")
-            if len(found) > MAX_LISTED or time.monotonic() - start > MAX_LISTING_S:
-                raise self._endless(f"it goes on after {len(found):,} keys and {time.monotonic() - start:.0f} s")
+            if listed > MAX_LISTED or time.monotonic() - start > MAX_LISTING_S:
+                raise self._endless(f"it goes on after {listed:,} keys and {time.monotonic() - start:.0f} s")
             query["continuation-token"] = html.unescape(token[1].decode(errors="replace"))
 
     def _page(self, query: Mapping[str, str]) -> bytes:
@@ -156,7 +168,8 @@ class S3Source:
             response = self._request(path, "be listed", MAX_PAGE_BYTES)
         except _Failed as failure:
             raise self._unusable("be listed", str(failure)) from failure
-        self._stop_if_nothing_can_be_read(response, "be listed")
+        if refusal := self._refusal(response, "be listed"):
+            raise refusal
         if response.status in (401, 403):
             raise self._denied("be listed")
         if response.status != 200:
@@ -165,6 +178,7 @@ class S3Source:
             raise self._endless(f"one of its pages has more than {MAX_PAGE_BYTES:,} bytes")
         if b"<ListBucketResult" not in response.body:
             raise self._unusable("be listed", "the answer is no listing of S3")
+        self._has_answered = True
         return response.body
 
     def _request(
@@ -174,6 +188,7 @@ class S3Source:
 
         Raises UserError if the server cannot be reached, _Failed if it gives no usable answer.
         """
+        stopped = memory.stopped if memory else threading.Event()
         for attempt in itertools.count(1):
             error: Exception
             try:
@@ -183,12 +198,13 @@ class S3Source:
                 error = _Failed(f"the server answered {response.code}")
             except Unreachable as unreachable:
                 error = self._unusable(purpose, str(unreachable))
+            except BodyGivenUp:
+                raise _Failed(f"it took more than {MAX_BODY_S:.0f} s") from None
             except TimeoutError:
                 error = _Failed(f"it stood still, or {PIECE} bytes took more than {WAIT_S:.0f} s")
             except (http.client.HTTPException, OSError) as broken:
                 is_cut = isinstance(broken, http.client.IncompleteRead | OSError)
                 error = _Failed("the connection was cut" if is_cut else "the answer is not HTTP")
-            stopped = memory.stopped if memory else threading.Event()
             if attempt == MAX_ATTEMPTS or stopped.is_set():
                 raise error
             log.info("%s: attempt %d of %d for %s failed, retrying", self._name, attempt, MAX_ATTEMPTS, path)
@@ -204,21 +220,22 @@ class S3Source:
             if answer.length is None or answer.length <= limit:
                 if memory:
                     memory.reserve(limit if answer.length is None else answer.length)
-                body = answer.body(limit)
+                body = answer.body(limit, memory.stopped if memory else None)
             return _Response(answer.status, body, answer.headers.get("x-amz-bucket-region"))
         finally:
             self._connections.keep(connection, answer)
 
-    def _stop_if_nothing_can_be_read(self, response: _Response, purpose: str) -> None:
-        """Raise UserError if the answer is about the bucket or the credentials, and not about one object."""
+    def _refusal(self, response: _Response, purpose: str) -> UserError | None:
+        """The error to end with if the answer is about the bucket or the credentials, and not about one object."""
         if response.code == "NoSuchBucket":
-            raise UserError(f"{self._name}: the bucket does not exist; check fetch.source")
+            return UserError(f"{self._name}: the bucket does not exist; check fetch.source")
         if response.code in CREDENTIALS_REFUSED:
             remedy = "check the AWS credentials and the clock, or set fetch.anonymous: true for a public bucket"
-            raise UserError(f"{self._name} cannot {purpose}: {response.code}; {remedy}")
+            return UserError(f"{self._name} cannot {purpose}: {response.code}; {remedy}")
         if response.region is not None:
             region = f"to '{response.region}'" if response.region else "to the bucket's, or check fetch.endpoint"
-            raise UserError(f"{self._name} is in another region than fetch.region says; set fetch.region {region}")
+            return UserError(f"{self._name} is in another region than fetch.region says; set fetch.region {region}")
+        return None
 
     def _denied(self, purpose: str) -> UserError:
         return UserError(
@@ -227,7 +244,7 @@ class S3Source:
         )
 
     def _unusable(self, purpose: str, why: str) -> UserError:
-        return UserError(f"{self._name} cannot {purpose}: {why}; check fetch.endpoint and the network")
+        return UserError(f"{self._name} cannot {purpose}: {why}; {self._remedy}")
 
     def _endless(self, why: str) -> UserError:
         return UserError(

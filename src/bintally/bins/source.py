@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from bintally.bins.folder import FolderSource
-from bintally.bins.objects import DENIED, UNCHANGED, Unread, image_key, record_key
+from bintally.bins.objects import Unread
 from bintally.bins.s3 import S3Source
 from bintally.errors import UserError
 from bintally.params import Fetch
-
-__all__ = ["DENIED", "UNCHANGED", "Source", "Unread", "image_key", "open_source", "record_key"]
 
 
 class Source(Protocol):

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bintally.bins.source import UNCHANGED, Source, Unread
+from bintally.bins.objects import UNCHANGED, Unread
+from bintally.bins.source import Source
 from bintally.errors import UserError
 from bintally.files import check_writable
 
@@ -33,7 +34,7 @@ class Staging:
             try:
                 self._database = self._open()
             except sqlite3.DatabaseError as error:
-                if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+                if _primary_code(error) not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
                     raise
                 log.info("%s is damaged (%s) and is made anew", path, error)
                 for suffix in ("", "-wal", "-shm"):
@@ -97,9 +98,14 @@ class Staging:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            if _primary_code(error) == sqlite3.SQLITE_BUSY:
                 raise UserError("another fetch is under way in this folder: wait until it has ended") from error
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            if _primary_code(error) == sqlite3.SQLITE_FULL:
                 message = f"the disk is full: could not write {self._path}; free some space and run it again"
                 raise UserError(message) from error
             raise UserError(f"{self._path} cannot be used ({error}); delete it to fetch everything again") from error
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    """SQLITE_BUSY, for example, also for SQLITE_BUSY_RECOVERY."""
+    return error.sqlite_errorcode & 0xFF

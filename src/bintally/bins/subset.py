@@ -2,7 +2,6 @@
 
 import logging
 import os
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,9 +13,10 @@ import numpy as np
 from bintally.bins.groups import group_bins
 from bintally.bins.id_list import read_id_list, with_lost_zeros
 from bintally.bins.images import BadImage, decode_image
+from bintally.bins.objects import DENIED, MemoryLimit, Unread, image_key, record_key
 from bintally.bins.record import BadBin, Record, parse_record
 from bintally.bins.shards import Bin
-from bintally.bins.source import DENIED, Source, Unread, image_key, record_key
+from bintally.bins.source import Source
 from bintally.bins.staging import Staging
 from bintally.errors import UserError, printable
 from bintally.params import Fetch
@@ -25,6 +25,7 @@ from bintally.progress import progress
 log = logging.getLogger("bintally.subset")
 BATCH = 2048
 DECODERS = min(8, len(os.sched_getaffinity(0)))
+MAX_BYTES_WAITING = 2**27  # of photographs to decode
 MAX_REASON = 200  # characters
 
 
@@ -163,10 +164,10 @@ def _short(reason: Exception) -> str:
 
 
 class _Decoders:
-    """Threads that decode photographs; few of these wait in memory."""
+    """Threads that decode photographs, of which MAX_BYTES_WAITING are held in memory."""
 
     def __init__(self) -> None:
-        self._pool, self._room = ThreadPoolExecutor(DECODERS), threading.BoundedSemaphore(4 * DECODERS)
+        self._pool, self._memory = ThreadPoolExecutor(DECODERS), MemoryLimit(MAX_BYTES_WAITING)
 
     def __enter__(self) -> "_Decoders":
         return self
@@ -175,10 +176,11 @@ class _Decoders:
         self._pool.shutdown(cancel_futures=True)
 
     def check(self, body: bytes | Unread | None) -> "Future[str | None]":
-        """The defect of a photograph, None if it has none, as a future; waits while there are too many."""
-        self._room.acquire()
+        """The defect of a photograph, None if it has none, as a future; waits while others hold too much memory."""
+        size = len(body) if isinstance(body, bytes) else 0
+        self._memory.take(size)
         future = self._pool.submit(self._defect, body)
-        future.add_done_callback(lambda _: self._room.release())
+        future.add_done_callback(lambda _: self._memory.give(size))
         return future
 
     @staticmethod

@@ -12,9 +12,8 @@ from bintally.errors import UserError
 from bintally.files import atomic_write, write_text
 from bintally.model.backbone import Backbone
 from bintally.model.network import CountingNetwork, Head
-from bintally.params import Counts
+from bintally.params import MAX_IMAGE_SIZE, Counts
 
-MAX_IMAGE_SIZE = 1024
 MAX_CARD_BYTES = 1_000_000
 MAX_HEADER_BYTES = 4_000_000  # of the names and shapes of weights; those of the largest backbone are a tenth of it
 

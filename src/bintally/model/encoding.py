@@ -96,7 +96,7 @@ class _ResumableArray:
         # Whole batches, since the last digits of a row depend on the size of its batch.
         self.rows = int(self._count.read_text()) // batch * batch if self._count.exists() else 0
         end = header.tell() + self.rows * dtype.itemsize * math.prod(shape[1:])
-        if self.rows and self._path.stat().st_size < end:
+        if not self._path.exists() or self._path.stat().st_size < end:  # as after a kill while it was moved away
             self.rows, end = 0, header.tell()
         for outdated in set(folder.parent.glob("*")) - {folder}:  # of earlier parameters
             shutil.rmtree(outdated)

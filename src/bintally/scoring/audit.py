@@ -20,7 +20,7 @@ def error_model(counts: Sequence[int]) -> Floats:
     """The probability of each wrong record (column) given the true count (row): (counts, counts).
 
     Those one or two off (OFFSETS) are equally likely, each further one TAIL times as likely as one an item nearer: no
-    error is impossible. Where no count is one or two off, this goes for the nearest and those further off.
+    error is impossible. If every other count is further off than that, the nearest ones take the place of these.
     """
     distances = np.abs(np.subtract.outer(counts, counts)).astype(np.float64)
     is_wrong = distances > 0

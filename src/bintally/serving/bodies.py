@@ -81,7 +81,7 @@ def body_kind(content_type: str) -> str | None:
     return RAW[0] if not media or media.startswith("image/") or media in RAW else None
 
 
-def parse_record(text: str) -> int:
+def parse_expected(text: str) -> int:
     """The count that a record gives. Raises UserError unless it is a whole number within bounds."""
     if not (text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_RECORD))):
         raise UserError(f"expected is {text[:QUOTED]!r}; it must be a whole number from 0 to {MAX_RECORD:,}")
@@ -181,7 +181,7 @@ def _parse_form(body: bytes, content_type: str, expected: int | None) -> list[Up
     uploads = []
     for number, (file, record) in enumerate(zip(files, records or [""] * len(files), strict=True), 1):
         try:
-            uploads.append(Upload(file, parse_record(record) if record else expected))
+            uploads.append(Upload(file, parse_expected(record) if record else expected))
         except UserError as error:
             raise UserError(f"record {number}: {error}") from error
     return uploads

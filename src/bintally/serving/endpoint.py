@@ -219,7 +219,7 @@ def _expected(request: Request) -> int | None:
     values = request.query_params.getlist("expected")
     if len(values) > 1:
         raise UserError(f"expected is given {len(values)} times; give it once")
-    return bodies.parse_record(values[0]) if values else None
+    return bodies.parse_expected(values[0]) if values else None
 
 
 async def _predict_uploads(model: LoadedModel, uploads: Sequence[bodies.Upload], request: Request) -> list[Prediction]:

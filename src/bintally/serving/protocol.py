@@ -82,7 +82,8 @@ class BoundedProtocol(HttpToolsProtocol):
             raise Refused
 
     def on_headers_complete(self) -> None:
-        self._cancel_timer()
+        if not self.flow.write_paused:
+            self._cancel_timer()
         self._unread = self._chunks = 0
         super().on_headers_complete()
         if self.parser.should_upgrade():  # the parser ignores what follows
@@ -104,13 +105,15 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._unread = 0
         super().on_message_complete()
-        if not self._is_idle():
+        if not self._is_clients_turn():
             self._stop_waiting()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._is_idle():
             self._wait()
+        elif self._is_clients_turn():  # the body of a pipelined request is to come
+            self.waiting[self] = None
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -118,7 +121,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if not self._is_idle():
+        if not self._is_clients_turn():
             self._stop_waiting()
 
     def send_400_response(self, msg: str) -> None:
@@ -159,6 +162,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
+
+    def _is_clients_turn(self) -> bool:
+        """Whether nothing happens until the client sends a request or the rest of its body, or reads a response."""
+        waits = self._refused or self._is_idle() or self.flow.write_paused
+        return waits or (self.cycle.more_body and not self.pipeline)
 
     def _on_timer(self) -> None:
         if self._refused or self._is_idle() or self.flow.write_paused:

@@ -10,7 +10,7 @@ from bintally.bins.source import Source, open_source
 from bintally.bins.staging import Staging
 from bintally.bins.subset import iter_bins, select_bins
 from bintally.demo.edition import EDITION
-from bintally.files import SCRATCH, check_writable, file_lock, write_csv
+from bintally.files import SCRATCH, check_writable, file_lock, spreadsheet_text, write_csv
 from bintally.params import Params
 from bintally.paths import BINS
 from bintally.stages import run
@@ -36,7 +36,11 @@ def main(params: Params) -> None:
         new_bins = scratch / "bins"
         shutil.rmtree(new_bins, ignore_errors=True)
         write_shards(new_bins, iter_bins(subset, staging))
-        write_csv(new_bins / "rejected.csv", ["id", "reason"], sorted(subset.rejected.items()))
+        write_csv(
+            new_bins / "rejected.csv",
+            ["id", "reason"],
+            ((one, spreadsheet_text(why)) for one, why in sorted(subset.rejected.items())),
+        )
         with file_lock(BINS):
             shutil.rmtree(BINS, ignore_errors=True)
             shutil.move(new_bins, BINS)
