@@ -4,7 +4,7 @@ All serve the same model on the CPU and answer `POST /invocations`, a JPEG file,
 distributions are checked to agree first. Each server runs alone, with 1, 8 and 64 clients on loopback that send their
 next request once answered; servers take turns for `--rounds` rounds, and the median of the rounds is reported.
 
-bintally        `bintally serve`: torchvision decodes, ONNX Runtime
+bintally        `bintally serve`: Pillow decodes, ONNX Runtime
 bintally_eager  the same with PyTorch instead of ONNX Runtime
 plain           FastAPI under uvicorn, PIL, PyTorch, one photograph at a time
 litserve        LitServe in batches of up to 8, PIL, PyTorch
