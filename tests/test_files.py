@@ -92,7 +92,13 @@ def test_a_file_has_the_permissions_of_the_umask_unless_it_is_private(tmp_path: 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("folder", "it is a folder"), ("file/x.csv", "folders"), ("file/deeper/x.csv", "folders"), ("x" * 300, "name")],
+    [
+        ("folder", "it is a folder"),
+        ("file/x.csv", "folders"),
+        ("file/deeper/x.csv", "folders"),
+        ("x" * 300, "name"),
+        ("/proc/x.csv", "another path"),
+    ],
 )
 def test_a_path_that_cannot_be_written_is_one_sentence_before_the_work(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "folder").mkdir()

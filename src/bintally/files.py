@@ -76,10 +76,10 @@ def _create_temporary(path: Path, mode: int = 0o666) -> tuple[Path, int]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
     except OSError as error:
-        if error.errno not in REMEDIES:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        reason = (error.strerror or "").lower()
-        raise UserError(f"'{path}' cannot be written ({reason}): {REMEDIES[error.errno]}") from error
+        remedy = REMEDIES.get(error.errno or 0, "give another path")
+        raise UserError(f"'{path}' cannot be written ({(error.strerror or '').lower()}): {remedy}") from error
     _lock(lock)
     return temporary, lock
 
