@@ -26,7 +26,7 @@ setup: .venv/.ready ## Make the virtual environment from the lock (PYTHON=python
 repro: setup ## Rebuild what changed, push it, show the metrics and the plots page
 	@bintally repro
 
-test: setup ## Run the tests but the slow ones: six minutes on two quiet cores (WORKERS=4 for more processes than 2)
+test: setup ## Run the tests but the slow ones: eight minutes on two quiet cores (WORKERS=4 for more processes than 2)
 	@python tests/install_browser.py
 	@$(PYTEST) -m "not slow"
 

@@ -229,7 +229,7 @@ class SlowSource:
         self.given, self.is_slow, self.slow = 0, False, threading.Event()
 
     def ids(self) -> list[str]:
-        raise NotImplementedError
+        return [str(number) for number in range(9000)]
 
     def read(self, keys: Sequence[str], known: Mapping[str, str] | None = None) -> Iterator[tuple[str, bytes]]:
         for key in keys:
@@ -244,7 +244,7 @@ class SlowSource:
 def test_what_nobody_waits_for_is_not_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photographs, "READ_AHEAD", 3000)
     source = SlowSource()
-    reading = photographs._read_ahead(source, image_key, [str(number) for number in range(9000)])
+    reading = photographs._read_ahead(source, image_key, source.ids())
     next(reading)
     assert source.slow.wait(60)
     reading.close()  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ class MemorySource:
     reads: Counter[str] = field(default_factory=Counter)
 
     def ids(self) -> list[str]:
-        raise NotImplementedError
+        return sorted(self.objects)
 
     def read(
         self, keys: Sequence[str], known: Mapping[str, str] | None = None

@@ -140,9 +140,9 @@ def rank_bins(name: str, records: AuditRecords, scores: Scores, error_rate: floa
     left_out = records.left_out | ({LEARNED: learned} if learned else {})
     if not ids:
         raise _nothing_to_audit(name, left_out, rejected)
-    # A count above the last one may be larger than an integer of an array.
-    largest = calibration.counts[-1] if calibration.open_ended else calibration.counts[-1] + 1
-    counts_in_records = np.array([min(records.bins[bin_id].record.count, largest) for bin_id in ids])
+    counts_in_records = np.array([records.bins[bin_id].record.count for bin_id in ids])
+    if calibration.open_ended:
+        counts_in_records = counts_in_records.clip(max=calibration.counts[-1])
     share = error_rate or calibration.record_error_rate
     order, error_probabilities = rank_records(probabilities, calibration.counts, counts_in_records, share, ids)
     groups = group_bins({bin_id: records.bins[bin_id].record.asins for bin_id in ids})
