@@ -20,6 +20,7 @@ from bintally.yaml_files import read_yaml
 
 PARAMS_FILE = Path("params.yaml")
 MAX_IMAGE_SIZE = 1024  # pixels
+MAX_CLASS = 50  # items; nobody tells 51 from 52 in a photograph, and the last class may stand for all above
 
 
 def _ascending(counts: list[int]) -> list[int]:
@@ -32,7 +33,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[int, Field(ge=1)]
 ImageSize = Annotated[int, Field(ge=32, le=MAX_IMAGE_SIZE)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-Counts = Annotated[list[Annotated[int, Field(ge=0, le=1000)]], Field(min_length=2), AfterValidator(_ascending)]
+Counts = Annotated[list[Annotated[int, Field(ge=0, le=MAX_CLASS)]], Field(min_length=2), AfterValidator(_ascending)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -226,6 +227,24 @@ class Launch(Section):
         return self
 
 
+class ErrorShares(Section):
+    """The kinds of errors among wrong records; the shares sum to 1."""
+
+    quantity: Annotated[float, Field(ge=0, le=1)]
+    """Share of wrong records in which the quantity of a product is wrong."""
+    unlisted: Annotated[float, Field(ge=0, le=1)]
+    """Share in which a product lies in the bin that is not listed."""
+    missing: Annotated[float, Field(ge=0, le=1)]
+    """Share in which a listed product is not there: few, as the next who comes to take it finds that out."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ErrorShares":
+        total = self.quantity + self.unlisted + self.missing
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"error_shares: quantity, unlisted and missing must sum to 1, not {total:g}")
+        return self
+
+
 class Calibrate(Section):
     """How probabilities are turned into answers, fitted on validation."""
 
@@ -237,6 +256,8 @@ class Calibrate(Section):
     """Fraction of answers to be right among those not marked unsure."""
     record_error_rate: Share
     """Fraction of records assumed to be wrong before their photographs are seen."""
+    error_shares: ErrorShares
+    """The kinds of errors assumed among wrong records."""
 
 
 class Evaluate(Section):

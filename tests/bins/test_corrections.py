@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from bintally import paths
-from bintally.bins.corrections import Merged, merge_corrections, read_corrections
+from bintally.bins.corrections import (
+    UNLISTED,
+    Correction,
+    Merged,
+    corrected_products,
+    merge_corrections,
+    read_corrections,
+)
+from bintally.bins.products import SIZES, Product
 from bintally.bins.shards import Bin, write_shards
 from bintally.errors import UserError
 from bintally.files import read_csv
@@ -15,6 +23,14 @@ from bintally.params import Params, load_params
 from bintally.stages import split
 
 ROOT = Path(__file__).parents[2]
+WITH_ITEMS = "id,count,product,quantity"
+
+
+def product(key: str, quantity: int) -> Product:
+    return Product(key, f"Product {key}", quantity, (1.0,) * len(SIZES))
+
+
+LISTED = [product("B01", 2), product("0099", 1)]
 
 
 @pytest.mark.parametrize(
@@ -37,6 +53,13 @@ ROOT = Path(__file__).parents[2]
         ("id,count\n\x1b[2Jx,3\n", "line 2: '\\x1b[2Jx,3' must be an id"),
         ('id,count\n=HYPERLINK("x"),3\n', "must be an id, a comma and a count"),
         ("id;count\n1,5;3\n", "line 2: '1,5;3' must be an id, a comma and a count"),
+        ("id,count,product\n1,5,B\n", "must begin with the line id,count or id,count,product,quantity"),
+        (f"{WITH_ITEMS}\n1,5,B\n", "and a count, and the key of a product with its quantity or neither"),
+        (f"{WITH_ITEMS}\n1,5,=B,1\n", "must have the key of a product in the record, or unlisted, in the third column"),
+        (f"{WITH_ITEMS}\n1,5,,1\n", "must have the key of a product in the record"),
+        (f"{WITH_ITEMS}\n1,5,B,x\n", "must have a quantity from 0 to 1000"),
+        (f"{WITH_ITEMS}\n1,5,B,6\n", "line 2: '1,5,B,6' has 6 items of one product among 5"),
+        (f"{WITH_ITEMS}\n1,5,1.2E+9,1\n", "has a number in place of its product, which a spreadsheet made"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -75,7 +98,51 @@ def test_what_a_spreadsheet_makes_of_the_file_is_read_as_it_was(tmp_path: Path) 
         "id , count\n 00123 , 4 \na-1,0",
     ):
         path.write_bytes(text.encode())
-        assert read_corrections(path) == {"00123": 4, "a-1": 0}, text
+        assert read_corrections(path) == {"00123": Correction(4), "a-1": Correction(0)}, text
+    named = {"00123": Correction(4, "0099", 2), "a-1": Correction(0), "7": Correction(1, UNLISTED, 1)}
+    for text in (
+        f"{WITH_ITEMS}\n00123,4,0099,2\na-1,0,,\n7,1,unlisted,1\n",
+        '\ufeff"id";"count";"product";"quantity"\r\n"00123";"4,0";"0099";"2,00";;\r\na-1;0\r\n7;1;unlisted;1,0\r\n',
+    ):
+        path.write_bytes(text.encode())
+        assert read_corrections(path) == named, text
+
+
+def test_a_recount_of_a_product_changes_what_lies_in_the_bin() -> None:
+    assert corrected_products(LISTED, None) == corrected_products(LISTED, Correction(3)) == LISTED
+    assert corrected_products(LISTED, Correction(2, "B01", 1)) == [product("B01", 1), product("0099", 1)]
+    assert corrected_products(LISTED, Correction(2, "0099", 0)) == [product("B01", 2)]
+    added = corrected_products(LISTED, Correction(5, UNLISTED, 2))
+    assert added and added[:2] == LISTED and (added[2].key, added[2].quantity) == (UNLISTED, 2)
+    assert corrected_products(LISTED, Correction(2)) is None  # of which product?
+    assert corrected_products(LISTED, Correction(5, "B01", 1)) is None  # does not fit this record
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("7,3,B02,1", "names a product that is not in the record of this bin, write unlisted for what the record"),
+        ("7,3,99,1", "in the record of this bin, but 0099 is: a spreadsheet removes zeros in front"),
+        ("7,3,B01,1", "line 3: '7,3,B01,1' does not fit the record: 1 beside 1 items of other products are 2"),
+        ("7,3,unlisted,1", "does not fit the record: 1 beside 3 items of other products are 4"),
+    ],
+)
+def test_a_product_that_does_not_fit_the_record_is_refused(tmp_path: Path, line: str, message: str) -> None:
+    path, marks = tmp_path / "corrections.csv", tmp_path / "marks.csv"
+    marks.write_text(f"{WITH_ITEMS}\n8,3,anything,1\n{line}\n")
+    with pytest.raises(UserError) as caught:
+        merge_corrections(path, marks, {"7"}, lambda _: LISTED)
+    assert message in str(caught.value) and not path.exists()
+
+
+def test_products_have_columns_only_where_one_is_named(tmp_path: Path) -> None:
+    path, marks = tmp_path / "corrections.csv", tmp_path / "marks.csv"
+    marks.write_text(f"{WITH_ITEMS}\n7,3,,\n")
+    assert merge_corrections(path, marks, {"7"}, lambda _: LISTED).new == 1
+    assert path.read_text() == "id,count\n7,3\n"
+    marks.write_text(f"{WITH_ITEMS}\n8,3,B01,2\n7,5,unlisted,2\n")
+    assert merge_corrections(path, marks, {"7", "8"}, lambda _: LISTED) == Merged(new=1, changed=1, same=0)
+    assert path.read_text() == f"{WITH_ITEMS}\n7,5,unlisted,2\n8,3,B01,2\n"
 
 
 def test_ids_that_lost_their_zeros_are_refused_and_those_of_no_bin_are_named(tmp_path: Path) -> None:
@@ -145,3 +212,16 @@ def test_the_split_uses_them_as_labels_and_moves_no_other_bin(
     assert changed == expected
     assert "data/corrections.csv: 1 ids have perhaps lost zeros in a spreadsheet: 3 (not 03?)" in caplog.text
     assert load_params(ROOT / "params.yaml") and (ROOT / paths.CORRECTIONS).read_text().startswith("id,count\n")
+
+
+def test_the_split_says_which_corrections_do_not_fit_their_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    record = b'{"BIN_FCSKU_DATA": {"B01": {"quantity": 2}}, "EXPECTED_QUANTITY": 2}'
+    write_shards(paths.BINS, [Bin(f"{n:02}", n % 3 + 1, f"{n:02}", b"", record) for n in range(60)])
+    paths.CORRECTIONS.write_text(f"{WITH_ITEMS}\n00,3,B01,3\n01,2,B01,1\n02,3,,\n")
+    split.main(make_params(open_ended=False))
+    assert [row["count"] for row in read_csv(paths.SPLITS)][:3] == ["3", "2", "3"]
+    assert "data/corrections.csv: 1 of them do not fit the record, and count as corrections" in caplog.text
+    assert caplog.text.rstrip().endswith("alone: 01")

@@ -34,8 +34,15 @@ def benchmark() -> Figure:
 
 def audit() -> Figure:
     curve = np.linspace(0, 1, 11)
-    curves = {"photograph": curve**0.5, "disagreement": curve**0.8, "chance": curve}
-    return figures.audit_figure(curves, curve**0.6, "errors")
+    rankings = {"photograph and list": 0.4, "photograph": 0.5, "list": 0.6, "disagreement": 0.8, "chance": 1.0}
+    curves = {name: curve**power for name, power in rankings.items()}
+    found = {"one off": (0.2, 0.1, 0.3), "left out": (0.5, 0.4, 0.6)}
+    return figures.audit_figure(curves, curve**0.6, found, {"as assumed": (0.4, 0.5)}, "errors")
+
+
+def confusions() -> Figure:
+    tables = {"alone": np.array([[5, 1, 0], [2, 9, 3], [0, 0, 0]]), "together": np.eye(3, dtype=np.int64)}
+    return figures.confusions_figure(tables, COUNTS, "eleven bins")
 
 
 def examples() -> Figure:
@@ -47,7 +54,13 @@ def examples() -> Figure:
 
 @pytest.mark.parametrize(
     ("draw", "size"),
-    [(confusion, (720, 648)), (benchmark, (1200, 571)), (audit, (1200, 552)), (examples, (1248, 720))],
+    [
+        (confusion, (720, 648)),
+        (benchmark, (1200, 571)),
+        (audit, (1680, 552)),
+        (confusions, (1344, 672)),
+        (examples, (1248, 720)),
+    ],
 )
 def test_a_figure_is_complete_and_has_the_same_bytes_each_time(
     tmp_path: Path, draw: Callable[[], Figure], size: tuple[int, int]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bintally.scoring.references import baselines
+from bintally.scoring.references import baselines, products_baseline
 
 
 def test_baselines_are_fitted_to_training_and_scored_on_test() -> None:
@@ -19,3 +19,12 @@ def test_baselines_are_fitted_to_training_and_scored_on_test() -> None:
     # Squared errors of the guesses 1, 2 and 3: 0+1+4 for 1, 1+0+1 for each 2, 4+1+0 for 3.
     assert uniform.rmse == pytest.approx(math.sqrt((5 + 2 + 2 + 5) / 12))
     assert {row.data for row in (majority, mean, uniform)} == {"4 test bins of this run"}
+
+
+def test_the_number_of_products_gives_the_counts_of_training_bins_with_as_many() -> None:
+    train = np.array([[1, 1], [1, 1], [1, 2], [2, 2], [2, 3], [2, 3]])
+    row = products_baseline(train, np.array([[1, 1], [2, 3], [2, 2], [5, 2]]), [1, 2, 3])
+    # Most probable are 1, 3, 3 and, for a number that no training bin has, the first of the most frequent of all.
+    assert row.accuracy == 0.5
+    assert row.rmse == pytest.approx((1 / 4) ** 0.5)  # the rounded means: 1, 3, 3, 2
+    assert row.data == "4 test bins of this run"

@@ -15,9 +15,9 @@ from bintally import paths
 from bintally.bins.shards import write_shards
 from bintally.files import write_csv
 from bintally.params import load_params
-from bintally.scoring import audit as audit_scores
-from bintally.scoring import metrics
-from bintally.scoring.metrics import Floats, LabelledPredictions
+from bintally.scoring import metrics, record_errors
+from bintally.scoring.compositions import CompositionModel
+from bintally.scoring.metrics import Counts, Floats, LabelledPredictions
 from bintally.stages import audit, calibrate, compare, evaluate
 from small import bins
 
@@ -75,15 +75,19 @@ def test_the_last_digits_of_floats_change_no_file(workspace: Path, monkeypatch: 
         return values * (1 + 1e-15 * random.uniform(-1, 1, values.shape))
 
     first = written_by_stages()
-    assert len(first) == 18
-    columns, error_model = metrics.columns, audit_scores.error_model
+    assert len(first) == 19
+    columns, error_model, terms = metrics.columns, record_errors.error_model, CompositionModel.terms
 
     def perturbed_columns(scored: LabelledPredictions) -> dict[str, Floats]:
         return {name: perturbed(values) for name, values in columns(scored).items()}
 
+    def perturbed_terms(model: CompositionModel, sizes: Floats, number: Counts) -> Floats:
+        return perturbed(terms(model, sizes, number))
+
     # Sums in another order and other implementations of exp and log differ like this.
     monkeypatch.setattr(metrics, "columns", perturbed_columns)
-    monkeypatch.setattr(audit_scores, "error_model", lambda counts: perturbed(error_model(counts)))
+    monkeypatch.setattr(record_errors, "error_model", lambda counts: perturbed(error_model(counts)))
+    monkeypatch.setattr(CompositionModel, "terms", perturbed_terms)
     for _ in range(3):
         np.save(paths.LOG_PROBABILITIES, perturbed(np.load(paths.LOG_PROBABILITIES)))
         again = written_by_stages()

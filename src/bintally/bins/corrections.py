@@ -1,33 +1,72 @@
-"""Corrections: the counts of bins that a person has recounted, which replace those of the records."""
+"""Corrections: what a person has counted in bins, which replaces what their records say."""
 
 import csv
 import io
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from bintally.bins.id_list import with_lost_zeros
+from bintally.bins.products import Product, recounted_products
 from bintally.bins.record import ID_PATTERN, MAX_COUNT
 from bintally.errors import UserError, printable
 from bintally.files import file_lock, write_csv
 
-HEADER = ["id", "count"]
+HEADER = ("id", "count")
+HEADER_WITH_ITEMS = (*HEADER, "product", "quantity")
+UNLISTED = "unlisted"  # in place of a product: something that the record does not list
 SEPARATORS = ",;\t"
-# A spreadsheet may give a count decimals. No more digits: int() refuses thousands of them.
+PRODUCT_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,100}")  # the keys that a correction can name
+# A spreadsheet may give a number decimals. No more digits: int() refuses thousands of them.
 _COUNT = re.compile(r"([0-9]{1,4})([.,]0{1,9})?")
 # What a spreadsheet makes of an id such as 1200000000000.
 _SCIENTIFIC = re.compile(r"[0-9]+([.,][0-9]+)?E\+[0-9]+")
 
 
-def read_corrections(path: Path) -> dict[str, int]:
-    """Return the corrected count of each bin; empty if the file does not exist.
+@dataclass(frozen=True)
+class Correction:
+    """What was counted in a bin."""
 
-    It is a CSV file of ``id,count`` with each id once, as the audit's page exports it or as a spreadsheet saves that:
-    with other separators, quotes, empty columns, decimals of a count, or a byte order mark.
+    count: int
+    """The number of items."""
+    product: str | None = None
+    """The key of the one product whose quantity was wrong, or UNLISTED; None: not named."""
+    quantity: int | None = None
+    """How many items of it were counted."""
+
+
+def corrected_products(listed: Sequence[Product], correction: Correction | None) -> list[Product] | None:
+    """What lies in a bin whose record lists these products; None if the correction does not tell."""
+    if correction is None:
+        return list(listed)
+    if correction.product is None:
+        contents = list(listed)
+    else:
+        contents = recounted_products(listed, correction.product, correction.quantity or 0)
+    return contents if sum(one.quantity for one in contents) == correction.count else None
+
+
+def read_corrections(path: Path) -> dict[str, Correction]:
+    """Return the correction of each bin; empty if the file does not exist.
+
+    It is a CSV file of ``id,count`` or ``id,count,product,quantity`` with each id once, as the audit's page exports it
+    or as a spreadsheet saves that: with other separators, quotes, empty columns, decimals of a number, or a byte order
+    mark.
 
     Raises UserError that names the line if it is not.
     """
+    return {bin_id: line.correction for bin_id, line in _read(path).items()}
+
+
+class _Line(NamedTuple):
+    correction: Correction
+    where: str
+    """The file, the number of the line and what it says."""
+
+
+def _read(path: Path) -> dict[str, _Line]:
     if not path.exists():
         return {}
     try:
@@ -37,24 +76,18 @@ def read_corrections(path: Path) -> dict[str, int]:
         lines = [_without_empty_end(line) for line in csv.reader(io.StringIO(text, newline=""), delimiter=separator)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"'{path}' is not a readable CSV file in UTF-8: {error}") from error
-    if not lines or lines[0] != HEADER:
-        raise UserError(f"'{path}' must begin with the line id,count")
-    counts: dict[str, int] = {}
+    if not lines or tuple(lines[0]) not in (HEADER, HEADER_WITH_ITEMS):
+        raise UserError(f"'{path}' must begin with the line id,count or id,count,product,quantity")
+    found: dict[str, _Line] = {}
     for number, line in enumerate(lines[1:], 2):
         if not line:
             continue
         where = f"'{path}', line {number}: '{printable(separator.join(line)[:80])}'"
-        if _SCIENTIFIC.fullmatch(line[0]):
-            raise UserError(f"{where} has a number in place of its id, which a spreadsheet made of it; export it again")
-        if len(line) != 2 or not ID_PATTERN.fullmatch(line[0]):
-            raise UserError(f"{where} must be an id, a comma and a count")
-        found = _COUNT.fullmatch(line[1])
-        if not found or int(found[1]) > MAX_COUNT:
-            raise UserError(f"{where} must have a count from 0 to {MAX_COUNT}")
-        if line[0] in counts:
+        bin_id, correction = _parse(line, len(lines[0]), where)
+        if bin_id in found:
             raise UserError(f"{where} repeats an id; remove one of the two lines")
-        counts[line[0]] = int(found[1])
-    return counts
+        found[bin_id] = _Line(correction, where)
+    return found
 
 
 def _without_empty_end(line: list[str]) -> list[str]:
@@ -64,31 +97,62 @@ def _without_empty_end(line: list[str]) -> list[str]:
     return cells
 
 
+def _parse(line: list[str], columns: int, where: str) -> tuple[str, Correction]:
+    if any(_SCIENTIFIC.fullmatch(cell) for cell in line[::2]):
+        what = "id" if _SCIENTIFIC.fullmatch(line[0]) else "product"
+        raise UserError(f"{where} has a number in place of its {what}, which a spreadsheet made of it; export it again")
+    if len(line) not in (2, columns) or not ID_PATTERN.fullmatch(line[0]):
+        more = ", and the key of a product with its quantity or neither" if columns > 2 else ""
+        raise UserError(f"{where} must be an id, a comma and a count{more}")
+    count = _number(line[1], "count", where)
+    if len(line) == 2:
+        return line[0], Correction(count)
+    if not PRODUCT_PATTERN.fullmatch(line[2]):
+        raise UserError(f"{where} must have the key of a product in the record, or {UNLISTED}, in the third column")
+    quantity = _number(line[3], "quantity", where)
+    if quantity > count:
+        raise UserError(f"{where} has {quantity} items of one product among {count}; correct one of the two")
+    return line[0], Correction(count, line[2], quantity)
+
+
+def _number(text: str, what: str, where: str) -> int:
+    found = _COUNT.fullmatch(text)
+    if not found or int(found[1]) > MAX_COUNT:
+        raise UserError(f"{where} must have a {what} from 0 to {MAX_COUNT}")
+    return int(found[1])
+
+
 class Merged(NamedTuple):
     """What was merged."""
 
     new: int
     """Number of bins that had no correction,"""
     changed: int
-    """that had another count,"""
+    """that had another one,"""
     same: int
     """that had the same."""
     unknown: tuple[str, ...] = ()
     """The ids that are not among the known ones, in order."""
 
 
-def merge_corrections(path: Path, marks: Path, known: Collection[str] = ()) -> Merged:
+def merge_corrections(
+    path: Path,
+    marks: Path,
+    known: Collection[str] = (),
+    products: Callable[[str], Sequence[Product]] | None = None,
+) -> Merged:
     """Merge the corrections of ``marks`` into the file ``path``, where they replace older ones; sort it by id.
 
     Args:
         known: the ids of bins there are; empty: not known.
+        products: what the record of one of the known bins lists.
 
-    Raises UserError, and changes nothing, if one of the files is malformed, ``marks`` does not exist, or one of its
-    ids has probably lost its leading zeros.
+    Raises UserError, and changes nothing, if one of the files is malformed, ``marks`` does not exist, one of its ids
+    has probably lost its leading zeros, or what it says of a product does not fit the record.
     """
     if not marks.is_file():
         raise UserError(f"'{marks}' does not exist; export it from the audit's page")
-    new = read_corrections(marks)
+    new = _read(marks)
     with file_lock(path):
         old = read_corrections(path)
         unknown = sorted(new.keys() - old.keys() - set(known)) if known else []
@@ -99,7 +163,36 @@ def merge_corrections(path: Path, marks: Path, known: Collection[str] = ()) -> M
                 f"'{marks}': there is no bin {bin_id}, but {likely}{more}: a spreadsheet removes zeros in front; write "
                 f"the ids with them, or add the line to '{path}' yourself if {bin_id} is meant"
             )
-        write_csv(path, HEADER, sorted((old | new).items()))
-    changed = sum(bin_id in old and old[bin_id] != count for bin_id, count in new.items())
+        for bin_id, line in new.items():
+            if products and bin_id in known and line.correction.product is not None:
+                _check_products(line, products(bin_id))
+        corrections = old | {bin_id: line.correction for bin_id, line in new.items()}
+        _write(path, corrections)
+    changed = sum(bin_id in old and old[bin_id] != corrections[bin_id] for bin_id in new)
     added = len(new.keys() - old.keys())
     return Merged(added, changed, len(new) - added - changed, tuple(unknown))
+
+
+def _check_products(line: _Line, listed: Sequence[Product]) -> None:
+    """Raises UserError if the product is not in the record, or the count is not that of its items and the others."""
+    product, quantity = line.correction.product, line.correction.quantity or 0
+    keys = {one.key for one in listed}
+    if product not in (UNLISTED, *keys):
+        lost = with_lost_zeros([product or ""], keys).get(product or "")
+        is_lost = f"but {lost} is: a spreadsheet removes zeros in front; write it with them"
+        remedy = is_lost if lost else f"write {UNLISTED} for what the record does not list"
+        raise UserError(f"{line.where} names a product that is not in the record of this bin, {remedy}")
+    others = sum(one.quantity for one in listed if one.key != product)
+    if line.correction.count != others + quantity:
+        raise UserError(
+            f"{line.where} does not fit the record: {quantity} beside {others} items of other products are "
+            f"{others + quantity}; correct the line, or leave product and quantity empty"
+        )
+
+
+def _write(path: Path, corrections: dict[str, Correction]) -> None:
+    """Write the corrections, with the columns of products only where one is named."""
+    named = any(one.product is not None for one in corrections.values())
+    header = HEADER_WITH_ITEMS if named else HEADER
+    rows = [(bin_id, *astuple(one))[: len(header)] for bin_id, one in sorted(corrections.items())]
+    write_csv(path, header, rows)  # None is written as nothing

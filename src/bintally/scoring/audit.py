@@ -1,4 +1,4 @@
-"""The probability that a record is wrong, given the photograph, and how well a ranking by it finds wrong records."""
+"""Bins ranked by how likely their record is wrong: the ranking, what recounting will find, how rankings are scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,86 +6,35 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bintally.scoring.judgement import Judgements, judge
 from bintally.scoring.metrics import Counts, Floats
+from bintally.scoring.record_errors import ERROR_KINDS
+from bintally.scoring.record_model import Lists, RecordModel
 
-OFFSETS = (-2, -1, 1, 2)  # of most wrong records from the true count, all equally likely
-TAIL = 0.1  # each item further off is this much as likely as the one before
-MAX_EXPONENT = 300
-ERROR_KINDS = ("one_off", "two_off", "left_out")
 RECOUNT_SHARES = (0.05, 0.1, 0.2)
-DECIMALS = 9  # of probabilities that are ranked: further ones depend on the CPU
-
-
-def error_model(counts: Sequence[int]) -> Floats:
-    """The probability of each wrong record (column) given the true count (row): (counts, counts).
-
-    Those one or two off (OFFSETS) are equally likely, each further one TAIL times as likely as one an item nearer: no
-    error is impossible. If every other count is further off than that, the nearest ones take the place of these.
-    """
-    distances = np.abs(np.subtract.outer(counts, counts)).astype(np.float64)
-    is_wrong = distances > 0
-    beyond = np.clip(distances - max(OFFSETS), 0, None)
-    nearest = np.where(is_wrong, beyond, beyond.max()).min(1, keepdims=True)
-    # The exponent is bounded, so that no probability becomes 0 by underflow.
-    possible = np.where(is_wrong, TAIL ** np.clip(beyond - nearest, 0, MAX_EXPONENT), 0)
-    return np.asarray(possible / possible.sum(1, keepdims=True).clip(1))
-
-
-def error_probability(probabilities: Floats, counts: Sequence[int], records: Counts, share: float) -> Floats:
-    """The probability that each record is wrong, (n,), by Bayes' rule, to DECIMALS.
-
-    Args:
-        probabilities: (n, counts) of the true count given the photograph, calibrated.
-        counts: ascending.
-        records: (n,) each one of ``counts``.
-        share: the prior, the fraction of records that are wrong; a wrong one follows :func:`error_model`.
-    """
-    column = np.searchsorted(counts, records)
-    right = probabilities[np.arange(len(column)), column] * (1 - share)
-    wrong = (probabilities * error_model(counts)[:, column].T).sum(1) * share
-    # A record that is impossible, right or wrong, beside this photograph is wrong.
-    share_wrong = np.divide(wrong, right + wrong, out=np.ones(len(column)), where=right + wrong > 0)
-    return np.asarray(share_wrong.round(DECIMALS))
 
 
 def rank_records(
-    probabilities: Floats, counts: Sequence[int], records: Counts, share: float, ids: Sequence[str]
-) -> tuple[NDArray[np.int64], Floats]:
-    """Rank bins by :func:`error_probability`, equal ones by id; records that are none of ``counts`` come last.
+    model: RecordModel, probabilities: Floats, lists: Lists, error_rate: float, ids: Sequence[str]
+) -> tuple[Counts, Judgements]:
+    """Rank bins by the probability that their record is wrong, equal ones by id.
 
-    Returns (n,) the rows in order, and the probabilities of those that can be ranked, descending.
+    Records whose number of items is none of the model's counts cannot be judged and come last, by id.
+
+    Args:
+        probabilities: (n, counts) of the photograph alone, calibrated.
+        lists: what the records list.
+        error_rate: fraction of records assumed to be wrong.
+
+    Returns (n,) the rows in order, and the judgements of those that can be judged, in this order.
     """
-    known = np.flatnonzero(np.isin(records, counts))
-    values = error_probability(probabilities[known], counts, records[known], share)
-    order = np.lexsort((np.asarray(ids)[known], -values))
-    unknown = np.setdiff1d(np.arange(len(records)), known)
-    return np.concatenate([known[order], unknown]), values[order]
-
-
-def inject_errors(
-    records: Counts,
-    quantities: Sequence[Sequence[int]],
-    counts: Sequence[int],
-    share: float,
-    random: np.random.Generator,
-) -> tuple[Counts, list[str]]:
-    """Replace a share of the records, (n,) each one of ``counts``, by wrong ones: at least one, and not all.
-
-    Half of these leave out one of the bin's products, where it has several (``quantities``: of each product in each
-    bin) and the rest is one of ``counts``; the others are one or two off.
-
-    Returns (n,) records, and the kind of each one's error: one of ERROR_KINDS, or "".
-    """
-    changed, kinds = records.copy(), [""] * len(records)
-    number = min(max(1, round(share * len(records))), len(records) - 1)
-    for row in random.choice(len(records), number, replace=False):
-        truth = int(records[row])
-        remainders = [truth - quantity for quantity in quantities[row] if truth - quantity in counts]
-        near = [truth + offset for offset in OFFSETS if truth + offset in counts]
-        left_out = remainders and random.random() < 0.5
-        changed[row] = random.choice(remainders if left_out else near or [count for count in counts if count != truth])
-        kinds[row] = "left_out" if left_out else ERROR_KINDS[min(abs(int(changed[row]) - truth), 2) - 1]
-    return changed, kinds
+    names = np.asarray(ids)
+    known = model.totals.allow(lists.totals)
+    rows = np.flatnonzero(known)
+    judged = judge(model, probabilities[rows], lists.take(rows), error_rate)
+    order = np.lexsort((names[rows], -judged.error))
+    unknown = np.flatnonzero(~known)
+    return np.concatenate([rows[order], unknown[np.argsort(names[unknown])]]), judged.take(order)
 
 
 @dataclass(frozen=True)
@@ -129,6 +78,16 @@ def ranking_metrics(scores: Floats, is_wrong: NDArray[np.bool_]) -> dict[str, fl
         "auc": float(np.trapezoid(found, ranked - found) / (found[-1] * (ranked[-1] - found[-1]))),
         "average_precision": float((np.diff(found) * found[1:] / ranked[1:]).sum() / found[-1]),
         **{f"found_at_{share * 100:.0f}": float(np.interp(share, fractions, curve)) for share in RECOUNT_SHARES},
+    }
+
+
+def found_by_kind(scores: Floats, kinds: NDArray[np.str_], share: float) -> dict[str, float]:
+    """The fraction of each kind of error that there is among the first ``share`` of a ranking, ties in order."""
+    first = np.argsort(-scores, kind="stable")[: round(share * len(scores))]
+    return {
+        f"{kind}_found_at_{share * 100:.0f}": float((kinds[first] == kind).sum() / (kinds == kind).sum())
+        for kind in ERROR_KINDS
+        if kind in kinds
     }
 
 

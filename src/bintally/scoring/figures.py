@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -39,7 +40,20 @@ def source_name(source: str) -> str:
 def confusion_figure(table: Counts, counts: Sequence[int], title: str) -> Figure:
     """The confusion matrix, each cell with its number of bins and its share of the row."""
     figure = Figure(figsize=(6, 5.4), layout="constrained")
-    axes = figure.subplots()
+    _draw_confusion(figure.subplots(), table, counts, title)
+    return figure
+
+
+def confusions_figure(tables: Mapping[str, Counts], counts: Sequence[int], title: str) -> Figure:
+    """Confusion matrices beside each other, by their titles."""
+    figure = Figure(figsize=(5.6 * len(tables), 5.6), layout="constrained")
+    for axes, (name, table) in zip(figure.subplots(1, len(tables)), tables.items(), strict=True):
+        _draw_confusion(axes, table, counts, name)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _draw_confusion(axes: Axes, table: Counts, counts: Sequence[int], title: str) -> None:
     share = table / table.sum(1, keepdims=True).clip(1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (row, column), number in np.ndenumerate(table):
@@ -48,7 +62,6 @@ def confusion_figure(table: Counts, counts: Sequence[int], title: str) -> Figure
     axes.set(xlabel="predicted count", ylabel="count in the record", title=title)
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
     axes.set_yticks(range(len(counts)), [str(count) for count in counts])
-    return figure
 
 
 def benchmark_figure(rows: "Sequence[BenchmarkRow]", title: str) -> Figure:
@@ -76,21 +89,41 @@ def benchmark_figure(rows: "Sequence[BenchmarkRow]", title: str) -> Figure:
     return figure
 
 
-def audit_figure(curves: Mapping[str, Floats], expected: Floats, title: str) -> Figure:
-    """The share of wrong records found by each ranking against the share of bins recounted, and the expected share.
+def audit_figure(
+    curves: Mapping[str, Floats],
+    expected: Floats,
+    found: Mapping[str, tuple[float, float, float]],
+    promised: Mapping[str, tuple[float, float]],
+    title: str,
+) -> Figure:
+    """How many wrong records each ranking finds, of each kind, and how that agrees with what was promised.
 
-    Curves, (n,) each, go from no bin recounted to all; ``expected`` is that of the first ranking.
+    Args:
+        curves: (n,) by ranking: share of the wrong records found, from no bin recounted to all; the first one's is to
+            agree with ``expected``, (n,).
+        found: by kind of error, the shares found in a tenth by the first ranking, and its interval.
+        promised: by errors injected, the shares of the wrong records that the first ranking promised and found in a
+            tenth.
     """
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    found, against_expected = figure.subplots(1, 2)
-    for (name, curve), colour in zip(curves.items(), (ORANGE, GREEN, GREY), strict=True):
-        found.plot(np.linspace(0, 1, len(curve)), curve, color=colour, label=name)
-    found.set(xlabel="share of bins recounted", ylabel="share of wrong records found", xlim=(0, 1), ylim=(0, 1))
-    found.legend(loc="lower right", frameon=False)
-    against_expected.plot([0, 1], [0, 1], color=GREY, linewidth=1)
-    against_expected.plot(expected, next(iter(curves.values())), color=ORANGE)
-    against_expected.set(xlabel="expected share found", ylabel="share found", xlim=(0, 1), ylim=(0, 1))
-    for axes in (found, against_expected):
+    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for (name, curve), colour in zip(curves.items(), (ORANGE, BLUE, GREEN, RED, GREY), strict=True):
+        left.plot(np.linspace(0, 1, len(curve)), curve, color=colour, label=name)
+    left.set(xlabel="share of bins recounted", ylabel="share of wrong records found", xlim=(0, 1), ylim=(0, 1))
+    left.legend(loc="lower right", frameon=False)
+    places = np.arange(len(found))[::-1]
+    for place, (share, low, high) in zip(places, found.values(), strict=True):
+        middle.barh(place, share, color=ORANGE)
+        middle.plot([low, high], [place, place], color="black", linewidth=1.5)
+    middle.set_yticks(places, list(found))
+    middle.set(xlabel="share found in a tenth of the bins", xlim=(0, 1))
+    right.plot([0, 1], [0, 1], color=GREY, linewidth=1)
+    right.plot(expected, next(iter(curves.values())), color=ORANGE)
+    for name, (share_promised, share_found) in promised.items():
+        right.plot(share_promised, share_found, "o", label=name)
+    right.set(xlabel="promised share", ylabel="share found", xlim=(0, 1), ylim=(0, 1))
+    right.legend(title="in a tenth of the bins", loc="lower right", frameon=False)
+    for axes in (left, right):
         axes.grid(color=GRID)
     figure.suptitle(title, fontsize=11)
     return figure

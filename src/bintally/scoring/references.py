@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bintally.scoring.metrics import Counts
+from bintally.scoring.decoding import decode_counts
+from bintally.scoring.metrics import Counts, Floats
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,30 @@ def baselines(train: Counts, test: Counts, counts: Sequence[int]) -> list[Benchm
         BenchmarkRow(f"always {mean:.2f} (mean)", data, np.mean(test == round(mean)), _rms(test - mean)),
         BenchmarkRow("uniform guess", data, np.mean(errors == 0), _rms(errors)),
     ]
+
+
+def products_baseline(train: Counts, test: Counts, counts: Sequence[int]) -> BenchmarkRow:
+    """The distribution of counts among training bins with as many products, whatever these are.
+
+    Its most probable count is scored for accuracy, its rounded mean for RMSE.
+
+    Args:
+        train: (n, 2) number of products and count, one of ``counts``, of each training bin.
+        test: (n, 2) of each test bin.
+    """
+    most = int(max(train[:, 0].max(initial=0), test[:, 0].max(initial=0)))
+    table = np.zeros((most + 1, len(counts)))
+    np.add.at(table, (train[:, 0], np.searchsorted(counts, train[:, 1])), 1)
+    table[table.sum(1) == 0] = table.sum(0)  # a number of products that no training bin has
+    shares = table[test[:, 0]] / table[test[:, 0]].sum(1, keepdims=True)
+    return list_row("the number of products in the record alone", shares, test[:, 1], counts)
+
+
+def list_row(name: str, probabilities: Floats, truth: Counts, counts: Sequence[int]) -> BenchmarkRow:
+    """A baseline without photographs, by its probabilities of the counts of the test bins: (n, counts)."""
+    accuracy = np.mean(decode_counts(probabilities, counts, "most_probable") == truth)
+    rmse = _rms(decode_counts(probabilities, counts, "rounded_mean") - truth)
+    return BenchmarkRow(name, f"{len(truth):,} test bins of this run", float(accuracy), rmse)
 
 
 def _rms(errors: np.ndarray) -> float:

@@ -1,129 +1,195 @@
-"""Inject errors into the records of test bins and measure how many of them rankings find."""
+"""Inject errors into the records of test bins and measure how many of them rankings find.
 
-import json
-from collections.abc import Sequence
+Judged is the altered record alone. What the model assumes of errors is measured first, then what it does not assume.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bintally import paths
-from bintally.bins.shards import ShardReader, read_index
+from bintally.bins.contents import read_contents
+from bintally.bins.products import product_arrays
 from bintally.errors import UserError
 from bintally.files import METRIC_DIGITS, read_csv, write_csv, write_json
-from bintally.params import Params
+from bintally.params import ErrorShares, Params
 from bintally.scoring import figures
-from bintally.scoring.audit import (
-    ERROR_KINDS,
-    error_probability,
-    expected_recall_curve,
-    inject_errors,
-    ranking_metrics,
-    recall_curve,
-)
-from bintally.scoring.calibration import Calibration, load_calibration
+from bintally.scoring.audit import expected_recall_curve, found_by_kind, ranking_metrics, recall_curve
 from bintally.scoring.decoding import FOR_ACCURACY, decode_counts
+from bintally.scoring.judgement import judge
 from bintally.scoring.metrics import Counts, Floats
+from bintally.scoring.record_errors import (
+    ERROR_KINDS,
+    FURTHEST,
+    AlteredRecords,
+    error_probability,
+    inject_errors,
+)
+from bintally.scoring.record_model import Lists, RecordModel, require_record_model
 from bintally.stages import run
 
 SEED = 1
-PHOTOGRAPH = "photograph"  # the ranking by error_probability
+BOTH = "photograph and list"  # the ranking that `bintally audit` makes
 SHARES = np.linspace(0, 1, 101)  # of the bins recounted, at which curves are kept
 RECOUNTED = 0.1
+FEWER = 4  # so many times fewer draws of errors that are not assumed
+KINDS = dict(zip(ERROR_KINDS, ("one off", "two off", "left out", "not there"), strict=True))
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors to inject."""
+
+    rate: float
+    """Fraction of records made wrong."""
+    shares: ErrorShares
+    furthest: int = FURTHEST
+    """Items that a wrong quantity is off at most."""
 
 
 @dataclass(frozen=True)
 class Bins:
-    """The probabilities, (n, counts), and the correct records, (n,), of test bins."""
+    """Test bins whose contents are known."""
 
     probabilities: Floats
-    records: Counts
-    quantities: list[list[int]]
-    """Of every product in each bin."""
+    """(n, counts) of the photograph alone."""
+    lists: Lists
+    """What truly lies in them."""
+    groups: list[str]
 
     def take(self, rows: Counts) -> "Bins":
-        return Bins(self.probabilities[rows], self.records[rows], [self.quantities[row] for row in rows])
+        return Bins(self.probabilities[rows], self.lists.take(rows), [self.groups[row] for row in rows])
 
 
 def main(params: Params) -> None:
-    calibration = load_calibration(paths.MODELS, beside_model=False)
-    table = read_csv(paths.PREDICTIONS)
-    bins = _read_bins(table, calibration.counts)
-    groups = [row["group"] for row in table]
+    model = require_record_model(paths.MODELS)
+    bins = _read_bins(model)
+    number, assumed = params.audit.draws, Errors(model.answers.record_error_rate, model.error_shares)
+    measurement = _Measurement(model, assumed.rate)
     random = np.random.default_rng(SEED)
-    number = params.audit.draws
-    draws, draw_curves = zip(*(_draw(bins, calibration, random) for _ in range(number)), strict=True)
+    draws = measurement.repeat(bins, assumed, number, random)
     # The intervals: other errors in other bins.
-    resampled = [_draw(bins.take(_resample_groups(groups, random)), calibration, random)[0] for _ in range(number)]
+    resampled = [
+        measurement.repeat(bins.take(_resample_groups(bins.groups, random)), assumed, 1, random)[0]
+        for _ in range(number)
+    ]
+    fewer = -(-number // FEWER)
+    others = {name: measurement.repeat(bins, errors, fewer, random) for name, errors in _not_assumed(assumed).items()}
+    rankings = list(draws[0].metrics)
+    summaries = {
+        name: _summary([draw.metrics[name] for draw in draws], [draw.metrics[name] for draw in resampled])
+        for name in rankings
+    }
     content = {
-        "images": len(table),
-        "record_error_rate": calibration.record_error_rate,
-        **{name: _summary([draw[name] for draw in draws], [draw[name] for draw in resampled]) for name in draws[0]},
+        "images": len(bins.groups),
+        "record_error_rate": assumed.rate,
+        "error_shares": assumed.shares.model_dump(),
+        **{name.replace(" ", "_"): summary for name, summary in summaries.items()},
+        "not_assumed": {
+            name: {
+                ranking.replace(" ", "_"): _means([draw.metrics[ranking] for draw in of_others])
+                for ranking in rankings[:2]
+            }
+            for name, of_others in others.items()
+        },
     }
     write_json(paths.AUDIT_METRICS, content, METRIC_DIGITS)
-
-    curves = {name: np.mean([draw[name] for draw in draw_curves], 0) for name in draw_curves[0]}
+    curves = {name: np.mean([draw.curves[name] for draw in draws], 0) for name in draws[0].curves}
     write_csv(paths.AUDIT_CURVES, ["recounted", *curves], zip(SHARES, *curves.values(), strict=True), METRIC_DIGITS)
-    expected = curves.pop("expected")
-    source = figures.source_name(params.fetch.source)
-    title = f"errors in {calibration.record_error_rate:.0%} of the records of {len(table):,} test bins ({source})"
-    figures.save(figures.audit_figure(curves, expected, title), paths.AUDIT_FIGURE)
+    _draw(params, content, summaries[BOTH], curves)
 
 
-def _read_bins(table: Sequence[dict[str, str]], counts: Sequence[int]) -> Bins:
+def _not_assumed(assumed: Errors) -> dict[str, Errors]:
+    """Errors other than those that the model assumes."""
+    only_quantity = ErrorShares(quantity=1, unlisted=0, missing=0)
+    return {
+        "none_missing": Errors(assumed.rate, ErrorShares(quantity=0.5, unlisted=0.5, missing=0)),
+        "only_by_one": Errors(assumed.rate, only_quantity, furthest=1),
+        "only_left_out": Errors(assumed.rate, ErrorShares(quantity=0, unlisted=1, missing=0)),
+        "rate_3_percent": Errors(0.03, assumed.shares),
+        "rate_20_percent": Errors(0.2, assumed.shares),
+    }
+
+
+def _read_bins(model: RecordModel) -> Bins:
     """Raises UserError if the predictions are too few, or not of this calibration and these bins."""
-    if len(table) < 2:
-        raise UserError(f"{len(table)} test bins are too few to measure how errors are found; raise fetch.per_count")
+    table = read_csv(paths.PREDICTIONS)
     try:
-        return Bins(
-            np.array([[float(row[f"p{count}"]) for count in counts] for row in table]),
-            np.array([int(row["count"]) for row in table]),
-            _quantities([row["id"] for row in table]),
-        )
+        probabilities = np.array([[float(row[f"p{count}"]) for count in model.answers.counts] for row in table])
+        contents = read_contents(paths.BINS, paths.CORRECTIONS, [row["id"] for row in table])
     except KeyError as error:
         raise UserError(
             f"{paths.PREDICTIONS} is not of this calibration or of these bins: {error} is missing; run `dvc repro`"
         ) from error
+    lists = Lists(*product_arrays([one.products for one in contents]))
+    known = np.array([one.is_known for one in contents], bool) & model.totals.allow(lists.totals)
+    rows = np.flatnonzero(known)
+    if len(rows) < 2:
+        raise UserError(f"{len(rows)} test bins are too few to measure how errors are found; raise fetch.per_count")
+    return Bins(probabilities[rows], lists.take(rows), [table[row]["group"] for row in rows])
 
 
-def _quantities(ids: Sequence[str]) -> list[list[int]]:
-    reader, entries = ShardReader(paths.BINS), {entry.id: entry for entry in read_index(paths.BINS)}
-    records = [json.loads(reader.record(entries[bin_id])) for bin_id in ids]
-    return [[item["quantity"] for item in record["BIN_FCSKU_DATA"].values() if item["quantity"]] for record in records]
+@dataclass(frozen=True)
+class Draw:
+    """What was found of errors that were injected once."""
+
+    metrics: dict[str, dict[str, float]]
+    """By ranking."""
+    curves: dict[str, Floats]
+    """The fraction of the errors that each ranking finds at SHARES; last ``expected`` of BOTH."""
 
 
-def _draw(
-    bins: Bins, calibration: Calibration, random: np.random.Generator
-) -> tuple[dict[str, dict[str, float]], dict[str, Floats]]:
-    """Inject errors once: the metrics of each ranking, and the fractions of the errors that each finds at SHARES.
+class _Measurement:
+    """Injects errors and ranks the records, assuming ``rate`` of them to be wrong."""
 
-    The curves end with ``expected``, the fractions expected of the ranking PHOTOGRAPH.
-    """
-    counts, share = calibration.counts, calibration.record_error_rate
-    records, kinds = inject_errors(bins.records, bins.quantities, counts, share, random)
-    is_wrong = records != bins.records
-    scores = {
-        PHOTOGRAPH: error_probability(bins.probabilities, counts, records, share),
-        "disagreement": (decode_counts(bins.probabilities, counts, FOR_ACCURACY) != records).astype(np.float64),
-        "chance": np.zeros(len(records)),
-    }
+    def __init__(self, model: RecordModel, rate: float) -> None:
+        self._model, self._rate = model, rate
+
+    def repeat(self, bins: Bins, errors: Errors, number: int, random: np.random.Generator) -> list[Draw]:
+        """So many draws of errors in the same bins."""
+        lists = bins.lists
+        right = self._scores(bins.probabilities, lists)
+        draws = []
+        for _ in range(number):
+            altered = inject_errors(
+                lists.quantities, lists.sizes, errors.rate, errors.shares, self._model.totals, random, errors.furthest
+            )
+            wrong = np.flatnonzero(altered.is_wrong)  # the others are judged as before
+            of_wrong = self._scores(bins.probabilities[wrong], Lists(altered.quantities, altered.sizes).take(wrong))
+            scores = {name: values.copy() for name, values in right.items()}
+            for name, values in of_wrong.items():
+                scores[name][wrong] = values
+            draws.append(_measure(scores, altered))
+        return draws
+
+    def _scores(self, probabilities: Floats, lists: Lists) -> dict[str, Floats]:
+        """The scores, (n,), by which each ranking orders records, the highest first."""
+        counts = self._model.answers.counts
+        records = np.asarray(counts)[self._model.totals.column(lists.totals)]
+        judged = judge(self._model, probabilities, lists, self._rate)
+        return {
+            BOTH: judged.error,
+            "photograph": error_probability(probabilities, counts, records, self._rate),
+            "list": judged.error_by_list,
+            "disagreement": (decode_counts(probabilities, counts, FOR_ACCURACY) != records).astype(np.float64),
+            "chance": np.zeros(len(records)),
+        }
+
+
+def _measure(scores: Mapping[str, Floats], altered: AlteredRecords) -> Draw:
+    is_wrong = altered.is_wrong
     metrics = {name: ranking_metrics(values, is_wrong) for name, values in scores.items()}
-    expected = _at_shares(expected_recall_curve(scores[PHOTOGRAPH]))
-    metrics[PHOTOGRAPH]["expected_at_10"] = float(np.interp(RECOUNTED, SHARES, expected))
-    metrics[PHOTOGRAPH] |= _found_by_kind(scores[PHOTOGRAPH], np.array(kinds))
     curves = {name: _at_shares(recall_curve(values, is_wrong)) for name, values in scores.items()}
-    return metrics, curves | {"expected": expected}
-
-
-def _found_by_kind(scores: Floats, kinds: NDArray[np.str_]) -> dict[str, float]:
-    """The fraction of each kind of error among the first tenth of a ranking."""
-    first = np.argsort(-scores, kind="stable")[: round(RECOUNTED * len(scores))]
-    return {
-        f"{kind}_found_at_10": float((kinds[first] == kind).sum() / (kinds == kind).sum())
-        for kind in ERROR_KINDS
-        if kind in kinds
-    }
+    for name in (BOTH, "photograph"):
+        expected = _at_shares(expected_recall_curve(scores[name]))
+        metrics[name]["expected_at_10"] = float(np.interp(RECOUNTED, SHARES, expected))
+        metrics[name]["expected_over_actual"] = float(scores[name].sum() / is_wrong.sum())
+        metrics[name] |= found_by_kind(scores[name], altered.kinds, RECOUNTED)
+    curves["expected"] = _at_shares(expected_recall_curve(scores[BOTH]))
+    return Draw(metrics, curves)
 
 
 def _at_shares(curve: Floats) -> Floats:
@@ -138,15 +204,45 @@ def _resample_groups(groups: Sequence[str], random: np.random.Generator) -> Coun
     return np.concatenate([rows[number] for number in random.integers(len(rows), size=len(rows))])
 
 
-def _summary(draws: list[dict[str, float]], resampled: list[dict[str, float]]) -> dict[str, object]:
-    """The mean over ``draws`` of each metric that all have, and the 95 % interval over ``resampled``."""
-    names = [name for name in draws[0] if all(name in draw for draw in (*draws, *resampled))]
-    return {
-        **{name: fmean(draw[name] for draw in draws) for name in names},
-        "interval_95": {
-            name: np.percentile([draw[name] for draw in resampled], [2.5, 97.5]).tolist() for name in names
-        },
+def _means(draws: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric over the draws that have it: few errors may lack a kind."""
+    return {name: fmean(draw[name] for draw in draws if name in draw) for name in _names(draws)}
+
+
+def _summary(draws: Sequence[Mapping[str, float]], resampled: Sequence[Mapping[str, float]]) -> dict[str, object]:
+    """The means over ``draws`` and the 95 % intervals over ``resampled`` of the metrics that both have."""
+    intervals = {
+        name: np.percentile([draw[name] for draw in resampled if name in draw], [2.5, 97.5]).tolist()
+        for name in _names(resampled)
     }
+    means = {name: value for name, value in _means(draws).items() if name in intervals}
+    return {**means, "interval_95": {name: intervals[name] for name in means}}
+
+
+def _names(draws: Sequence[Mapping[str, float]]) -> list[str]:
+    return list(dict.fromkeys(name for draw in draws for name in draw))
+
+
+def _draw(
+    params: Params,
+    content: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    curves: dict[str, Floats],
+) -> None:
+    expected = curves.pop("expected")
+    names = {f"{kind}_found_at_10": label for kind, label in KINDS.items()}
+    found = {label: (summary[name], *summary["interval_95"][name]) for name, label in names.items() if name in summary}
+    of_others = {
+        name.replace("_", " "): others["photograph_and_list"] for name, others in content["not_assumed"].items()
+    }
+    promised = {
+        name: (values["expected_at_10"], values["found_at_10"])
+        for name, values in {"as assumed": summary, **of_others}.items()
+    }
+    source = figures.source_name(params.fetch.source)
+    rate = content["record_error_rate"]
+    title = f"errors in {rate:.0%} of the records of {content['images']:,} test bins ({source})"
+    figures.save(figures.audit_figure(curves, expected, found, promised, title), paths.AUDIT_FIGURE)
 
 
 if __name__ == "__main__":

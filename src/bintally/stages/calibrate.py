@@ -1,8 +1,13 @@
-"""Calibrate the model on the validation bins."""
+"""Calibrate the model on the validation bins: the count from the photograph, and the count given the products."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from bintally import paths
+from bintally.bins.contents import read_contents
+from bintally.bins.products import product_arrays
 from bintally.errors import UserError
 from bintally.files import METRIC_DIGITS, read_csv, write_json
 from bintally.params import Params
@@ -14,41 +19,93 @@ from bintally.scoring.calibration import (
     fit_temperature,
     save_calibration,
 )
+from bintally.scoring.compositions import CompositionModel, fit_compositions
 from bintally.scoring.decoding import DECODINGS
-from bintally.scoring.metrics import LabelledPredictions, evaluate, read_log_probabilities
+from bintally.scoring.metrics import DECIMALS, LabelledPredictions, evaluate, read_log_probabilities
+from bintally.scoring.record_errors import Totals
+from bintally.scoring.record_model import (
+    Lists,
+    RecordModel,
+    combined,
+    count_by_products,
+    fit_photograph,
+    photograph_evidence,
+    save_record_model,
+)
 from bintally.stages import run
 
 SEED = 1  # of the bootstrap
 
 
 def main(params: Params) -> None:
-    counts, settings = params.answer_counts, params.calibrate
+    counts = params.answer_counts
     table = read_csv(paths.SPLITS)
     rows = [number for number, row in enumerate(table) if row["split"] == "validation" and int(row["count"]) in counts]
     if not rows:
         raise UserError(f"no validation bin has one of the counts {counts}; change calibrate.counts or split.test_ids")
     truth = np.array([int(table[row]["count"]) for row in rows])
-    true_class = np.searchsorted(counts, truth)
     log_probabilities = read_log_probabilities(paths.LOG_PROBABILITIES, len(table), len(params.model_counts), rows)
 
     answered = np.searchsorted(params.model_counts, counts)
-    temperature = fit_temperature(log_probabilities[:, answered], true_class)
+    temperature = fit_temperature(log_probabilities[:, answered], np.searchsorted(counts, truth))
     probabilities = calibrated(log_probabilities, params.model_counts, counts, temperature)
     groups = [table[row]["group"] for row in rows]
-    metrics = evaluate(LabelledPredictions(probabilities, truth, groups, counts), params.evaluate.resamples, SEED)
-    calibration = Calibration(
-        counts=counts,
+    photograph = LabelledPredictions(probabilities, truth, groups, counts)
+    metrics = evaluate(photograph, params.evaluate.resamples, SEED)
+    calibration = _calibration(params, photograph, temperature, metrics)
+    save_calibration(paths.MODELS, calibration)
+
+    totals = Totals(counts, calibration.open_ended)
+    compositions = _learn_compositions(table, totals)
+    by_products = count_by_products(compositions, totals, _lists(table, rows))
+    weight, offsets = fit_photograph(by_products, probabilities, np.searchsorted(counts, truth))
+    both = combined(by_products, photograph_evidence(probabilities, weight, offsets), probabilities)
+    given_products = LabelledPredictions(both, truth, groups, counts)
+    metrics_given_products = evaluate(given_products, params.evaluate.resamples, SEED)
+    model = RecordModel(
+        compositions=compositions,
+        photograph_weight=weight,
+        offsets=offsets,
+        error_shares=params.calibrate.error_shares,
+        answers=_calibration(params, given_products, 1.0, metrics_given_products),
+    )
+    save_record_model(paths.MODELS, model)
+    content = {"temperature": temperature, **metrics, "given_products": metrics_given_products}
+    write_json(paths.VALIDATION_METRICS, content, METRIC_DIGITS)
+
+
+def _calibration(
+    params: Params, scored: LabelledPredictions, temperature: float, metrics: Mapping[str, Any]
+) -> Calibration:
+    """Decoding rule, prediction sets and thresholds for the validation bins' probabilities."""
+    settings, counts = params.calibrate, scored.counts
+    true_class = np.searchsorted(counts, scored.truth)
+    return Calibration(
+        counts=list(counts),
         open_ended=params.fetch.open_ended and counts[-1] == params.fetch.counts[-1],
         temperature=temperature,
-        rmse_decoding=min(DECODINGS, key=lambda rule: metrics[rule]["rmse"]),
+        # Of equal ones the first: further digits depend on the CPU.
+        rmse_decoding=min(DECODINGS, key=lambda rule: round(metrics[rule]["rmse"], DECIMALS)),
         coverage=settings.coverage,
-        conformal_threshold=fit_conformal_threshold(probabilities, true_class, settings.coverage),
+        conformal_threshold=fit_conformal_threshold(scored.probabilities, true_class, settings.coverage),
         target_precision=settings.target_precision,
-        confidence_threshold=fit_confidence_threshold(probabilities, true_class, settings.target_precision),
+        confidence_threshold=fit_confidence_threshold(scored.probabilities, true_class, settings.target_precision),
         record_error_rate=settings.record_error_rate,
     )
-    save_calibration(paths.MODELS, calibration)
-    write_json(paths.VALIDATION_METRICS, {"temperature": temperature, **metrics}, METRIC_DIGITS)
+
+
+def _learn_compositions(table: Sequence[Mapping[str, str]], totals: Totals) -> CompositionModel:
+    """How frequent compositions are among the training records that say what lies in the bin."""
+    ids = [row["id"] for row in table if row["split"] == "train"]
+    contents = read_contents(paths.BINS, paths.CORRECTIONS, ids)
+    lists = Lists(*product_arrays([one.products for one in contents if one.is_known]))
+    learned = lists.take(np.flatnonzero(totals.allow(lists.totals)))
+    return fit_compositions(learned.quantities, learned.sizes, totals)
+
+
+def _lists(table: Sequence[Mapping[str, str]], rows: Sequence[int]) -> Lists:
+    contents = read_contents(paths.BINS, paths.CORRECTIONS, [table[row]["id"] for row in rows])
+    return Lists(*product_arrays([one.products for one in contents]))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
-"""Score the model on every test bin once."""
+"""Score the model on every test bin once: the count from the photograph alone, and the count given the products."""
+
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from bintally import paths
+from bintally.bins.contents import read_contents
 from bintally.bins.images import decode_fetched
+from bintally.bins.products import product_arrays
 from bintally.bins.shards import ShardReader, read_index
 from bintally.errors import UserError
 from bintally.files import METRIC_DIGITS, read_csv, write_csv, write_json
 from bintally.params import Params
 from bintally.scoring import figures
-from bintally.scoring.calibration import Calibration, CountPredictions, calibrated, load_calibration, predict_counts
-from bintally.scoring.decoding import DECODINGS, FOR_ACCURACY
+from bintally.scoring.calibration import Calibration, Floats, calibrated, load_calibration, predict_counts
+from bintally.scoring.decoding import DECODINGS, FOR_ACCURACY, decode_counts
 from bintally.scoring.metrics import (
     LabelledPredictions,
     confusion,
@@ -20,10 +25,12 @@ from bintally.scoring.metrics import (
     reliability,
     risk_coverage,
 )
+from bintally.scoring.record_model import Lists, RecordModel, require_record_model
 from bintally.stages import run
 
 SEED = 1  # of the bootstrap and of the examples
 EXAMPLES = 8
+COUNTS_FROM = ("from the photograph alone", "given the products in the record")
 PROBABILITY_DIGITS = 8  # enough to recompute every metric
 
 
@@ -36,32 +43,44 @@ def main(params: Params) -> None:
         raise UserError(f"no test bin has one of the counts {counts}; change calibrate.counts or split.test_ids")
     log_probabilities = read_log_probabilities(paths.LOG_PROBABILITIES, len(table), len(params.model_counts), rows)
     ids = [table[row]["id"] for row in rows]
-    scored = LabelledPredictions(
+    photograph = LabelledPredictions(
         calibrated(log_probabilities, params.model_counts, counts, calibration.temperature),
         np.array([int(table[row]["count"]) for row in rows]),
         [table[row]["group"] for row in rows],
         counts,
     )
-    predictions = predict_counts(scored.probabilities, calibration)
-    metrics = evaluate(scored, params.evaluate.resamples, SEED)
-    _write_metrics(metrics, scored, predictions, calibration)
-    _write_predictions(ids, scored, predictions)
-    _write_tables(scored, predictions)
+    records = require_record_model(paths.MODELS)
+    given_products = replace(photograph, probabilities=_count_given_products(records, photograph.probabilities, ids))
+    content = _metrics(photograph, calibration, params.evaluate.resamples)
+    content["given_products"] = _metrics(given_products, records.answers, params.evaluate.resamples)
+    write_json(paths.TEST_METRICS, content, METRIC_DIGITS)
+    _write_predictions(ids, photograph, calibration, given_products, records.answers)
+    _write_tables(photograph)
     source = figures.source_name(params.fetch.source)
-    accuracy = metrics[FOR_ACCURACY]["accuracy"]
-    title = f"{len(ids)} test bins ({source}), {FOR_ACCURACY.replace('_', ' ')}: {accuracy:.1%} right"
-    figures.save(figures.confusion_figure(confusion(scored, FOR_ACCURACY), counts, title), paths.CONFUSION_FIGURE)
-    _draw_examples(ids, scored, f"Test bins ({source}), drawn at random")
+    accuracies = [one[FOR_ACCURACY]["accuracy"] for one in (content, content["given_products"])]
+    tables = {
+        f"{name}: {accuracy:.1%} right": confusion(scored, FOR_ACCURACY)
+        for name, accuracy, scored in zip(COUNTS_FROM, accuracies, (photograph, given_products), strict=True)
+    }
+    title = f"{len(ids)} test bins ({source}), {FOR_ACCURACY.replace('_', ' ')} count"
+    figures.save(figures.confusions_figure(tables, counts, title), paths.CONFUSION_FIGURE)
+    _draw_examples(ids, photograph, f"Test bins ({source}), drawn at random")
 
 
-def _write_metrics(
-    metrics: dict[str, object], scored: LabelledPredictions, predictions: CountPredictions, calibration: Calibration
-) -> None:
+def _count_given_products(records: RecordModel, probabilities: Floats, ids: list[str]) -> Floats:
+    contents = read_contents(paths.BINS, paths.CORRECTIONS, ids)
+    lists = Lists(*product_arrays([one.products for one in contents]))
+    return records.count_given_products(probabilities, lists)
+
+
+def _metrics(scored: LabelledPredictions, calibration: Calibration, resamples: int) -> dict[str, Any]:
+    """What metrics/test.json says about one of the two counts."""
+    predictions = predict_counts(scored.probabilities, calibration)
     answered = ~predictions.unsure
     right = predictions.by_rule[FOR_ACCURACY] == scored.truth
-    content = {
+    return {
         "decoding": {"accuracy": FOR_ACCURACY, "rmse": calibration.rmse_decoding},
-        **metrics,
+        **evaluate(scored, resamples, SEED),
         "sets": {
             "target_coverage": calibration.coverage,
             "coverage": float(((predictions.low <= scored.truth) & (scored.truth <= predictions.high)).mean()),
@@ -78,19 +97,28 @@ def _write_metrics(
             for row in per_class(scored, FOR_ACCURACY)
         },
     }
-    write_json(paths.TEST_METRICS, content, METRIC_DIGITS)
 
 
-def _write_predictions(ids: list[str], scored: LabelledPredictions, predictions: CountPredictions) -> None:
-    by_rule = [predictions.by_rule[rule] for rule in DECODINGS]
-    columns = [ids, scored.groups, scored.truth, *by_rule, predictions.low, predictions.high]
-    header = ["id", "group", "count", *DECODINGS, "low", "high", "unsure", *(f"p{count}" for count in scored.counts)]
-    rows = zip(*columns, predictions.unsure.astype(int), *scored.probabilities.T.tolist(), strict=True)
-    write_csv(paths.PREDICTIONS, header, rows, PROBABILITY_DIGITS)
+def _write_predictions(
+    ids: list[str],
+    photograph: LabelledPredictions,
+    calibration: Calibration,
+    given_products: LabelledPredictions,
+    answers: Calibration,
+) -> None:
+    header, columns = ["id", "group", "count"], [ids, photograph.groups, photograph.truth]
+    for prefix, scored, fitted in (("", photograph, calibration), ("given_products_", given_products, answers)):
+        predictions = predict_counts(scored.probabilities, fitted)
+        names = [*DECODINGS, "low", "high", "unsure", *(f"p{count}" for count in scored.counts)]
+        header += [prefix + name for name in names]
+        by_rule = [predictions.by_rule[rule] for rule in DECODINGS]
+        columns += [*by_rule, predictions.low, predictions.high, predictions.unsure.astype(int)]
+        columns += scored.probabilities.T.tolist()
+    write_csv(paths.PREDICTIONS, header, zip(*columns, strict=True), PROBABILITY_DIGITS)
 
 
-def _write_tables(scored: LabelledPredictions, predictions: CountPredictions) -> None:
-    pairs = zip(scored.truth, predictions.by_rule[FOR_ACCURACY], strict=True)
+def _write_tables(scored: LabelledPredictions) -> None:
+    pairs = zip(scored.truth, decode_counts(scored.probabilities, scored.counts, FOR_ACCURACY), strict=True)
     write_csv(paths.CONFUSION, ["actual", "predicted"], pairs)
     for path, rows in (
         (paths.PER_CLASS, per_class(scored, FOR_ACCURACY)),

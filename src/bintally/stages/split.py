@@ -7,15 +7,18 @@ corrected count that is not among `fetch.counts` is left out.
 import logging
 from pathlib import Path
 
-from bintally.bins.corrections import read_corrections
+from bintally.bins.corrections import Correction, corrected_products, read_corrections
 from bintally.bins.groups import split_groups, split_with_test_set
 from bintally.bins.id_list import read_id_list, with_lost_zeros
-from bintally.bins.shards import Entry, read_index
+from bintally.bins.products import listed_products
+from bintally.bins.shards import Entry, ShardReader, read_index
 from bintally.errors import UserError
 from bintally.files import write_csv
 from bintally.params import Fetch, Params
 from bintally.paths import BINS, CORRECTIONS, SPLITS
 from bintally.stages import run
+
+NAMED = 5  # ids in a message
 
 log = logging.getLogger("bintally")
 
@@ -60,7 +63,7 @@ def _read_test_ids(path: str, ids: set[str]) -> set[str]:
 def _apply_corrections(fetch: Fetch, entries: list[Entry], splits: list[str]) -> tuple[list[int], list[str]]:
     """The corrected count and the split of each bin."""
     corrections = read_corrections(CORRECTIONS)
-    counts = [corrections.get(entry.id, entry.count) for entry in entries]
+    counts = [corrections[entry.id].count if entry.id in corrections else entry.count for entry in entries]
     if fetch.open_ended:
         counts = [min(count, fetch.counts[-1]) for count in counts]
     splits = [split if count in fetch.counts else "left_out" for count, split in zip(counts, splits, strict=True)]
@@ -68,14 +71,34 @@ def _apply_corrections(fetch: Fetch, entries: list[Entry], splits: list[str]) ->
         ids = {entry.id for entry in entries}
         unknown = corrections.keys() - ids
         if lost := with_lost_zeros(sorted(unknown), ids):
-            pairs = ", ".join(f"{bin_id} (not {likely}?)" for bin_id, likely in list(lost.items())[:5])
+            pairs = ", ".join(f"{bin_id} (not {likely}?)" for bin_id, likely in list(lost.items())[:NAMED])
             log.warning("%s: %d ids have perhaps lost zeros in a spreadsheet: %s", CORRECTIONS, len(lost), pairs)
         changed = sum(count != entry.count for count, entry in zip(counts, entries, strict=True))
         log.info(
             "%d bins have corrections, %d with a count other than the record's; %d more in %s are not in %s",
             *(len(corrections) - len(unknown), changed, len(unknown), CORRECTIONS, BINS),
         )
+        _report_products(corrections, entries)
     return counts, splits
+
+
+def _report_products(corrections: dict[str, Correction], entries: list[Entry]) -> None:
+    """Log how many corrections name a product, and those that do not fit the record: what lies there is not known."""
+    named = [entry for entry in entries if entry.id in corrections and corrections[entry.id].product is not None]
+    if not named:
+        return
+    reader = ShardReader(BINS)
+    wrong = [
+        entry.id
+        for entry in named
+        if corrected_products(listed_products(reader.record(entry)), corrections[entry.id]) is None
+    ]
+    log.info("%d corrections name the product that was recounted", len(named))
+    if wrong:
+        log.warning(
+            "%s: %d of them do not fit the record, and count as corrections of the number of items alone: %s",
+            *(CORRECTIONS, len(wrong), ", ".join(wrong[:NAMED])),
+        )
 
 
 if __name__ == "__main__":

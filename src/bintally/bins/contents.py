@@ -1,0 +1,31 @@
+"""What lies in bins by their records and corrections, read from the shards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bintally.bins.corrections import corrected_products, read_corrections
+from bintally.bins.products import Product, listed_products
+from bintally.bins.shards import ShardReader, read_index
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What lies in a bin."""
+
+    products: list[Product]
+    """Of the record, as corrected."""
+    is_known: bool
+    """False: a recount found another number of items, and does not say of which product."""
+
+
+def read_contents(bins: Path, corrections: Path, ids: Sequence[str]) -> list[Contents]:
+    """The contents of bins in a folder of shards, in the order of ``ids``. Raises UserError if a file is damaged."""
+    reader, entries = ShardReader(bins), {entry.id: entry for entry in read_index(bins)}
+    corrected = read_corrections(corrections)
+    contents = []
+    for bin_id in ids:
+        listed = listed_products(reader.record(entries[bin_id]))
+        products = corrected_products(listed, corrected.get(bin_id))
+        contents.append(Contents(listed if products is None else products, products is not None))
+    return contents

@@ -1,0 +1,81 @@
+"""The products that a record lists: how many of each, how large, and what they are called."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bintally.errors import printable
+
+SIZES = ("log volume", "log longest side", "log shortest side", "log weight")  # inches and pounds
+MAX_NAME = 120  # characters of a product's name
+SIDES = ("length", "width", "height")
+UNITS = {  # of the inch and of the pound
+    "in": 1.0, "inch": 1.0, "inches": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "m": 100 / 2.54, "ft": 12.0, "feet": 12.0,
+    "pounds": 1.0, "pound": 1.0, "lb": 1.0, "oz": 1 / 16, "ounces": 1 / 16, "kg": 1 / 0.45359237, "g": 1 / 453.59237,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product in a record."""
+
+    key: str
+    """Its key in the record: the ASIN."""
+    name: str
+    """One line of at most MAX_NAME characters."""
+    quantity: int
+    """1 or more."""
+    sizes: tuple[float, ...]
+    """SIZES; not a number where the record does not say."""
+
+
+def listed_products(record: bytes) -> list[Product]:
+    """The products of a record that :func:`bintally.bins.record.parse_record` accepts, without those of quantity 0."""
+    items = json.loads(record)["BIN_FCSKU_DATA"].items()
+    return [
+        Product(key, _name(item.get("name")), item["quantity"], _sizes(item)) for key, item in items if item["quantity"]
+    ]
+
+
+def recounted_products(listed: Sequence[Product], key: str, quantity: int) -> list[Product]:
+    """The products of a bin after a recount of one of them; ``key`` may be of a product that is not listed."""
+    changed = [Product(one.key, one.name, quantity, one.sizes) if one.key == key else one for one in listed]
+    if key not in {one.key for one in listed}:
+        changed.append(Product(key, "not in the record", quantity, (math.nan,) * len(SIZES)))
+    return [one for one in changed if one.quantity]
+
+
+def product_arrays(bins: Sequence[Sequence[Product]]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Quantities, (n, m), and sizes, (n, m, SIZES), of the products of n bins; 0 and NaN where one has fewer than m."""
+    most = max(map(len, bins), default=0)
+    quantities = np.zeros((len(bins), most), np.int64)
+    sizes = np.full((len(bins), most, len(SIZES)), np.nan)
+    for row, products in enumerate(bins):
+        for place, product in enumerate(products):
+            quantities[row, place], sizes[row, place] = product.quantity, product.sizes
+    return quantities, sizes
+
+
+def _name(name: object) -> str:
+    start = str(name or "")[: 2 * MAX_NAME]  # a name may have a megabyte
+    return printable(" ".join(start.split()))[:MAX_NAME] or "no name"
+
+
+def _sizes(item: dict[str, object]) -> tuple[float, ...]:
+    sides, weight = [_measure(item.get(side)) for side in SIDES], _measure(item.get("weight"))
+    if not all(map(math.isfinite, sides)):
+        return math.nan, math.nan, math.nan, weight
+    return sum(sides), max(sides), min(sides), weight
+
+
+def _measure(value: object) -> float:
+    """The logarithm of a measure of a record, such as {"unit": "IN", "value": 3.5}; NaN if it is none."""
+    if not isinstance(value, dict):
+        return math.nan
+    number, unit = value.get("value"), UNITS.get(str(value.get("unit"))[:20].strip().lower().rstrip("."))
+    known = unit is not None and type(number) in (int, float) and 1e-6 < number < 1e6  # type: ignore[operator]
+    return math.log(number * unit) if known else math.nan  # type: ignore[operator]

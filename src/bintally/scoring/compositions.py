@@ -1,0 +1,250 @@
+"""How frequent compositions are: how many products lie together in a bin, and how many items there are of each.
+
+Learned from records alone, without their photographs. The number of products depends on how large they are on average.
+The probability of their quantities is that of a log-linear model: each product adds a term for its quantity, which
+depends on its sizes and on the number of products, and the terms of all quantities whose sum is allowed are normalised
+together. Every composition has some probability, however rare.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.optimize import minimize
+
+from bintally.scoring.metrics import Counts, Floats
+from bintally.scoring.record_errors import Totals
+
+PENALTY = 10.0  # of a squared coefficient of a size; 1 made no difference on validation of real bins
+COMMON_PENALTY = 1.0  # of one of a number of products, which is learned from many more
+NUMBER_PENALTIES = (0.01, 0.5)  # of the share of a number of products, and of how it depends on a size
+MOST_PRODUCTS = 8  # from here on, one more product beside a product changes nothing
+FALL = 0.5  # share of bins with one product more than the last known number
+LIMIT = 3.0  # standard deviations; a size further off is taken for this
+DIGITS = 4  # of a saved coefficient; further ones depend on the CPU
+TOLERANCE = 1e-12  # of the loss, relative
+
+
+class CompositionModel(BaseModel):
+    """The frequency of compositions of bins, fitted by :func:`fit_compositions`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    empty: float
+    """Share of bins without products."""
+    numbers: list[list[float]] = Field(min_length=1)
+    """(1 + sizes, numbers of products from 1): the logits of the others, a constant and factors of the mean sizes."""
+    quantities: list[float]
+    """Share of products with 1, 2, … items."""
+    means: list[float]
+    """Of each size,"""
+    deviations: list[float]
+    """and its standard deviation."""
+    coefficients: list[list[float]] = Field(min_length=1)
+    """(features, quantities)."""
+
+    def log_numbers(self, number: Counts, sizes: Floats) -> Floats:
+        """The logarithm of the share of bins with each number of products, (n,), among bins with such products.
+
+        Args:
+            number: (n,) 0 or more.
+            sizes: (n, m, sizes) of some or all products of the bin, NaN where there are none or they are not known.
+        """
+        scores = _mean_features(self._standard(sizes)) @ self.numbers
+        shares = scores - np.logaddexp.reduce(scores, 1, keepdims=True)
+        last = shares.shape[1]
+        known = np.take_along_axis(shares, number.clip(1, last)[:, None] - 1, 1)[:, 0]
+        several = known + np.log1p(-self.empty) + np.maximum(number - last, 0) * np.log(FALL)
+        return np.asarray(np.where(number > 0, several, np.log(self.empty)))
+
+    def terms(self, sizes: Floats, number: Counts) -> Floats:
+        """Log-probability of each quantity, from 1, of products in bins with ``number`` products: (…, quantities).
+
+        Args:
+            sizes: (…, sizes), NaN where they are not known.
+            number: (…) of products in the bin of each.
+        """
+        scores = _features(self._standard(sizes), number) @ self.coefficients
+        return np.asarray(scores - np.logaddexp.reduce(scores, -1, keepdims=True))
+
+    def _standard(self, sizes: Floats) -> Floats:
+        return _standardised(sizes, np.asarray(self.means), np.asarray(self.deviations))
+
+
+@dataclass(frozen=True)
+class Convolutions:
+    """Sums of the quantities of several products in n bins, each quantity with its probability."""
+
+    of_all: Floats
+    """(n, last + 1) the probability that the products of a bin have 0, 1, … items together."""
+    of_others: Floats
+    """(n, m, last + 1) the same without one of them."""
+
+
+def quantity_tables(terms: Floats, present: NDArray[np.bool_]) -> Floats:
+    """Probabilities of 0, 1, … items of each product, (n, m, last + 1), from (n, m, last) log-probabilities.
+
+    A product that is not present has 0 items.
+    """
+    tables = np.zeros((*present.shape, terms.shape[-1] + 1))
+    tables[..., 1:] = np.exp(terms) * present[..., None]
+    tables[..., 0] = ~present
+    return tables
+
+
+def convolve(tables: Floats, saturate: bool) -> Convolutions:
+    """Convolve the tables, (n, m, last + 1), of the products of each bin.
+
+    Args:
+        saturate: a sum above the last counts as the last; otherwise it has no place.
+    """
+    number, most, width = tables.shape
+    nothing = np.zeros((number, width))
+    nothing[:, 0] = 1
+    before, after = [nothing], [nothing]
+    for place in range(most):
+        before.append(_convolved(before[-1], tables[:, place], saturate))
+        after.append(_convolved(after[-1], tables[:, most - 1 - place], saturate))
+    others = [_convolved(before[place], after[most - 1 - place], saturate) for place in range(most)]
+    return Convolutions(before[-1], np.stack(others, 1) if most else np.zeros((number, 0, width)))
+
+
+def _convolved(left: Floats, right: Floats, saturate: bool) -> Floats:
+    width = left.shape[1]
+    result = np.zeros_like(left)
+    for quantity in range(width):
+        result[:, quantity:] += left[:, : width - quantity] * right[:, quantity, None]
+        if saturate and quantity:
+            result[:, -1] += left[:, width - quantity :].sum(1) * right[:, quantity]
+    return result
+
+
+def fit_compositions(quantities: Counts, sizes: Floats, totals: Totals) -> CompositionModel:
+    """Fit the model to records by penalised maximum likelihood, each given the products in it.
+
+    Args:
+        quantities: (n, m) of each product, 0 where there are fewer than m; their sums are allowed by ``totals``.
+        sizes: (n, m, sizes), NaN where they are not known.
+    """
+    present = quantities > 0
+    number = present.sum(1)
+    means, deviations = _moments(sizes[present])
+    standard = _standardised(sizes, means, deviations)
+    last = max(totals.last, 1)
+    capped = np.minimum(quantities, last)
+    items = np.bincount(capped[present] - 1, minlength=last) + 1.0
+    features = _features(standard, np.broadcast_to(number[:, None], present.shape))
+    several = number > 0
+    return CompositionModel(
+        empty=_rounded([(1 + (~several).sum()) / (1 + last + len(number))])[0],
+        numbers=_fit_numbers(number[several], _mean_features(standard[several]), min(MOST_PRODUCTS, last)),
+        quantities=_rounded(items / items.sum()),
+        means=_rounded(means),
+        deviations=_rounded(deviations),
+        coefficients=_fit_quantities(capped, features, totals),
+    )
+
+
+def _fit_numbers(number: Counts, features: Floats, last: int) -> list[list[float]]:
+    """The logits of 1, 2, … products, (features, last), by penalised maximum likelihood."""
+    observed = np.eye(last)[np.minimum(number, last) - 1]
+    constant, factor = NUMBER_PENALTIES
+    penalties = np.full((features.shape[1], 1), factor)
+    penalties[0] = constant
+
+    def objective(flat: Floats) -> tuple[float, Floats]:
+        coefficients = flat.reshape(features.shape[1], last)
+        scores = features @ coefficients
+        logs = scores - np.logaddexp.reduce(scores, 1, keepdims=True)
+        gradient = features.T @ (observed - np.exp(logs))
+        loss = (penalties * coefficients**2).sum() - (logs * observed).sum()
+        return float(loss), (2 * penalties * coefficients - gradient).ravel()
+
+    return [_rounded(row) for row in _minimise(objective, (features.shape[1], last))]
+
+
+def _fit_quantities(quantities: Counts, features: Floats, totals: Totals) -> list[list[float]]:
+    """The coefficients of the quantities, (features, last), by penalised maximum likelihood.
+
+    Args:
+        quantities: (n, m), the last quantity stands for all above.
+        features: (n, m, features).
+    """
+    present, last = quantities > 0, max(totals.last, 1)
+    penalties = np.full((features.shape[-1], 1), PENALTY)
+    penalties[:MOST_PRODUCTS] = COMMON_PENALTY
+    observed = np.zeros((*present.shape, last + 1))
+    np.put_along_axis(observed, quantities[..., None], 1.0, -1)
+    observed = observed[..., 1:]
+    allowed = totals.allow(np.arange(last + 1))
+
+    def objective(flat: Floats) -> tuple[float, Floats]:
+        coefficients = flat.reshape(features.shape[-1], last)
+        scores = features @ coefficients
+        terms = scores - np.logaddexp.reduce(scores, -1, keepdims=True)
+        tables = quantity_tables(terms, present)
+        sums = convolve(tables, totals.open_ended)
+        whole = (sums.of_all * allowed).sum(1).clip(1e-300)
+        # The probability of each quantity of each product, given that the sum is allowed.
+        fitting = _allowed_after(sums.of_others, allowed, totals.open_ended)
+        expected = tables[..., 1:] * fitting[..., 1:] / whole[:, None, None]
+        # The terms of a product are normalised, too; the derivative of that drops out of the difference.
+        gradient = np.einsum("nmf,nmq->fq", features, observed - expected)
+        log_likelihood = (terms * observed).sum() - np.log(whole).sum()
+        loss = (penalties * coefficients**2).sum() - log_likelihood
+        return float(loss), np.asarray(2 * penalties * coefficients - gradient).ravel()
+
+    return [_rounded(row) for row in _minimise(objective, (features.shape[-1], last))]
+
+
+def _minimise(objective: Callable[[Floats], tuple[float, Floats]], shape: tuple[int, int]) -> Floats:
+    options = {"maxiter": 1000, "ftol": TOLERANCE, "gtol": 0.0}
+    found = minimize(objective, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options=options)
+    return np.asarray(found.x.reshape(shape))
+
+
+def _allowed_after(others: Floats, allowed: NDArray[np.bool_], saturate: bool) -> Floats:
+    """The probability that the sum is allowed once a product has 0, 1, … items, from the sums of the others."""
+    width = others.shape[-1]
+    result = np.zeros_like(others)
+    for quantity in range(width):
+        ends = np.arange(width) + quantity
+        fits = allowed[np.minimum(ends, width - 1)] & (saturate | (ends < width))
+        result[..., quantity] = (others * fits).sum(-1)
+    return result
+
+
+def _standardised(sizes: Floats, means: Floats, deviations: Floats) -> Floats:
+    return np.asarray(((sizes - means) / deviations).clip(-LIMIT, LIMIT))  # NaN stays
+
+
+def _features(standard: Floats, number: Counts) -> Floats:
+    """(…, features): the number of products, whether a size is unknown, sizes, their squares, and sizes among few."""
+    unknown = ~np.isfinite(standard)
+    known = np.where(unknown, 0.0, standard)
+    numbers = np.minimum(number, MOST_PRODUCTS)[..., None]
+    among = (numbers == np.arange(1, MOST_PRODUCTS + 1)).astype(np.float64)
+    few = [known * (numbers == one) for one in (1, 2)]
+    return np.concatenate([among, unknown.any(-1, keepdims=True), known, known**2, *few], -1)
+
+
+def _mean_features(standard: Floats) -> Floats:
+    """(n, 1 + sizes): a constant and the mean of each size over the products, 0 where none is known."""
+    known = np.isfinite(standard)
+    means = np.where(known, standard, 0.0).sum(1) / known.sum(1).clip(1)
+    return np.concatenate([np.ones((len(means), 1)), means], 1)
+
+
+def _moments(known: Floats) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of each size, 0 and 1 where none is known."""
+    present = np.isfinite(known)
+    number = present.sum(0).clip(1)
+    means = np.where(present, known, 0).sum(0) / number
+    deviations = np.sqrt((np.where(present, known - means, 0) ** 2).sum(0) / number)
+    return np.asarray(means), np.where(deviations > 1e-6, deviations, 1.0)
+
+
+def _rounded(values: Sequence[float] | Floats) -> list[float]:
+    return [float(f"{value:.{DIGITS}g}") for value in values]

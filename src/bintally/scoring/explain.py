@@ -1,0 +1,114 @@
+"""Judgements in words: what is likely wrong with a record, and what speaks for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from bintally.scoring.judgement import Judgements
+from bintally.scoring.metrics import Counts, Floats
+
+Kind = Literal["right", "quantity", "unlisted", "missing"]
+LEAST = 0.005  # probability of a hypothesis that is told
+MOST = 5  # hypotheses that are told
+EDGE = 1e-9  # a probability is at least so far from 0 and 1 when odds are taken
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One way in which a bin and its record may agree or differ."""
+
+    kind: Kind
+    probability: float
+    product: int | None = None
+    """Its place in the record's list, of a listed product."""
+    quantity: int | None = None
+    """How many items of the product there truly are."""
+
+
+def hypotheses(judged: Judgements, row: int, quantities: Sequence[int]) -> list[Hypothesis]:
+    """The most probable hypotheses of a bin, at most MOST, each with at least LEAST; the record's being right is one.
+
+    Args:
+        quantities: of the products that the record lists, in order.
+    """
+    found = [Hypothesis("right", 1 - float(judged.error[row]))]
+    for place in range(len(quantities)):
+        for quantity, probability in enumerate(judged.quantities[row, place].tolist()):
+            found.append(Hypothesis("quantity" if quantity else "missing", probability, place, quantity))
+    # How many there are of what is not listed, the photograph hardly says: one hypothesis, with the likeliest number.
+    unlisted = judged.unlisted[row]
+    found.append(Hypothesis("unlisted", float(unlisted.sum()), None, int(unlisted.argmax()) + 1))
+    told = [one for one in found if one.probability >= LEAST]
+    return sorted(told, key=lambda one: -one.probability)[:MOST]
+
+
+def in_words(one: Hypothesis, names: Sequence[str], quantities: Sequence[int]) -> str:
+    """A hypothesis as a phrase, such as ``2, not 3, of Desk Lamp``."""
+    match one.kind:
+        case "quantity":
+            assert one.product is not None
+            return f"{one.quantity}, not {quantities[one.product]}, of {names[one.product]}"
+        case "missing":
+            assert one.product is not None
+            return f"no {names[one.product]}"
+        case "unlisted":
+            return "something that is not in the record"
+        case "right":
+            return "as in the record"
+
+
+def verdict(found: Sequence[Hypothesis], names: Sequence[str], quantities: Sequence[int]) -> str:
+    """The most probable hypotheses as a sentence without a full stop.
+
+    What is probable has more than half of the probability. Where that is the record, the likeliest error follows.
+    """
+    first = found[0]
+    errors = [one for one in found if one.kind != "right"]
+    if first.kind != "right" or not errors:
+        return f"{_adverb(first)} {in_words(first, names, quantities)}"
+    return f"{_adverb(first)} as in the record; if not, {in_words(errors[0], names, quantities)}"
+
+
+def _adverb(one: Hypothesis) -> str:
+    return "probably" if one.probability > 0.5 else "perhaps"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How many times as likely an error has become, as odds: above 1 speaks for an error, below 1 for the record."""
+
+    list: Floats
+    """(n,) by what is listed, beside the share of wrong records assumed before."""
+    photograph: Floats
+    """(n,) by the photograph, beside what is listed."""
+
+
+def evidence(judged: Judgements, error_rate: float) -> Evidence:
+    """What speaks for an error in each record."""
+    before, by_list, after = (_odds(np.asarray(value)) for value in (error_rate, judged.error_by_list, judged.error))
+    return Evidence(by_list / before, after / by_list)
+
+
+def evidence_in_words(factor: float, what: str) -> str:
+    """A factor of the odds as a phrase, such as ``the photograph makes an error 4 times as likely``."""
+    if 0.8 <= factor <= 1.25:
+        return f"{what} says neither"
+    if factor > 1:
+        return f"{what} makes an error {_rounded(factor)} times as likely"
+    return f"{what} makes an error {_rounded(1 / factor)} times less likely"
+
+
+def _rounded(factor: float) -> str:
+    return f"{factor:.1f}" if factor < 10 else f"{min(factor, 1000):,.0f}" + (" or more" if factor > 1000 else "")
+
+
+def _odds(probability: Floats) -> Floats:
+    clipped = probability.clip(EDGE, 1 - EDGE)
+    return np.asarray(clipped / (1 - clipped))
+
+
+def likely_counts(judged: Judgements, counts: Sequence[int]) -> Counts:
+    """(n,) the most probable number of items in each bin, all hypotheses together."""
+    return np.asarray(np.asarray(counts)[judged.counts.argmax(1)])
