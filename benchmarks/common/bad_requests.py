@@ -39,6 +39,7 @@ def kinds(pictures: Sequence[bytes], host: str) -> dict[str, BadRequest]:
     form = "multipart/form-data; boundary=b"
     part = b'--b\r\ncontent-disposition: form-data; name="images"; filename="a"\r\n\r\n%b\r\n'
 
+    record = b'--b\r\ncontent-disposition: form-data; name="records"\r\n\r\n%b\r\n'
     field = b'--b\r\ncontent-disposition: form-data; name="x"\r\n\r\n\r\n'
 
     def cut(content: bytes) -> Callable[[random.Random], bytes]:
@@ -97,6 +98,11 @@ def kinds(pictures: Sequence[bytes], host: str) -> dict[str, BadRequest]:
         "no Base64": BadRequest(same(b'{"images":[{"data":"%%%"}]}', JSON)),
         "bad image in JSON": BadRequest(same(as_json(good, b"bad"), JSON)),
         "record as word in JSON": BadRequest(same(as_json(good, expected="x"), JSON)),
+        "record without products": BadRequest(same(as_json(good, record={"EXPECTED_QUANTITY": 1}), JSON)),
+        "record that does not add up": BadRequest(same(as_json(good, record=_record(3, 2)), JSON)),
+        "record of 9,999 products": BadRequest(same(as_json(good, record=_record(9_999, 9_999)), JSON)),
+        "record as word in a form": BadRequest(same(part % good + record % b"x" + b"--b--\r\n", form)),
+        "deep record in a form": BadRequest(same(part % good + record % (b"[" * 100_000) + b"--b--\r\n", form)),
         "65 in JSON": BadRequest(same(as_json(*[b"x"] * 65), JSON)),
         "form without boundary": BadRequest(same(part % good, "multipart/form-data")),
         "form cut short": BadRequest(same(part % good, form)),
@@ -147,6 +153,12 @@ def kinds(pictures: Sequence[bytes], host: str) -> dict[str, BadRequest]:
         "slow head": BadRequest(raw(start), closed=True, weight=0.1, slow=True),
         "silence": BadRequest(raw(b""), closed=True, weight=0.1, slow=True),
     }
+
+
+def _record(products: int, expected: int) -> dict[str, Any]:
+    """A record in ABID's format of products of one item each."""
+    items = {f"B{number:09d}": {"quantity": 1, "name": "a product"} for number in range(products)}
+    return {"BIN_FCSKU_DATA": items, "EXPECTED_QUANTITY": expected}
 
 
 def _drawn(kind: str) -> bytes:

@@ -9,22 +9,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from bintally import cli, paths
-from bintally.apps.audit_output import thumbnails
+from bintally.apps.audit_page import thumbnails
 from bintally.bins.groups import group_bins
 from bintally.bins.objects import image_key, record_key
+from bintally.bins.products import listed_products, product_arrays
 from bintally.bins.record import parse_record
 from bintally.bins.shards import Bin, write_shards
 from bintally.bins.trained_on import FILE, photograph_digest, save_digests
 from bintally.files import read_csv, write_csv
 from bintally.inference.predictor import Predictor
 from bintally.params import load_params
-from bintally.scoring.audit import error_probability, estimate_recounts
+from bintally.scoring.audit import estimate_recounts
+from bintally.scoring.calibration import predict_counts
+from bintally.scoring.explain import evidence
+from bintally.scoring.judgement import judge
+from bintally.scoring.record_model import Lists, save_record_model
 from bintally.stages import split
 from s3_stub import Answer, Request, error, stub_server
 from small import CALIBRATION, CARD, LEARNED, bins, counting_network
+from small_records import record_model
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "</script><script>window.hurt = 1</script><img src=x onerror='window.hurt = 2'>"
@@ -54,6 +60,7 @@ def project(model_workspace: Path) -> list[Bin]:
     write_csv(paths.SPLITS, ["id", "count", "group", "split"], [(one.id, one.count, one.id, "test") for one in audited])
     shutil.copy(ROOT / "params.yaml", "params.yaml")
     save_digests(paths.MODELS / FILE, [photograph_digest(LEARNED)])
+    save_record_model(paths.MODELS, record_model())
     return audited
 
 
@@ -87,18 +94,36 @@ def test_records_are_ranked_by_their_error_probability(
 ) -> None:
     run(monkeypatch, "--budget", "3", "--error-rate", "0.2")
     probabilities = Predictor(counting_network(), CARD, CALIBRATION)([one.image for one in project])
-    expected = error_probability(probabilities, COUNTS, np.array([one.count for one in project]), 0.2)
+    model, lists = record_model(), Lists(*product_arrays([listed_products(one.record) for one in project]))
+    judged = judge(model, probabilities, lists, 0.2)
+    expected = judged.error
     rows = table()
     row_of_id = {one.id: row for row, one in enumerate(project)}
     order = [row_of_id[row["id"]] for row in rows]
     assert order == np.argsort(-expected).tolist()
-    np.testing.assert_allclose([float(row["error_probability"]) for row in rows], expected[order], rtol=1e-5)
+    factors, judged = evidence(judged, 0.2), judged.take(np.array(order))
+    for name, values in (
+        ("error_probability", judged.error),
+        ("error_by_list", judged.error_by_list),
+        ("list_factor", factors.list[order]),
+        ("photograph_factor", factors.photograph[order]),
+    ):
+        np.testing.assert_allclose([float(row[name]) for row in rows], values, rtol=1e-3)
+    assert [int(row["likely_count"]) for row in rows] == np.array(COUNTS)[judged.counts.argmax(1)].tolist()
+    alone = predict_counts(probabilities[order], CALIBRATION)
+    given = predict_counts(model.count_given_products(probabilities, lists)[order], model.answers)
+    for prefix, counted in (("", alone), ("given_products_", given)):
+        assert [int(row[f"{prefix}most_probable"]) for row in rows] == counted.by_rule["most_probable"].tolist()
+        assert [int(row[f"{prefix}low"]) for row in rows] == counted.low.tolist()
+        assert [int(row[f"{prefix}high"]) for row in rows] == counted.high.tolist()
+    assert all(row["verdict"].startswith(("probably ", "perhaps ")) for row in rows)
     assert [row["recount"] for row in rows] == ["1"] * 3 + ["0"] * (len(rows) - 3)
     groups = group_bins({one.id: parse_record(one.record).asins for one in project})
     assert {row["id"]: row["group"] for row in rows} == groups
     estimate = estimate_recounts(expected, 3)
     output = capsys.readouterr().out
     assert f"{len(rows)} records ranked, {expected.sum():,.1f} expected to be wrong (20.0% before" in output
+    assert rows[0]["verdict"] in output
     assert (
         f"find {estimate.errors:,.1f} wrong records, {estimate.recall:.1%} of all; "
         f"a random 3 would find {3 / len(rows):.1%}"
@@ -227,7 +252,7 @@ def test_a_photograph_that_cannot_be_shown_has_the_reason_in_its_place(
     Path("page.html").write_text(changed, encoding="utf-8")
     page = browser.new_page()
     page.goto(Path("page.html").resolve().as_uri())
-    assert page.locator("figure").all_text_contents()[:2] == ["no photograph: <b>it is gone", ""]
+    assert page.locator("article > figure").all_text_contents()[:2] == ["no photograph: <b>it is gone", ""]
     page.close()
 
 
@@ -236,6 +261,8 @@ def test_a_photograph_that_cannot_be_shown_has_the_reason_in_its_place(
     [
         (["album"], "album has no records to audit"),
         (["--model", "older"], "older/trained_on.bin does not exist: it lists what the model was trained on"),
+        (["--model", "oldest"], "`dvc repro calibrate` writes models/records.json, without training again"),
+        (["--accept", "misfit.csv"], "'misfit.csv', line 2: '{id},9,unlisted,1' does not fit the record"),
         (["--accept", "none.csv"], "'none.csv' does not exist"),
         (["--accept", "zeros.csv"], "there is no bin 1, but 00001: a spreadsheet removes zeros in front"),
         (["--ids", "zeros.txt"], "there is no bin 1, but 00001: a spreadsheet removes zeros in front"),
@@ -255,12 +282,15 @@ def test_an_impossible_audit_is_refused_in_one_line(
     Path("zeros.csv").write_text("id,count\n1,2\n")
     Path("zeros.txt").write_text("1\n")
     Path("taken/index.html").mkdir(parents=True)
+    Path("misfit.csv").write_text(f"id,count,product,quantity\n{project[0].id},9,unlisted,1\n")
+    shutil.copytree("models", "oldest")
+    Path("oldest/records.json").unlink()
     shutil.copytree("models", "older")
     Path("older", FILE).unlink()
     with pytest.raises(SystemExit) as caught:
         run(monkeypatch, *arguments)
     err = capsys.readouterr().err
-    assert caught.value.code == 1 and err.count("\n") == 1 and message in err
+    assert caught.value.code == 1 and err.count("\n") == 1 and message.replace("{id}", project[0].id) in err
     assert not Path("exports/audit/audit.csv").exists() and not Path("data/corrections.csv").exists()
 
 
@@ -284,7 +314,7 @@ def test_marks_accepted_twice_give_the_same_and_those_of_no_bin_are_named(
     project: list[Bin], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("marks.csv").write_text(f"id;count\n{project[0].id};3\nelsewhere;1\n")
-    for numbers in ("2 bins new, 0 with another count, 0 unchanged", "0 bins new, 0 with another count, 2 unchanged"):
+    for numbers in ("2 bins new, 0 changed, 0 unchanged", "0 bins new, 0 changed, 2 unchanged"):
         run(monkeypatch, "--accept", "marks.csv")
         output = capsys.readouterr().out
         assert numbers in output and paths.CORRECTIONS.read_text() == f"id,count\n{project[0].id},3\nelsewhere,1\n"
@@ -321,7 +351,7 @@ def test_recounting_by_the_page_changes_a_label(
     page.select_option("#order", "id")
     assert visible_bins(page) == sorted(ranked)
     page.select_option("#order", "difference")
-    differences = {row["id"]: abs(int(row["most_probable"]) - int(row["record"])) for row in rows}
+    differences = {row["id"]: abs(int(row["likely_count"]) - int(row["record"])) for row in rows}
     ordered = [differences[bin_id] for bin_id in visible_bins(page)]
     assert ordered == sorted(ordered, reverse=True)
     page.select_option("#order", "probability")
@@ -360,7 +390,8 @@ def test_recounting_by_the_page_changes_a_label(
     with page.expect_download() as download:
         page.click("#export")
     download.value.save_as("marks.csv")
-    assert Path("marks.csv").read_text() == "id,count\n" + "".join(f"{one},{n}\n" for one, n in sorted(marks.items()))
+    lines = "".join(f"{one},{n},,\n" for one, n in sorted(marks.items()))
+    assert Path("marks.csv").read_text() == f"id,count,product,quantity\n{lines}"
     page.evaluate("localStorage.clear()")
     page.reload()
     assert not any(page.locator("output").all_text_contents())
@@ -375,7 +406,7 @@ def test_recounting_by_the_page_changes_a_label(
     assert page.locator("output").all_text_contents()[1] == "recounted: wrong, 4 counted"
     Path("saved.csv").write_text(f"id,count\n{ranked[1]},1001\n")
     page.set_input_files("#import", "saved.csv")
-    expect(page.locator("#status")).to_contain_text("counts from 0 to 1000")
+    expect(page.locator("#status")).to_contain_text("numbers from 0 to 1000")
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert not errors and {one for one in requests if not one.startswith(("data:", "blob:"))} == {url}
@@ -383,7 +414,7 @@ def test_recounting_by_the_page_changes_a_label(
 
     capsys.readouterr()
     run(monkeypatch, "--accept", "marks.csv")
-    assert "data/corrections.csv: 3 bins new, 0 with another count" in capsys.readouterr().out
+    assert "data/corrections.csv: 3 bins new, 0 changed" in capsys.readouterr().out
     params = load_params()
     split.main(params.model_copy(update={"fetch": params.fetch.model_copy(update={"counts": [2, 3, 4, 5]})}))
     after = {row["id"]: row for row in read_csv(paths.SPLITS)}
@@ -391,3 +422,103 @@ def test_recounting_by_the_page_changes_a_label(
     assert (after[ranked[2]]["count"], after[ranked[2]]["split"]) == ("12", "left_out")
     run(monkeypatch, "--all")
     assert ranked[0] not in {row["id"] for row in table()}
+
+
+def test_marks_name_the_item_that_was_wrong(
+    project: list[Bin], browser: Browser, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lamps = {"B01": {"name": "Desk lamp", "quantity": 2}, "=B2": {"name": "Formula", "quantity": 1}}
+    one, two, three, *rest = project
+    odd = json.dumps({"BIN_FCSKU_DATA": lamps, "EXPECTED_QUANTITY": 3}).encode()
+    listed = [replace(one, count=3, record=odd), with_items(two, ["a", "b"]), with_items(three, ["a", "b", "c"])]
+    write_shards(paths.BINS, [*listed, *rest])
+    run(monkeypatch)
+    page = browser.new_page(viewport={"width": 1366, "height": 768})
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(Path("exports/audit/index.html").resolve().as_uri())
+
+    def state(one: Bin) -> str:
+        return str(page.locator(f"article[aria-label='bin {one.id}'] output").text_content())
+
+    def item(one: Bin, name: str) -> Locator:
+        return page.get_by_label(f"counted in bin {one.id}: {name}", exact=True)
+
+    assert item(one, "Formula").count() == 0  # a CSV file would not keep its key
+    item(one, "Desk lamp").fill("1")
+    item(one, "Desk lamp").press("Enter")
+    assert state(one) == "recounted: wrong, 2 counted, 1 of Desk lamp"
+    expect(page.get_by_label(f"bin {one.id}", exact=True)).to_be_focused()
+    page.keyboard.press("u")
+    assert state(one) == "" and item(one, "Desk lamp").input_value() == "2"
+    item(one, "Desk lamp").fill("5")
+    item(one, "Desk lamp").press("Escape")
+    assert state(one) == "" and item(one, "Desk lamp").input_value() == "2"
+    item(one, "Desk lamp").fill("0")
+    item(one, "Desk lamp").press("Enter")
+    item(two, "something that is not in the record").fill("2")
+    item(two, "a").focus()
+    assert state(two) == "recounted: wrong, 4 counted, 2 of what is not in the record"
+    item(two, "a").fill("3")  # a mark names one item
+    item(two, "b").focus()
+    assert state(two) == "recounted: wrong, 4 counted, 3 of a"
+    assert item(two, "something that is not in the record").input_value() == "0"
+    item(two, "a").fill("1")
+    item(two, "a").press("Enter")
+    assert state(two) == ""
+    item(two, "a").fill("1001")
+    item(two, "a").press("Enter")
+    expect(page.locator("#status")).to_contain_text("at most 1000")
+    page.get_by_label(f"bin {three.id}", exact=True).focus()
+    page.keyboard.press("i")
+    page.keyboard.type("3")
+    page.keyboard.press("Enter")
+    named = state(three)
+    assert named.startswith("recounted: wrong, ") and " 3 of " in named
+    with page.expect_download() as download:
+        page.click("#export")
+    download.value.save_as("marks.csv")
+    lines = Path("marks.csv").read_text().splitlines()
+    assert lines[0] == "id,count,product,quantity" and f"{one.id},1,B01,0" in lines and len(lines) == 3
+    page.evaluate("localStorage.clear()")
+    page.reload()
+    saved = [line.replace(",", ";") for line in lines]
+    Path("saved.csv").write_text("\ufeff" + "\r\n".join([*saved, f'"{two.id}";"9";B0;"9,0"']), encoding="utf-8")
+    page.set_input_files("#import", "saved.csv")
+    expect(page.locator("#status")).to_contain_text(
+        "2 marks imported, 1 ignored: they are of no bin on this page or do"
+    )
+    assert state(three) == named and item(one, "Desk lamp").input_value() == "0"
+    assert not errors
+    page.close()
+    capsys.readouterr()
+    run(monkeypatch, "--accept", "marks.csv")
+    assert "data/corrections.csv: 2 bins new, 0 changed" in capsys.readouterr().out
+    assert paths.CORRECTIONS.read_text().splitlines() == lines
+
+
+def test_the_page_has_a_filter_for_each_kind_of_error_and_says_both_counts(
+    project: list[Bin], browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(monkeypatch)
+    rows = table()
+    page = browser.new_page()
+    page.goto(Path("exports/audit/index.html").resolve().as_uri())
+    said = {"quantity": ", not ", "unlisted": "something that is not in the record", "missing": "no "}
+    shown = []
+    for kind, words in said.items():
+        page.select_option("#error", kind)
+        shown += visible_bins(page)
+        assert all(words in str(one.text_content()) for one in page.locator("article:visible .verdict").all())
+    rest = [row["verdict"] for row in rows if row["id"] not in shown]
+    assert len(rest) + len(shown) == len(rows) and set(rest) <= {"probably as in the record"}
+    page.select_option("#error", "")
+    for row in rows:
+        card = page.locator(f"article[aria-label='bin {row['id']}']")
+        assert card.locator(".verdict").text_content() == row["verdict"]
+        captions = zip(("photograph alone", "given the products"), ("", "given_products_"), strict=True)
+        for number, (caption, prefix) in enumerate(captions):
+            low, high = row[f"{prefix}low"], row[f"{prefix}high"]
+            counted = f"{caption}{row[f'{prefix}most_probable']}, set {low}" + (f"–{high}" if high > low else "")
+            assert str(card.locator("figcaption").nth(number).text_content()).startswith(counted)
+    page.close()

@@ -77,6 +77,7 @@ def test_encoded_bins_predictor_and_exported_files_give_the_same_probabilities(
 
     session = onnxruntime.InferenceSession("exports/model.onnx", providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"images": pixels.numpy()})[0], scored, atol=1e-4)
+    assert session.get_modelmeta().custom_metadata_map["records"] == "null", "models holds no record model"
     with torch.inference_mode():
         program = torch.export.load("exports/model.pt2").module()(pixels)
     np.testing.assert_allclose(program.numpy(), scored, atol=1e-4)

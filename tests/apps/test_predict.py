@@ -17,16 +17,20 @@ import pytest
 import torch
 
 from bintally import cli, paths
-from bintally.apps import scores
+from bintally.apps import predictions, scores
 from bintally.apps.scores import PART
-from bintally.bins.objects import image_key
+from bintally.bins.objects import image_key, record_key
+from bintally.bins.products import listed_products, product_arrays
 from bintally.bins.shards import write_shards
 from bintally.files import SCRATCH, read_csv
 from bintally.inference.predictor import Predictor
 from bintally.model.encoding import BATCH
 from bintally.scoring.calibration import Floats, predict_counts
+from bintally.scoring.judgement import judge
+from bintally.scoring.record_model import Lists, save_record_model
 from s3_stub import Answer, Request, error, stub_server
 from small import CALIBRATION, CARD, bins, counting_network
+from small_records import record_model, record_text
 
 PARTS = 3
 ROOT = Path(__file__).parents[2]
@@ -89,6 +93,75 @@ def test_both_formats_have_the_predictors_probabilities(
     assert [[value] for row in rows for value in row] == of_parquet
     assert [row[0] for row in rows] == [one.id for one in bins()]
     assert list((SCRATCH / "predict").iterdir()) == [SCRATCH / "predict/lock"]
+
+
+OF_PHOTOGRAPH = ["id", "most_probable", "rounded_mean", "median", "low", "high", "unsure", "p2", "p3", "p5"]
+OF_RECORD = ["record", *(f"given_products_{name}" for name in OF_PHOTOGRAPH[1:])]
+OF_JUDGEMENT = ["error_probability", "likely_count", "verdict"]
+
+
+def write_layout(folder: Path, records: dict[str, bytes]) -> None:
+    """The bins as a folder laid out like the bucket, with these records in place of theirs; empty: none."""
+    for one in bins():
+        record = records.get(one.id, one.record)
+        for key, body in ((image_key(one.id), one.image), (record_key(one.id), record)):
+            path = folder / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if body:
+                path.write_bytes(body)
+
+
+def test_records_add_columns_and_leave_the_photographs_own_as_they_are(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_record_model(paths.MODELS, record_model())
+    monkeypatch.setattr(scores, "PART", BATCH["cpu"])  # several parts
+    garbage, missing, of_four, *rest = [one.id for one in bins()]
+    records = {garbage: b"garbage", missing: b"", of_four: record_text(A=2, B=2).encode()}
+    records |= {one: record_text(A=1, B=1 + n % 2).encode() for n, one in enumerate(rest)}
+    write_layout(Path("layout"), records)
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    Path("ids.txt").write_text("\n".join(one.id for one in bins()))
+    run(monkeypatch, "layout", "--ids", "ids.txt", "--to", "alone.csv")
+    capsys.readouterr()
+    for name in ("predicted.csv", "predicted.parquet"):
+        run(monkeypatch, "layout", "--ids", "ids.txt", "--to", name, "--records")
+        out = capsys.readouterr().out
+        assert f"{name}: {len(bins())} photographs of layout\n" in out
+        assert "predicted-rejected.csv: 0 that could not be scored, 2 that have no usable record" in out
+        assert "1 records not judged: the model does not predict their numbers of items" in out
+        rejected = [
+            {"id": garbage, "reason": "record: is not JSON"},
+            {"id": missing, "reason": "record: it is missing"},
+        ]
+        assert read_csv(Path("predicted-rejected.csv")) == rejected
+
+    rows = read_csv(Path("predicted.csv"))
+    assert [*rows[0]] == [*OF_PHOTOGRAPH, *OF_RECORD, *OF_JUDGEMENT]
+    assert [{name: row[name] for name in OF_PHOTOGRAPH} for row in rows] == read_csv(Path("alone.csv"))
+    by_id = {row["id"]: row for row in rows}
+    for bin_id, empty in (
+        (garbage, OF_RECORD + OF_JUDGEMENT),
+        (missing, OF_RECORD + OF_JUDGEMENT),
+        (of_four, OF_JUDGEMENT),
+    ):
+        assert {name for name, value in by_id[bin_id].items() if not value} == set(empty)
+    assert by_id[of_four]["record"] == "4"
+
+    model, table = record_model(), pq.read_table("predicted.parquet").to_pylist()
+    lists = Lists(*product_arrays([listed_products(records[one]) for one in rest]))
+    by_row = {row["id"]: row for row in table}
+    probabilities = np.array([[by_row[one][name] for name in ("p2", "p3", "p5")] for one in rest])
+    judged = judge(model, probabilities, lists, CALIBRATION.record_error_rate)
+    np.testing.assert_allclose([by_row[one]["error_probability"] for one in rest], judged.error, atol=1e-9)
+    given = model.count_given_products(probabilities, lists)
+    found = [[by_row[one][f"given_products_{name}"] for name in ("p2", "p3", "p5")] for one in rest]
+    np.testing.assert_allclose(found, given, rtol=1e-9)
+    answers = predict_counts(given, model.answers)
+    assert [by_row[one]["given_products_low"] for one in rest] == answers.low.tolist()
+    assert [by_row[one]["given_products_unsure"] for one in rest] == answers.unsure.tolist()
+    assert all(by_row[one]["verdict"].startswith(("probably ", "perhaps ")) for one in rest)
+    assert by_row[garbage]["verdict"] is None and by_row[garbage]["record"] is None
 
 
 def test_missing_and_broken_files_are_rejected_with_the_reason(
@@ -198,7 +271,8 @@ def test_what_could_not_be_read_is_read_again_and_nothing_else(
     with stub_server(answer) as stub:
         arguments = ["s3://b", "--endpoint", stub.endpoint, "--ids", "ids.txt", "--to", "predicted.csv"]
         with monkeypatch.context() as killed, pytest.raises(SystemExit):
-            killed.setattr(scores.Scores, "write_csv", Mock(side_effect=KeyboardInterrupt))  # all parts are written
+            # After all parts are written.
+            killed.setattr(predictions, "write_predictions", Mock(side_effect=KeyboardInterrupt))
             run(monkeypatch, *arguments)
         denied = ""
         stub.requests.clear()
@@ -214,7 +288,7 @@ def test_a_damaged_part_of_an_interrupted_run_is_a_user_error(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
-        broken.setattr(scores.Scores, "write_csv", lambda *_: 1 / 0)  # after all parts are written
+        broken.setattr(predictions, "write_predictions", lambda *_: 1 / 0)  # after all parts are written
         run(monkeypatch, "--to", "predicted.csv")
     (part,) = SCRATCH.glob("predict/*/*.parquet")
     part.write_bytes(part.read_bytes()[:-20])
@@ -276,6 +350,11 @@ def test_a_run_that_is_killed_continues_and_ends_with_the_same_bytes(
             "'nowhere' must be of the form http://host",
         ),
         (["nowhere", "--to", "predicted.csv"], "'nowhere' is neither data, demo"),
+        (["--to", "predicted.csv", "--records"], "`dvc repro calibrate` writes models/records.json, without training"),
+        (
+            ["album", "--to", "predicted.csv", "--records", "--model", "complete"],
+            "album has no records to read: leave out --records",
+        ),
     ],
 )
 def test_unusable_arguments_end_with_one_line(
@@ -286,8 +365,11 @@ def test_unusable_arguments_end_with_one_line(
     message: str,
 ) -> None:
     Path("params.yaml").write_bytes((Path(__file__).parents[2] / "params.yaml").read_bytes())
-    for name in ("folder.csv", "other-rejected.csv"):
+    for name in ("folder.csv", "other-rejected.csv", "album"):
         Path(name).mkdir()
+    Path("album/one.jpg").write_bytes(bins()[0].image)
+    shutil.copytree("models", "complete")
+    save_record_model(Path("complete"), record_model())
     with pytest.raises(SystemExit) as caught:
         run(monkeypatch, *arguments)
     err = capsys.readouterr().err

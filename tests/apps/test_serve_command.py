@@ -15,9 +15,11 @@ from bintally.apps.seaweedfs import free_ports
 from bintally.apps.serve import TOKEN_VARIABLE, fetch_model
 from bintally.errors import UserError
 from bintally.scoring.calibration import load_calibration, save_calibration
+from bintally.scoring.record_model import load_record_model, save_record_model
 from bintally.serving.server import listen
 from server_process import running_server, save_small_model
 from small import CALIBRATION
+from small_records import record_model
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104
 
@@ -106,12 +108,15 @@ def test_the_model_of_any_revision_can_be_fetched(repository: Path) -> None:
     second = CALIBRATION.model_copy(update={"temperature": 0.5})
     for number, calibration in enumerate((CALIBRATION, second), 1):
         save_calibration(repository / "models", calibration)
+        if number == 2:
+            save_record_model(repository / "models", record_model())
         for command in ("dvc add -q models", "git add -A .", f"git commit -qm {number}", f"git tag v{number}"):
             run(command)
     first = fetch_model("v1")
     assert first == fetch_model("HEAD~1") and first.is_relative_to(".bintally")
     assert load_calibration(first) == CALIBRATION and load_calibration(fetch_model("v2")) == second
     assert (first / "model.safetensors").read_bytes() == Path("models/model.safetensors").read_bytes()
+    assert load_record_model(first) is None and load_record_model(fetch_model("v2")) == record_model()
     with pytest.raises(UserError, match="--rev v3 is no revision here"):
         fetch_model("v3")
 

@@ -59,8 +59,8 @@ def test_a_side_that_is_not_known_makes_all_sides_unknown_but_not_the_weight(
 
 
 def test_a_name_is_one_line_of_bounded_length() -> None:
-    names = [products(B0=item(name=name))[0].name for name in (None, " two\n lines\x00", "x" * 10_000_000)]
-    assert names == ["no name", "two lines\\x00", "x" * 120]
+    names = [products(B0=item(name=name))[0].name for name in (None, " ", " two\n lines\x00", "x" * 10_000_000)]
+    assert names == ["B0", "no name", "two lines\\x00", "x" * 120]
 
 
 def test_arrays_are_as_wide_as_the_longest_list() -> None:

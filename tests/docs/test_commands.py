@@ -88,6 +88,10 @@ RUN_BY = {
         "tests/serving/test_endpoint.py",
         "/invocations",
     ),
+    "curl -F images=@bin.jpg -F records=@bin.json http://127.0.0.1:8080/invocations": (
+        "tests/serving/test_endpoint.py",
+        '("records", ("bin.json"',
+    ),
     "python docs/generate.py": ("tests/docs/test_generated.py", "docs/generate.py"),
     "jupyter lab notebooks/explore.ipynb": ("tests/e2e/test_notebook.py", "explore.ipynb"),
 }
@@ -137,7 +141,7 @@ NOT_RUN = {
     "curl --fail --data-binary @bin.jpg --header 'Content-Type: image/jpeg' "
     '--header "Authorization: Bearer $TOKEN" http://127.0.0.1:8080/invocations': "needs a Kubernetes cluster",
     "tar --create --gzip --dereference --file model.tar.gz --directory models "
-    "model.safetensors card.json calibration.json": "for the upload to AWS that follows",
+    "model.safetensors card.json calibration.json records.json": "for the upload to AWS that follows",
     "aws s3 cp model.tar.gz s3://BUCKET/bintally/REV/model.tar.gz": AWS,
     "aws sagemaker create-model --model-name bintally-REV --execution-role-arn arn:aws:iam::ACCOUNT:role/ROLE "
     "--primary-container Image=ACCOUNT.dkr.ecr.REGION.amazonaws.com/bintally-serve:REV,"

@@ -16,8 +16,10 @@ from bintally.model.backbone import Backbone
 from bintally.model.card import ModelCard
 from bintally.model.network import CalibratedNetwork, CountingNetwork, Head
 from bintally.scoring.calibration import Calibration
+from bintally.scoring.record_model import RecordModel
 from small import CALIBRATION
 from small import CARD as SMALL
+from small_records import record_model
 
 # Quick to export; tests/apps exports the default backbone.
 CARD = SMALL.model_copy(update={"backbone": "squeezenet1_1", "features": "last"})
@@ -52,7 +54,7 @@ def network() -> CountingNetwork:
 @pytest.fixture(scope="module")
 def folder(network: CountingNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
     to = tmp_path_factory.mktemp("exports")
-    differences = export(to, network, CARD, CALIBRATION, list(FILES), [images(3), images(1)])
+    differences = export(to, network, CARD, CALIBRATION, record_model(), list(FILES), [images(3), images(1)])
     assert differences.keys() == {to / "model.onnx", to / "model.pt2"}
     assert 0 <= max(differences.values()) <= TOLERANCE
     assert sorted(path.name for path in to.iterdir()) == ["model.onnx", "model.pt2"]
@@ -74,7 +76,7 @@ def test_files_give_the_models_probabilities_without_this_project(
         torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
 
 
-def test_both_files_hold_card_and_calibration_and_no_source_code(folder: Path) -> None:
+def test_both_files_hold_card_calibration_and_record_model_and_no_source_code(folder: Path) -> None:
     metadata = session(folder / "model.onnx").get_modelmeta().custom_metadata_map
     strings = {name for name, value in CARD.model_dump().items() if isinstance(value, str)}
     extra = {"card.json": ""}
@@ -84,13 +86,14 @@ def test_both_files_hold_card_and_calibration_and_no_source_code(folder: Path) -
         json.loads(extra["card.json"]),
     ):
         assert Calibration(**content.pop("calibration")) == CALIBRATION
+        assert RecordModel(**content.pop("records")) == record_model()
         assert ModelCard(**content) == CARD
     for path in folder.iterdir():
         assert b"network.py" not in path.read_bytes()
 
 
 def test_equal_models_give_equal_bytes(folder: Path, network: CountingNetwork, tmp_path: Path) -> None:
-    export(tmp_path, network, CARD, CALIBRATION, list(FILES), [images(2)])
+    export(tmp_path, network, CARD, CALIBRATION, record_model(), list(FILES), [images(2)])
     for name in FILES.values():
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
 
@@ -115,7 +118,7 @@ def test_no_file_is_written_if_one_differs_from_the_model(
     with pytest.raises(
         UserError, match=r"model\.pt2 would differ from the model: by (2\.0e-04|5\.0e-01|nan) in a probability"
     ):
-        export(tmp_path, network, CARD, CALIBRATION, list(FILES), [images(2), images(1)])
+        export(tmp_path, network, CARD, CALIBRATION, None, list(FILES), [images(2), images(1)])
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("model.pt2", "old")]
-    export(tmp_path, network, CARD, CALIBRATION, ["onnx"], [images(2)])
+    export(tmp_path, network, CARD, CALIBRATION, None, ["onnx"], [images(2)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.pt2"]

@@ -23,7 +23,7 @@ def test_the_shares_that_records_were_drawn_with_are_found_again() -> None:
     assert 0 < shares[0] < 0.001
     # The restriction of the sums is undone: of quantities alone, within a bin, only their ratios matter.
     for number in (1, 2):
-        terms = model.terms(np.full((1, 4), np.nan), np.array([number]))[0]
+        terms = model.terms(np.full((1, 1, 4), np.nan), np.array([[number]]))[0, 0]
         ratios = np.exp(terms - terms[0])[: 5 - number]
         np.testing.assert_allclose(ratios, (QUANTITIES / QUANTITIES[0])[: 5 - number], atol=0.06)
 
@@ -36,7 +36,7 @@ def test_small_products_come_in_greater_quantities_and_numbers() -> None:
     quantities[:, 1] = small & (random.random(3000) < 0.5) & (quantities[:, 0] < 4)
     sizes = np.where(small, -1.0, 1.0)[:, None, None] + random.normal(0, 0.2, (3000, 2, 1)) * np.ones(4)
     model = fit_compositions(quantities, sizes, TOTALS)
-    of_small, of_large = model.terms(np.array([[-1.0] * 4, [1.0] * 4]), np.array([1, 1]))
+    (of_small,), (of_large,) = model.terms(np.array([[[-1.0] * 4], [[1.0] * 4]]), np.array([[1], [1]]))
     assert of_small[2] > of_large[2] + 1
     several = np.exp(model.log_numbers(np.array([2, 2]), np.array([[[-1.0] * 4], [[1.0] * 4]])))
     assert several[0] > 3 * several[1]
@@ -45,11 +45,11 @@ def test_small_products_come_in_greater_quantities_and_numbers() -> None:
 def test_no_composition_is_impossible() -> None:
     quantities = np.array([[1, 0], [1, 1]] * 5)
     model = fit_compositions(quantities, np.zeros((10, 2, 4)), Totals(list(range(13)), open_ended=True))
-    terms = model.terms(np.array([[-50.0] * 4, [np.nan] * 4, [50.0] * 4]), np.array([1, 12, 500]))
-    assert np.isfinite(terms).all() and terms.shape == (3, 12)
+    terms = model.terms(np.array([[[-50.0] * 4], [[np.nan] * 4], [[50.0] * 4]]), np.array([[1], [12], [500]]))
+    assert np.isfinite(terms).all() and terms.shape == (3, 1, 12)
     assert np.isfinite(model.log_numbers(np.array([0, 3, 12, 500]), np.zeros((4, 1, 4)))).all()
     nothing = fit_compositions(np.zeros((0, 0), np.int64), np.zeros((0, 0, 4)), TOTALS)
-    np.testing.assert_allclose(np.exp(nothing.terms(np.zeros((1, 4)), np.array([1]))), 0.25)
+    np.testing.assert_allclose(np.exp(nothing.terms(np.zeros((1, 1, 4)), np.array([[1]]))), 0.25)
 
 
 @pytest.mark.parametrize("saturate", [False, True])

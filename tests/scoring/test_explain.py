@@ -32,9 +32,12 @@ def judgement(**probabilities: float) -> Judgements:
     ("probabilities", "words"),
     [
         ({"two_lamps": 0.6}, "probably 2, not 3, of Desk Lamp"),
-        ({"no_sampler": 0.45, "two_lamps": 0.3}, "perhaps no Tea Sampler"),
+        ({"no_sampler": 0.45, "two_lamps": 0.3}, "perhaps none of Tea Sampler"),
         ({"unlisted": 0.7}, "probably something that is not in the record"),
-        ({"unlisted": 0.2, "two_lamps": 0.1}, "probably as in the record; if not, something that is not in the record"),
+        (
+            {"unlisted": 0.2, "two_lamps": 0.1},
+            "probably as in the record; otherwise something that is not in the record",
+        ),
         ({}, "probably as in the record"),
     ],
 )
@@ -50,6 +53,8 @@ def test_hypotheses_come_in_order_and_without_those_that_hardly_count() -> None:
     ]  # fmt: skip
     assert [one.probability for one in found] == pytest.approx([0.5, 0.396, 0.1])
     assert in_words(Hypothesis("right", 0.4), NAMES, QUANTITIES) == "as in the record"
+    many = Judgements(np.full((1, 300, 6), 1 / 1800), np.zeros((1, 5)), np.zeros((1, 5)), np.ones(1), np.ones(1))
+    assert len(hypotheses(many, 0, [1] * 300)) == 1  # each is improbable
 
 
 def test_evidence_is_how_the_odds_of_an_error_change() -> None:

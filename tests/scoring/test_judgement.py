@@ -29,7 +29,7 @@ def by_hand(record_model: RecordModel, record: tuple[int, ...], likelihoods: lis
 
     def frequency(quantities: tuple[int, ...]) -> float:
         number = len(quantities)
-        terms = compositions.terms(np.full((1, 4), np.nan), np.array([number]))[0]
+        terms = compositions.terms(np.full((1, 1, 4), np.nan), np.array([[number]]))[0, 0]
 
         def chance(one: tuple[int, ...]) -> float:
             return float(np.exp(sum(terms[quantity - 1] for quantity in one)))

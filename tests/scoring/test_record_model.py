@@ -100,7 +100,7 @@ def test_it_is_read_as_it_was_saved_beside_its_own_calibration_alone(tmp_path: P
         (tmp_path / name).write_bytes(name.encode())
     save_calibration(tmp_path, CALIBRATION)
     assert load_record_model(tmp_path) is None
-    with pytest.raises(UserError, match=f"holds no {FILE}: `dvc repro calibrate` writes it"):
+    with pytest.raises(UserError, match=f"holds no {FILE}, so this model cannot read records: `dvc repro calibrate`"):
         require_record_model(tmp_path)
     saved = model(0.8, (0.1, 0, 0, -0.1))
     save_record_model(tmp_path, saved)

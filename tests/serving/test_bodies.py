@@ -11,6 +11,7 @@ from bintally.serving.bodies import FORM, JSON, decode_base64, parse
 SIZE = 4 * 2**20
 BOUNDARY = f"{FORM}; boundary=b"
 FIELD = b'--b\r\ncontent-disposition: form-data; name="%b"\r\n\r\n\r\n'
+PART = b'\r\n--b\r\ncontent-disposition: form-data; name="%b"\r\n\r\n'
 FILE = b'--b\r\ncontent-disposition: form-data; name="images"; filename="a"\r\n\r\n'
 
 
@@ -28,6 +29,11 @@ BAD = {
     "spaces in base64": (filled(b"A ", b'{"images":[{"data":"', b'%"}]}'), JSON, "is '%'"),
     "many fields": (filled(FIELD % b"x", end=b"--b--\r\n"), BOUNDARY, "a part named 'x'"),
     "many records": (filled(FIELD % b"expected", end=b"--b--\r\n"), BOUNDARY, "more than 64 parts named 'expected'"),
+    "many keys in a record": (
+        filled(b'"a":1,', PART % b"images" + PART % b"records" + b"{", b"}\r\n--b--\r\n"),
+        BOUNDARY,
+        "the form's records have 1,398,1.. quotation marks",
+    ),
     "many files": (filled(FILE + b"\r\n", end=b"--b--\r\n"), BOUNDARY, "more than 64 parts named 'images'"),
     "many headers": (filled(b"a: b\r\n", b"--b\r\n"), BOUNDARY, "cannot be read"),
     "half boundaries": (filled(b"\r\n--", FILE), BOUNDARY, "incomplete"),

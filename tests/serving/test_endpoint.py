@@ -10,29 +10,35 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, chdir, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from PIL import Image
 
+from bintally.bins.products import listed_products, product_arrays
 from bintally.inference.predictor import Predictor
-from bintally.scoring.audit import error_probability
 from bintally.scoring.calibration import Floats, predict_counts
-from bintally.serving.bodies import MAX_IMAGES
+from bintally.scoring.judgement import judge
+from bintally.scoring.record_errors import error_probability
+from bintally.scoring.record_model import Lists
+from bintally.serving.answers import read_records
+from bintally.serving.bodies import MAX_IMAGES, MAX_PRODUCTS
 from bintally.serving.protocol import MAX_CHUNKS, MAX_CONNECTIONS, MAX_HEADERS, MAX_PIPELINED, MAX_URL
 from server_process import JPEG, ServerProcess, bin_images, running_server
 from small import CALIBRATION, CARD, counting_network
+from small_records import copy_model_with_records, record, record_model, record_text
 
 
 @pytest.fixture(scope="module")
-def server(exported_model: Path) -> Iterator[ServerProcess]:
-    with running_server(exported_model) as running:
+def server(exported_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with running_server(copy_model_with_records(exported_model, tmp_path_factory.mktemp("model"))) as running:
         yield running
 
 
@@ -49,7 +55,7 @@ def client(server: ServerProcess) -> Iterator[httpx.Client]:
         yield client
 
 
-def encoded(*images: bytes, **more: int) -> dict[str, Any]:
+def encoded(*images: bytes, **more: object) -> dict[str, Any]:
     return {"images": [{"data": base64.b64encode(image).decode(), **more} for image in images]}
 
 
@@ -101,10 +107,10 @@ def test_a_record_gets_its_error_probability_or_the_reason_why_there_is_none(cli
     row = np.array([found["probabilities"]])
     probability = error_probability(row, CALIBRATION.counts, np.array([3]), CALIBRATION.record_error_rate)[0]
     assert found["record"] == {"expected": 3, "error_probability": pytest.approx(probability)}
-    for record in (0, 4, 6):
-        check = client.post("/invocations", params={"expected": record}, content=image, headers=JPEG).json()["record"]
+    for count in (0, 4, 6):
+        check = client.post("/invocations", params={"expected": count}, content=image, headers=JPEG).json()["record"]
         assert check["error_probability"] is None
-        assert check["reason"] == f"the model distinguishes the counts 2, 3, 5, not {record}"
+        assert check["reason"] == f"the model distinguishes the counts 2, 3, 5, not {count}"
     both = [
         client.post("/invocations", files=form(image, image), data={"expected": ["5", ""]}),
         client.post("/invocations", json={"images": encoded(image, expected=5)["images"] + encoded(image)["images"]}),
@@ -114,6 +120,84 @@ def test_a_record_gets_its_error_probability_or_the_reason_why_there_is_none(cli
         assert (
             first["record"]["expected"] == 5 and first["record"]["error_probability"] > 0.5 and "record" not in second
         )
+
+
+LAMPS = {"LAMP": 2, "CLOCK": 1}
+
+
+def test_a_record_is_judged_by_its_photograph_and_by_what_it_lists(client: httpx.Client) -> None:
+    image, lists = bin_images()[0], Lists(*product_arrays([listed_products(record_text(**LAMPS).encode())]))
+    bare = client.post("/invocations", json=encoded(image)).json()["predictions"][0]
+    answers = [
+        client.post("/invocations", json=encoded(image, record=record(**LAMPS))),
+        client.post("/invocations", json=encoded(image, record=record(**LAMPS), expected=3), params={"expected": 5}),
+        client.post("/invocations", files=[*form(image), ("records", ("bin.json", record_text(**LAMPS)))]),
+    ]
+    for (found,) in (one.json()["predictions"] for one in answers):
+        given, check = found.pop("given_products"), found.pop("record")
+        assert found == bare, "the photograph's own count is unchanged to the last digit"
+
+        probabilities = np.array([bare["probabilities"]])
+        expected = record_model().count_given_products(probabilities, lists)
+        assert given["probabilities"] == pytest.approx(expected[0].tolist())
+        assert given["unsure"] == predict_counts(expected, record_model().answers).unsure[0]
+        judged = judge(record_model(), probabilities, lists, CALIBRATION.record_error_rate)
+        assert (check["expected"], check["error_probability"]) == (3, judged.error[0])
+        assert check["error_by_list"] == judged.error_by_list[0] and check["likely_count"] in CALIBRATION.counts
+        chances = [one["probability"] for one in check["hypotheses"]]
+        assert chances == sorted(chances, reverse=True) and sum(chances) == pytest.approx(1, abs=0.05)
+        for one in check["hypotheses"]:
+            product = one["product"]
+            assert (one["kind"] in ("quantity", "missing")) == (product is not None)
+            assert product is None or (one["name"], one["recorded"]) == (f"Product {product}", LAMPS[product])
+        assert check["hypotheses"][0]["text"] in check["verdict"] and len(check["evidence"]["text"]) == 2
+
+
+def test_records_beside_some_of_the_photographs_leave_the_others_as_they_are(client: httpx.Client) -> None:
+    images = bin_images()[:5]
+    records = [record_text(A=2), "", record_text(A=7), record_text(**dict.fromkeys("ABCDEF", 1)), record_text()]
+    parts = [("records", (None, text)) for text in records]
+    found = client.post("/invocations", files=[*form(*images), *parts], params={"expected": 2}).json()["predictions"]
+    assert ["given_products" in one for one in found] == [True, False, True, False, False]
+    assert found[1]["record"].keys() == {"expected", "error_probability"}
+    for row, total in ((2, 7), (3, 6), (4, 0)):
+        reason = f"the model distinguishes the counts 2, 3, 5, not {total}"
+        assert found[row]["record"] == {"expected": total, "error_probability": None, "reason": reason}
+
+
+def test_a_model_without_a_record_model_says_so(probabilities: Floats) -> None:
+    row, products = probabilities[:1], listed_products(record_text(A=3).encode())
+    (known,) = read_records(None, CALIBRATION, row, [products])
+    expected = error_probability(row, CALIBRATION.counts, np.array([3]), CALIBRATION.record_error_rate)[0]
+    assert known.given_products is None and known.record["error_probability"] == expected
+    assert "the model has no records.json" in str(known.record) and "`dvc repro` writes it" in str(known.record)
+    (unknown,) = read_records(None, CALIBRATION, row, [products * 2])
+    assert unknown.record["error_probability"] is None and "3, 5, not 6; the model has no" in str(unknown.record)
+
+
+def test_answers_have_exactly_the_fields_of_the_schema(client: httpx.Client) -> None:
+    schema = client.get("/openapi.json").json()
+    answer = schema["paths"]["/invocations"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    validator = jsonschema.Draft202012Validator(answer | {"components": schema["components"]})
+    records: Sequence[dict[str, int]] = (LAMPS, {"A": 7}, {"A": 2}, dict.fromkeys("ABCDE", 1), {})
+    bodies = [
+        encoded(bin_images()[0]),
+        encoded(bin_images()[0], expected=3),
+        encoded(bin_images()[0], expected=4),
+        *(encoded(bin_images()[0], record=record(**one)) for one in records),
+    ]
+    for body in bodies:
+        (found,) = client.post("/invocations", json=body).json()["predictions"]
+        for content in ({"predictions": [found]}, found):
+            validator.validate(content)
+        for place in (found, found.get("record"), found.get("given_products")):
+            if place is not None:
+                place["other"] = 1
+                assert not validator.is_valid({"predictions": [found]})
+                del place["other"]
+        json_schema = schema["components"]["schemas"]["Images"] | {"components": schema["components"]}
+        jsonschema.Draft202012Validator(json_schema).validate(body)
+    assert client.get("/model").json()["records"] == record_model().model_dump(mode="json")
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -161,6 +245,50 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "other json": ({"json": {"pictures": []}}, 400, "images: Field required"),
     "no images": ({"json": {"images": []}}, 400, "images: "),
     "record in json": ({"json": encoded(GOOD, expected=-1)}, 400, "images.0.expected: "),
+    "record that adds up to another count": (
+        {"json": encoded(GOOD, GOOD, record=record(A=1) | {"EXPECTED_QUANTITY": 2})},
+        400,
+        "image 1 of 2: quantities add up to 1, EXPECTED_QUANTITY is 2",
+    ),
+    "record without quantity": (
+        {"json": encoded(GOOD, record={"BIN_FCSKU_DATA": {"A": {}}, "EXPECTED_QUANTITY": 0})},
+        400,
+        "image 1 of 1: an item of the record has no whole quantity",
+    ),
+    "list as record": ({"json": encoded(GOOD, record=[])}, 400, "images.0.record: "),
+    "record with a key twice": (
+        {
+            "content": json.dumps(encoded(GOOD, record=record(A=2, B=2))).replace('"B"', '"A"').encode(),
+            "headers": AS_JSON,
+        },
+        400,
+        "the key 'A' twice",
+    ),
+    "endless number in a record": (
+        {"files": form(GOOD), "data": {"records": '{"EXPECTED_QUANTITY": ' + "9" * 4000 + "}"}},
+        400,
+        "image 1 of 1: the JSON has a number of 4,000 digits",
+    ),
+    "two counts": (
+        {"json": encoded(GOOD, record=record(A=2), expected=3)},
+        400,
+        "its 'expected' is 3 and its record's EXPECTED_QUANTITY 2; send one of them",
+    ),
+    "many products": (
+        {"json": encoded(GOOD, record=record(**{f"A{n}": 1 for n in range(MAX_PRODUCTS + 1)}))},
+        400,
+        "its record lists 65 products, more than 64; send its count as 'expected' instead",
+    ),
+    "word as record in a form": (
+        {"files": form(GOOD), "data": {"records": "x"}},
+        400,
+        "image 1 of 1: record is not JSON",
+    ),
+    "too few records in a form": (
+        {"files": form(GOOD, GOOD), "data": {"records": record_text(A=2)}},
+        400,
+        "2 images and 1 parts named 'records'",
+    ),
     "no base64": (
         {"json": {"images": [{"data": "QUJé"}]}},
         400,
@@ -178,8 +306,12 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "too many files": ({"files": form(*[b"x"] * (MAX_IMAGES + 1))}, 400, "more than 64 parts named 'images'"),
     "one of three": ({"json": encoded(GOOD, gif(), GOOD)}, 400, "image 2 of 3: "),
     "other part": ({"files": {"picture": GOOD}}, 400, "'picture'"),
-    "too few records": ({"files": form(GOOD, GOOD), "data": {"expected": "1"}}, 400, "2 images and 1 records"),
-    "word in form": ({"files": form(GOOD), "data": {"expected": "x"}}, 400, "record 1: expected is 'x'"),
+    "too few records": (
+        {"files": form(GOOD, GOOD), "data": {"expected": "1"}},
+        400,
+        "2 images and 1 parts named 'expected'",
+    ),
+    "word in form": ({"files": form(GOOD), "data": {"expected": "x"}}, 400, "image 1 of 1: expected is 'x'"),
     "no boundary": ({"content": PART, "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
     "no files": ({"files": {"expected": (None, "3")}}, 400, "no images"),
     "no form": ({"content": b"nothing", "headers": AS_FORM}, 400, "cannot be read"),

@@ -23,6 +23,7 @@ from bintally.serving.endpoint import Endpoint, Limits, LoadedModel
 from bintally.serving.routes import create_app
 from server_process import JPEG, ServerProcess, bin_images, running_server
 from small import CALIBRATION
+from small_records import copy_model_with_records, record_text
 
 GOOD = bin_images()[0]
 SECRET = "correct-horse"  # noqa: S105
@@ -32,9 +33,10 @@ SLOTS = 4
 @pytest.fixture(scope="module")
 def server(exported_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server with few slots and a token."""
-    token = tmp_path_factory.mktemp("serve") / "token"
+    folder = copy_model_with_records(exported_model, tmp_path_factory.mktemp("serve"))
+    token = folder / "token"
     token.write_text(SECRET + "\n")
-    with running_server(exported_model, "--queue", str(SLOTS), "--token-file", str(token)) as running:
+    with running_server(folder, "--queue", str(SLOTS), "--token-file", str(token)) as running:
         yield running
 
 
@@ -224,6 +226,43 @@ def test_the_page_works_by_keyboard_alone(page: Page, server: ServerProcess, tmp
     probability = predictions[0]["record"]["error_probability"]
     page.get_by_text("Record 2: likely wrong" if probability >= 0.5 else "Record 2: likely right").wait_for()
     assert page.locator("#bins img").first.evaluate("image => image.naturalWidth") > 0
+
+
+def test_the_page_judges_a_pasted_record(page: Page, server: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "bin.jpg").write_bytes(GOOD)
+    page.locator("#files").set_input_files(tmp_path / "bin.jpg")
+    page.locator("#secret").fill(SECRET)
+    page.get_by_role("button", name="Use it").click()
+    page.get_by_text("1 of 1 counted.").wait_for()
+    page.get_by_text("Paste the whole record").click()
+    field, photograph = page.get_by_label("The record, as JSON"), page.locator(".count").inner_text()
+    field.fill("{3")
+    page.keyboard.press("Tab")
+    page.get_by_text("image 1 of 1: record is not JSON").wait_for()
+    assert page.locator(".count").all_inner_texts() == [photograph]
+
+    field.fill(record_text(LAMP=2, CLOCK=1))
+    page.keyboard.press("Tab")
+    page.get_by_role("heading", name="Given the products in the record").wait_for()
+    parts = [("images", ("bin.jpg", GOOD)), ("records", ("bin.json", record_text(LAMP=2, CLOCK=1).encode()))]
+    authorised = {"authorization": f"Bearer {SECRET}"}
+    answer = httpx.post(f"{server.url}/invocations", files=parts, headers=authorised).json()["predictions"][0]
+    headings = page.get_by_role("heading", level=2).all_inner_texts()
+    assert headings == ["From the photograph alone", "Given the products in the record"]
+    counts = [photograph, str(answer["given_products"]["most_probable"])]
+    assert page.locator(".count").all_inner_texts() == counts
+    verdict = answer["record"]["verdict"]
+    assert page.locator(".verdict").inner_text() == f"{verdict[0].upper()}{verdict[1:]}."
+    rows = page.locator("tr td:first-child").all_inner_texts()
+    assert rows == [one["text"] for one in answer["record"]["hypotheses"]]
+    assert page.get_by_label("The record says").input_value() == "3"
+    if "SCREENSHOTS" in os.environ:
+        page.screenshot(path=Path(os.environ["SCREENSHOTS"]) / "record.png", full_page=True)
+
+    field.fill("")
+    page.keyboard.press("Tab")
+    page.locator(".verdict").wait_for(state="detached")
+    assert page.locator(".count").all_inner_texts() == [photograph]
 
 
 def test_the_page_fits_a_phone_and_shows_errors(page: Page, server: ServerProcess, tmp_path: Path) -> None:

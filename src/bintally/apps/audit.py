@@ -1,11 +1,10 @@
 """`bintally audit`: rank bins by how likely their record is wrong, and take recounts into the corrections."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from bintally import paths
-from bintally.apps.arguments import add_source_arguments, fraction, positive_int, source_access
+from bintally.apps.arguments import add_source_arguments, fraction, positive_int, require_outs, source_access
 from bintally.errors import printable
 
 NAMED = 5  # ids in a message
@@ -32,40 +31,32 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def write_audit(arguments: argparse.Namespace) -> None:
-    """Write ``audit.csv``, ``rejected.csv`` and ``index.html`` to a folder and print a summary.
+    """Read bins, judge their records, and tell: ``audit.csv``, ``rejected.csv``, ``index.html`` and a summary.
 
-    Raises UserError if there is nothing to audit, or as :func:`bintally.apps.scores.score_photographs` does.
+    Raises UserError if the model cannot judge records, or as :func:`bintally.apps.audit_reading.read_bins` does.
     """
     # torch comes with these, `bintally --help` does without it.
-    from bintally.apps.audit_output import (
-        print_ranking,
-        recount_estimates,
-        rejected_rows,
-        render_page,
-        summary,
-        write_table,
-    )
-    from bintally.apps.audit_ranking import rank_bins, read_records, without_training
+    from bintally.apps.audit_judging import judge_bins
+    from bintally.apps.audit_page import render_page
+    from bintally.apps.audit_reading import read_bins
+    from bintally.apps.audit_table import print_ranking, recount_estimates, summary, write_rejected, write_table
     from bintally.apps.photographs import open_photographs
-    from bintally.apps.scores import score_photographs
-    from bintally.files import check_writable, file_lock, write_csv, write_text
+    from bintally.files import check_writable, file_lock, write_text
+    from bintally.scoring.record_model import require_record_model
 
     table, rejected, page = (arguments.to / name for name in ("audit.csv", "rejected.csv", "index.html"))
     for path in (table, rejected, page):
         check_writable(path)
+    require_outs(*(arguments.model / name for name in paths.MODEL_FILES))
+    model = require_record_model(arguments.model)
     photographs = open_photographs(arguments.source, source_access(arguments), arguments.ids)
-    if not arguments.all:
-        photographs = without_training(photographs, arguments.model)
-    records = read_records(photographs)
-    photographs = replace(photographs, ids=list(records.bins))
-    with score_photographs(photographs, arguments.model) as scores:
-        audit = rank_bins(photographs.name, records, scores, arguments.error_rate)
-        notes = summary(photographs.name, audit)
-        estimates = recount_estimates(audit, arguments.budget)
+    with read_bins(photographs, arguments.model, arguments.all) as bins:
+        audit = judge_bins(bins, model, arguments.error_rate)
+        notes, estimates = summary(audit), recount_estimates(audit, arguments.budget)
         html = render_page(audit, photographs.images, [*notes, *estimates], arguments.budget, arguments.show)
         with file_lock(table):  # the three files of one audit, where two write to the same folder
             write_table(table, audit, arguments.budget)
-            write_csv(rejected, ["id", "reason"], rejected_rows(audit))
+            write_rejected(rejected, audit)
             write_text(page, html)
     print(*map(printable, notes), "", sep="\n")
     print_ranking(audit)
@@ -73,14 +64,23 @@ def write_audit(arguments: argparse.Namespace) -> None:
 
 
 def accept_recounts(marks: Path) -> None:
-    """Merge the counts of an exported file into the corrections. Raises UserError if it is malformed."""
+    """Merge what an exported file says into the corrections.
+
+    Raises UserError if it is malformed or does not fit the records.
+    """
     from bintally.bins.corrections import merge_corrections
-    from bintally.bins.shards import read_index
+    from bintally.bins.products import Product, listed_products
+    from bintally.bins.shards import ShardReader, read_index
 
     has_bins = (paths.BINS / "index.csv").is_file()
-    known = {entry.id for entry in read_index(paths.BINS)} if has_bins else set()
-    merged = merge_corrections(paths.CORRECTIONS, marks, known)
-    numbers = f"{merged.new:,} bins new, {merged.changed:,} with another count, {merged.same:,} unchanged"
+    known = {entry.id: entry for entry in read_index(paths.BINS)} if has_bins else {}
+    reader = ShardReader(paths.BINS)
+
+    def products(bin_id: str) -> list[Product]:
+        return listed_products(reader.record(known[bin_id]))
+
+    merged = merge_corrections(paths.CORRECTIONS, marks, known, products)
+    numbers = f"{merged.new:,} bins new, {merged.changed:,} changed, {merged.same:,} unchanged"
     print(f"{paths.CORRECTIONS}: {numbers}; `dvc repro` uses them")
     if merged.unknown:
         first = ", ".join(merged.unknown[:NAMED]) + (", …" if len(merged.unknown) > NAMED else "")

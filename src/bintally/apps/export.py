@@ -36,11 +36,12 @@ def run(arguments: argparse.Namespace) -> None:
     from bintally.model.images import decode_bin
     from bintally.progress import progress
     from bintally.scoring.calibration import load_calibration
+    from bintally.scoring.record_model import load_record_model
 
     require_outs(paths.MODELS / "card.json", paths.BINS / "index.csv")
     configure_malloc()
     network, card = load_model(paths.MODELS)
-    calibration = load_calibration(paths.MODELS)
+    calibration, records = load_calibration(paths.MODELS), load_record_model(paths.MODELS)
     entries = read_index(paths.BINS)
     chosen = entries[:: max(1, len(entries) // IMAGES)][:IMAGES]
     if not chosen:
@@ -57,5 +58,6 @@ def run(arguments: argparse.Namespace) -> None:
                 yield pixels
                 advance(len(pixels))
 
-    for path, difference in export(arguments.to, network, card, calibration, formats, batches()).items():
+    differences = export(arguments.to, network, card, calibration, records, formats, batches())
+    for path, difference in differences.items():
         print(printable(f"{path}: probabilities within {difference:.1e} of the model's on {len(chosen)} images"))

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bintally.apps.collection import Collection
-from bintally.apps.items import listed_items
+from bintally.bins.products import listed_products
 from bintally.page import picture, table
 from bintally.scoring import data_figures, selection
 from bintally.scoring.decoding import FOR_ACCURACY
@@ -157,7 +157,7 @@ def _card(bins: Collection, row: int) -> str:
     )
     labels = "".join(f'<th scope="col" class="{css_class[count]}">{count}</th>' for count in probability_of)
     items = "".join(
-        f"<li>{quantity} × {escape(name)}</li>" for quantity, name in listed_items(bins.reader.record(entry))
+        f"<li>{one.quantity} × {escape(one.name)}</li>" for one in listed_products(bins.reader.record(entry))
     )
     image = base64.b64encode(bins.reader.image(entry)).decode()
     low, high = bins.prediction_sets[row]

@@ -4,7 +4,6 @@ They are computed in parts, each a file: an interrupted run continues after the 
 grow with the number of photographs.
 """
 
-import csv
 import fcntl
 import logging
 import math
@@ -28,19 +27,16 @@ from bintally.apps.arguments import require_outs
 from bintally.apps.photographs import Photographs, ReadFile, ReadFiles, one_ahead
 from bintally.bins.images import BadImage
 from bintally.errors import UserError, disk_full_as_user_error, printable
-from bintally.files import SCRATCH, atomic_write, check_writable, spreadsheet_text
+from bintally.files import SCRATCH, atomic_write, check_writable
 from bintally.hashing import file_digest, sha256_hex, source_code
 from bintally.inference.predictor import Predictor
 from bintally.memory import configure_malloc
 from bintally.model.card import load_model
 from bintally.progress import progress
 from bintally.resources import default_device
-from bintally.scoring.calibration import Calibration, Floats, load_calibration, predict_counts
-from bintally.scoring.decoding import DECODINGS
-from bintally.scoring.metrics import Counts
+from bintally.scoring.calibration import Calibration, Floats, load_calibration
 
 PART = 256  # photographs in a file; a multiple of every batch size, as the last digits of a row depend on its batch
-PREDICTION_COLUMNS = (*DECODINGS, "low", "high", "unsure")
 
 log = logging.getLogger("bintally")
 
@@ -69,40 +65,11 @@ class Scores:
             reasons = zip(rejected["id"].to_pylist(), rejected["reason"].to_pylist(), strict=True)
             yield ScoredPart(scored["id"].to_pylist(), probabilities, list(reasons))
 
-    def write_csv(self, path: Path) -> None:
-        """Write id, predictions and probabilities of every photograph that was scored."""
-        with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["id", *PREDICTION_COLUMNS, *(f"p{count}" for count in self.calibration.counts)])
-            for part in self:
-                predictions = prediction_rows(part.probabilities, self.calibration)
-                for file_id, predicted, row in zip(part.ids, predictions, part.probabilities, strict=True):
-                    writer.writerow([spreadsheet_text(file_id), *predicted, *(f"{p:.8g}" for p in row)])
-
-    def write_parquet(self, path: Path) -> None:
-        """Write the same as :meth:`write_csv`, in full precision."""
-        schema = pa.schema(
-            [("id", pa.string()), *((name, pa.int64()) for name in PREDICTION_COLUMNS[:-1]), ("unsure", pa.bool_())]
-            + [(f"p{count}", pa.float64()) for count in self.calibration.counts]
-        )
-        with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-            for part in self:
-                *predictions, unsure = prediction_rows(part.probabilities, self.calibration).T
-                columns = [part.ids, *predictions, unsure.astype(bool), *part.probabilities.T]
-                writer.write_table(pa.table([pa.array(values) for values in columns], schema=schema))
-
 
 @dataclass(frozen=True)
 class _Rejected:
     reason: str
     was_read: bool  # if not, the next attempt may succeed
-
-
-def prediction_rows(probabilities: Floats, calibration: Calibration) -> Counts:
-    """The predictions, (n, PREDICTION_COLUMNS), for probabilities (n, counts)."""
-    predicted = predict_counts(probabilities, calibration)
-    by_rule = [predicted.by_rule[rule] for rule in DECODINGS]
-    return np.stack([*by_rule, predicted.low, predicted.high, predicted.unsure.astype(np.int64)], 1)
 
 
 @contextmanager

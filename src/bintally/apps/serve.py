@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--host", type=_not_empty, default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=port, default=8080, help="0: any free port (default: %(default)s)")
     model = parser.add_mutually_exclusive_group()
-    content = "with model.safetensors, card.json, calibration.json (default: %(default)s)"
+    content = "with model.safetensors, card.json, calibration.json, records.json (default: %(default)s)"
     model.add_argument(
         "--model", type=lambda text: Path(_not_empty(text)), default=paths.MODELS, metavar="FOLDER", help=content
     )
@@ -122,10 +122,15 @@ def _copy_model(commit: str, to: Path, **core: str) -> None:
     """Copy the model of a commit with other settings of DVC's section `core`. Raises UserError if that fails."""
     from dvc.api import DVCFileSystem
 
+    from bintally.scoring.record_model import FILE
+
     to.mkdir(exist_ok=True)
     try:
         filesystem = DVCFileSystem(rev=commit, config={"core": core})
-        for name in paths.MODEL_FILES:
+        names = [*paths.MODEL_FILES]
+        if filesystem.exists(str(paths.MODELS / FILE)):
+            names.append(FILE)
+        for name in names:
             filesystem.get_file(str(paths.MODELS / name), str(to / name))
     except Exception as error:  # each kind of remote has errors of its own
         cause: BaseException = error

@@ -26,7 +26,7 @@ class Product:
     key: str
     """Its key in the record: the ASIN."""
     name: str
-    """One line of at most MAX_NAME characters."""
+    """One line of at most MAX_NAME characters; the key if the record has no name."""
     quantity: int
     """1 or more."""
     sizes: tuple[float, ...]
@@ -37,7 +37,9 @@ def listed_products(record: bytes) -> list[Product]:
     """The products of a record that :func:`bintally.bins.record.parse_record` accepts, without those of quantity 0."""
     items = json.loads(record)["BIN_FCSKU_DATA"].items()
     return [
-        Product(key, _name(item.get("name")), item["quantity"], _sizes(item)) for key, item in items if item["quantity"]
+        Product(key, _name(item.get("name") or key), item["quantity"], _sizes(item))
+        for key, item in items
+        if item["quantity"]
     ]
 
 
@@ -61,7 +63,7 @@ def product_arrays(bins: Sequence[Sequence[Product]]) -> tuple[NDArray[np.int64]
 
 
 def _name(name: object) -> str:
-    start = str(name or "")[: 2 * MAX_NAME]  # a name may have a megabyte
+    start = str(name)[: 2 * MAX_NAME]  # a name may have a megabyte
     return printable(" ".join(start.split()))[:MAX_NAME] or "no name"
 
 

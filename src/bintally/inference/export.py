@@ -1,8 +1,10 @@
 """A model as one file that runs without this project: ONNX, or a PyTorch program.
 
 Both take ``images``, uint8 (n, 3, size, size) of any n, as ``bintally.model.images.decode`` returns them, and return
-``probabilities``, float32 (n, counts), calibrated. ONNX holds card and calibration as metadata, a program as the extra
-file ``card.json``. Equal models give equal bytes under one version of PyTorch.
+``probabilities``, float32 (n, counts), calibrated. ONNX holds the card, ``calibration`` and ``records`` as metadata, a
+program as the extra file ``card.json``. ``records`` is what is needed to combine the probabilities with what a record
+lists, as :mod:`bintally.scoring.record_model` does; null for a model without it. Equal models give equal bytes under
+one version of PyTorch.
 """
 
 import json
@@ -20,6 +22,7 @@ from bintally.inference.runtime import Runner, calibrated_network, onnx_runner, 
 from bintally.model.card import ModelCard
 from bintally.model.network import CountingNetwork
 from bintally.scoring.calibration import Calibration
+from bintally.scoring.record_model import RecordModel
 
 TOLERANCE = 1e-4
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
@@ -31,6 +34,7 @@ def export(
     network: CountingNetwork,
     card: ModelCard,
     calibration: Calibration,
+    records: RecordModel | None,
     formats: Sequence[str],
     batches: Iterable[torch.Tensor],
 ) -> dict[Path, float]:
@@ -40,11 +44,15 @@ def export(
 
     Args:
         network: on the CPU, in evaluation mode.
+        records: None for a model without one.
         formats: keys of FILES.
         batches: images to compare, at least one batch, uint8 (n, 3, size, size) of any n.
     """
     model = calibrated_network(network, card, calibration)
-    metadata = card.model_dump(mode="json") | {"calibration": calibration.model_dump(mode="json")}
+    metadata = card.model_dump(mode="json") | {
+        "calibration": calibration.model_dump(mode="json"),
+        "records": records.model_dump(mode="json") if records else None,
+    }
     with ExitStack() as stack:
         runners: dict[Path, Runner] = {}
         program = trace(model, card)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.optimize import minimize
 
 from bintally.scoring.metrics import Counts, Floats
 from bintally.scoring.record_errors import Totals
@@ -60,11 +59,11 @@ class CompositionModel(BaseModel):
         return np.asarray(np.where(number > 0, several, np.log(self.empty)))
 
     def terms(self, sizes: Floats, number: Counts) -> Floats:
-        """Log-probability of each quantity, from 1, of products in bins with ``number`` products: (…, quantities).
+        """Log-probability of each quantity, from 1, of products in n bins: (n, m, quantities).
 
         Args:
-            sizes: (…, sizes), NaN where they are not known.
-            number: (…) of products in the bin of each.
+            sizes: (n, m, sizes), NaN where they are not known.
+            number: (n, m) of products in the bin of each.
         """
         scores = _features(self._standard(sizes), number) @ self.coefficients
         return np.asarray(scores - np.logaddexp.reduce(scores, -1, keepdims=True))
@@ -200,6 +199,8 @@ def _fit_quantities(quantities: Counts, features: Floats, totals: Totals) -> lis
 
 
 def _minimise(objective: Callable[[Floats], tuple[float, Floats]], shape: tuple[int, int]) -> Floats:
+    from scipy.optimize import minimize  # servers do without it
+
     options = {"maxiter": 1000, "ftol": TOLERANCE, "gtol": 0.0}
     found = minimize(objective, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options=options)
     return np.asarray(found.x.reshape(shape))
@@ -221,20 +222,29 @@ def _standardised(sizes: Floats, means: Floats, deviations: Floats) -> Floats:
 
 
 def _features(standard: Floats, number: Counts) -> Floats:
-    """(…, features): the number of products, whether a size is unknown, sizes, their squares, and sizes among few."""
+    """What a quantity depends on, (n, m, features), from (n, m, sizes) and (n, m).
+
+    The number of products, whether a size is unknown, the sizes, their squares, the sizes among few products, and the
+    mean sizes of all products in the bin.
+    """
     unknown = ~np.isfinite(standard)
     known = np.where(unknown, 0.0, standard)
     numbers = np.minimum(number, MOST_PRODUCTS)[..., None]
     among = (numbers == np.arange(1, MOST_PRODUCTS + 1)).astype(np.float64)
     few = [known * (numbers == one) for one in (1, 2)]
-    return np.concatenate([among, unknown.any(-1, keepdims=True), known, known**2, *few], -1)
+    of_all = np.broadcast_to(_means(standard)[:, None], known.shape) * (numbers > 1)
+    return np.concatenate([among, unknown.any(-1, keepdims=True), known, known**2, *few, of_all], -1)
 
 
 def _mean_features(standard: Floats) -> Floats:
-    """(n, 1 + sizes): a constant and the mean of each size over the products, 0 where none is known."""
+    """(n, 1 + sizes): a constant and the mean of each size."""
+    return np.concatenate([np.ones((len(standard), 1)), _means(standard)], 1)
+
+
+def _means(standard: Floats) -> Floats:
+    """(n, sizes): the mean of each size over the products of a bin, 0 where none is known."""
     known = np.isfinite(standard)
-    means = np.where(known, standard, 0.0).sum(1) / known.sum(1).clip(1)
-    return np.concatenate([np.ones((len(means), 1)), means], 1)
+    return np.asarray(np.where(known, standard, 0.0).sum(1) / known.sum(1).clip(1))
 
 
 def _moments(known: Floats) -> tuple[Floats, Floats]:

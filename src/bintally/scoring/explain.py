@@ -12,6 +12,7 @@ from bintally.scoring.metrics import Counts, Floats
 Kind = Literal["right", "quantity", "unlisted", "missing"]
 LEAST = 0.005  # probability of a hypothesis that is told
 MOST = 5  # hypotheses that are told
+MAX_NAME = 60  # characters of a product's name in a phrase
 EDGE = 1e-9  # a probability is at least so far from 0 and 1 when odds are taken
 
 
@@ -40,8 +41,8 @@ def hypotheses(judged: Judgements, row: int, quantities: Sequence[int]) -> list[
     # How many there are of what is not listed, the photograph hardly says: one hypothesis, with the likeliest number.
     unlisted = judged.unlisted[row]
     found.append(Hypothesis("unlisted", float(unlisted.sum()), None, int(unlisted.argmax()) + 1))
-    told = [one for one in found if one.probability >= LEAST]
-    return sorted(told, key=lambda one: -one.probability)[:MOST]
+    found.sort(key=lambda one: -one.probability)
+    return found[:1] + [one for one in found[1:MOST] if one.probability >= LEAST]
 
 
 def in_words(one: Hypothesis, names: Sequence[str], quantities: Sequence[int]) -> str:
@@ -49,14 +50,18 @@ def in_words(one: Hypothesis, names: Sequence[str], quantities: Sequence[int]) -
     match one.kind:
         case "quantity":
             assert one.product is not None
-            return f"{one.quantity}, not {quantities[one.product]}, of {names[one.product]}"
+            return f"{one.quantity}, not {quantities[one.product]}, of {_short(names[one.product])}"
         case "missing":
             assert one.product is not None
-            return f"no {names[one.product]}"
+            return f"none of {_short(names[one.product])}"
         case "unlisted":
             return "something that is not in the record"
         case "right":
             return "as in the record"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1].rstrip() + "…"
 
 
 def verdict(found: Sequence[Hypothesis], names: Sequence[str], quantities: Sequence[int]) -> str:
@@ -68,7 +73,7 @@ def verdict(found: Sequence[Hypothesis], names: Sequence[str], quantities: Seque
     errors = [one for one in found if one.kind != "right"]
     if first.kind != "right" or not errors:
         return f"{_adverb(first)} {in_words(first, names, quantities)}"
-    return f"{_adverb(first)} as in the record; if not, {in_words(errors[0], names, quantities)}"
+    return f"{_adverb(first)} as in the record; otherwise {in_words(errors[0], names, quantities)}"
 
 
 def _adverb(one: Hypothesis) -> str:

@@ -46,14 +46,32 @@ def judge(model: RecordModel, probabilities: Floats, lists: Lists, error_rate: f
         lists: what the records list.
         error_rate: fraction of records that are wrong, before a record and its photograph are seen.
     """
+    number, last = lists.quantities.shape[0], max(model.totals.last, 1)
+    judged = Judgements(
+        np.zeros((*lists.quantities.shape, last + 1)),
+        np.zeros((number, last)),
+        np.zeros((number, len(model.totals.counts))),
+        np.zeros(number),
+        np.zeros(number),
+    )
+    evidence = model.evidence(probabilities)
+    for rows, places, packed in lists.by_length():  # so that one long list costs the others nothing
+        part = _judge(model, evidence[rows], packed, error_rate)
+        judged.quantities[rows[:, None], places] = part.quantities
+        for name in ("unlisted", "counts", "error", "error_by_list"):
+            getattr(judged, name)[rows] = getattr(part, name)
+    return judged
+
+
+def _judge(model: RecordModel, evidence: Floats, lists: Lists, error_rate: float) -> Judgements:
+    """The judgements of records that all list as many products."""
     hypotheses = _Hypotheses(model, lists)
     before = hypotheses.log_weights(error_rate)
     by_list = _normalised(before)
-    columns = hypotheses.columns
-    evidence = np.concatenate([model.evidence(probabilities), np.zeros((len(probabilities), 1))], 1)  # of no count
-    posterior = _normalised(before + np.take_along_axis(evidence, columns, 1))
-    number = len(probabilities)
-    counts = np.zeros((number, len(model.totals.counts) + 1))
+    columns, number = hypotheses.columns, len(evidence)
+    of_none = np.zeros((number, 1))  # the column of what is not allowed
+    posterior = _normalised(before + np.take_along_axis(np.concatenate([evidence, of_none], 1), columns, 1))
+    counts = np.zeros((number, evidence.shape[1] + 1))
     np.add.at(counts, (np.arange(number)[:, None], columns), posterior)
     quantities, unlisted = hypotheses.unpack(posterior)
     return Judgements(
@@ -62,7 +80,7 @@ def judge(model: RecordModel, probabilities: Floats, lists: Lists, error_rate: f
 
 
 def _normalised(log_weights: Floats) -> Floats:
-    weights = np.exp(log_weights - log_weights.max(1, keepdims=True, initial=NEVER))
+    weights = np.exp(log_weights - log_weights.max(1, keepdims=True))
     return np.asarray(weights / weights.sum(1, keepdims=True))
 
 
@@ -78,7 +96,6 @@ class _Hypotheses:
         places = np.arange(self._last + 1)
         # True number of items by hypothesis.
         changed = lists.totals[:, None, None] - lists.quantities[..., None] + places
-        changed = np.where(lists.present[..., None], changed, -1)
         added = lists.totals[:, None] + places[1:]
         self._flat = (self._number, self._most * (self._last + 1))
         true_totals = np.concatenate([lists.totals[:, None], changed.reshape(self._flat), added], 1)
@@ -108,13 +125,12 @@ class _Hypotheses:
         tables, whole = self._tables(lists.sizes, lists.present, 0)
         listed = self._listed(tables)
         fewer = self._tables_without_one()
-        result = np.full((self._number, self._most, last + 1), NEVER)
+        result = np.empty((self._number, self._most, last + 1))
         for place in range(self._most):
             others = listed.sum(1) - listed[:, place]
             frequency = self._log_numbers(0)[:, None] + others[:, None] + tables[:, place] - whole[:, None]
             result[:, place] = frequency + self._log_error_of_quantity(place)
             result[:, place, 0] = fewer[:, place] + self._log_error_of_missing(place)
-            result[~lists.present[:, place], place] = NEVER
         return result.reshape(self._flat)
 
     def _log_error_of_quantity(self, place: int) -> Floats:

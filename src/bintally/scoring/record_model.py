@@ -5,7 +5,7 @@ model is learned from training records (:mod:`bintally.scoring.compositions`) an
 validation, where the network has not learned.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,17 @@ class Lists:
     def take(self, rows: Counts) -> "Lists":
         return Lists(self.quantities[rows], self.sizes[rows])
 
+    def by_length(self) -> Iterator[tuple[Counts, Counts, "Lists"]]:
+        """The records of each number of products: their rows, (k,), the places of the products, (k, number), and
+        lists, (k, number), without empty places.
+        """
+        number = self.present.sum(1)
+        for length in np.unique(number):
+            rows = np.flatnonzero(number == length)
+            places = np.argsort(~self.present[rows], 1, kind="stable")[:, :length]
+            chosen = rows[:, None], places
+            yield rows, places, Lists(self.quantities[chosen], self.sizes[chosen])
+
 
 class RecordModel(BaseModel):
     """What is needed to read a record beside a photograph."""
@@ -80,10 +91,16 @@ class RecordModel(BaseModel):
         """
         return photograph_evidence(probabilities, self.photograph_weight, self.offsets)
 
+    def can_count(self, lists: Lists) -> NDArray[np.bool_]:
+        """Whether some count is possible with the products of each record: (n,)."""
+        number = lists.present.sum(1)
+        fits = (number <= self.totals.last) | self.totals.open_ended
+        return np.asarray(np.where(number > 0, fits, self.totals.allow(number)))
+
     def count_given_products(self, probabilities: Floats, lists: Lists) -> Floats:
         """Probabilities of the counts, (n, counts), given a photograph and which products lie in the bin.
 
-        Where no count is possible with these products, as they are too many or none, the photograph alone decides.
+        Where no count is possible with these products (:meth:`can_count`), the photograph alone decides.
 
         Args:
             probabilities: (n, counts) of the photograph alone, calibrated.
@@ -102,9 +119,11 @@ class _SavedRecordModel(RecordModel):
 
 def count_by_products(compositions: CompositionModel, totals: Totals, lists: Lists) -> Floats:
     """Probabilities of the counts given the products alone, (n, counts); rows of zeros where no count is possible."""
-    number = np.broadcast_to(lists.present.sum(1)[:, None], lists.quantities.shape)
-    tables = quantity_tables(compositions.terms(lists.sizes, number), lists.present)
-    sums = convolve(tables, totals.open_ended).of_all[:, totals.counts]
+    sums = np.zeros((len(lists.quantities), len(totals.counts)))
+    for rows, _, packed in lists.by_length():  # so that one long list costs the others nothing
+        number = np.full(packed.quantities.shape, packed.quantities.shape[1])
+        tables = quantity_tables(compositions.terms(packed.sizes, number), packed.present)
+        sums[rows] = convolve(tables, totals.open_ended).of_all[:, totals.counts]
     whole = sums.sum(1, keepdims=True)
     return np.asarray(sums / np.where(whole > 0, whole, 1))
 
@@ -198,11 +217,14 @@ def load_record_model(folder: Path, beside_calibration: bool = True) -> RecordMo
     return RecordModel(**{name: getattr(saved, name) for name in RecordModel.model_fields})
 
 
-def require_record_model(folder: Path) -> RecordModel:
-    """The model in FILE, which a stage has just written there. Raises UserError if there is none."""
-    model = load_record_model(folder, beside_calibration=False)
+def require_record_model(folder: Path, beside_calibration: bool = True) -> RecordModel:
+    """The same. Raises UserError if the folder has none, too."""
+    model = load_record_model(folder, beside_calibration)
     if model is None:
-        raise UserError(f"{folder} holds no {FILE}: `dvc repro calibrate` writes it, without training again")
+        raise UserError(
+            f"{folder} holds no {FILE}, so this model cannot read records: `dvc repro calibrate` writes it, without "
+            "training again"
+        )
     return model
 
 

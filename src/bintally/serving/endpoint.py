@@ -6,58 +6,24 @@ import io
 import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import Annotated, NotRequired
 
 import numpy as np
 import torch
 from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from PIL import Image
-from pydantic import Field
 from starlette.requests import ClientDisconnect
-from typing_extensions import TypedDict
 
 from bintally.errors import UserError
 from bintally.inference.predictor import Predictor
-from bintally.scoring.audit import error_probability
-from bintally.scoring.calibration import Calibration, predict_counts
+from bintally.scoring.record_model import RecordModel
 from bintally.serving import bodies
+from bintally.serving.answers import Prediction, check_count, counted_items, read_records
 from bintally.serving.batching import Batcher, QueueFull
 from bintally.serving.incoming import Incoming
 from bintally.serving.metrics import ServerMetrics
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that closed the connection, in the metrics only
-
-Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class RecordCheck(TypedDict):
-    """A record compared with the prediction."""
-
-    expected: Count
-    error_probability: Annotated[Fraction | None, Field(description="probability that the record is wrong")]
-    reason: NotRequired[Annotated[str, Field(description="why there is no probability")]]
-
-
-class Prediction(TypedDict):
-    """The prediction for one image."""
-
-    counts: list[Count]
-    probabilities: Annotated[list[Fraction], Field(description="one for each of counts")]
-    most_probable: Count
-    rounded_mean: Count
-    median: Count
-    set: Annotated[
-        list[Count], Field(description="lowest and highest count of the prediction set", min_length=2, max_length=2)
-    ]
-    coverage: Annotated[Fraction, Field(description="fraction of bins whose prediction set contains the true count")]
-    unsure: bool
-    record: NotRequired[RecordCheck]
-
-
-class Predictions(TypedDict):
-    predictions: Annotated[list[Prediction], Field(description="in the order of the images")]
 
 
 @dataclass(frozen=True)
@@ -76,10 +42,17 @@ class Limits:
 
 
 class LoadedModel:
-    """A model that is ready to predict, and its queue."""
+    """A model that is ready to predict, and its queue.
 
-    def __init__(self, predictor: Predictor, digest: str, limits: Limits, metrics: ServerMetrics) -> None:
+    Args:
+        records: None for a model without one.
+    """
+
+    def __init__(
+        self, predictor: Predictor, records: RecordModel | None, digest: str, limits: Limits, metrics: ServerMetrics
+    ) -> None:
         self.digest, self.card, self.calibration = digest, predictor.card, predictor.calibration
+        self.records = records
         self._predictor = predictor
         # The first image and the first batch take seconds longer than later ones.
         image = io.BytesIO()
@@ -103,33 +76,7 @@ class LoadedModel:
 
     def _predict(self, pixels: Sequence[torch.Tensor]) -> list[Prediction]:
         probabilities = self._predictor.distributions(torch.stack(list(pixels)))
-        predicted = predict_counts(probabilities, self.calibration)
-        return [
-            {
-                "counts": self.calibration.counts,
-                "probabilities": probabilities[row].tolist(),
-                "most_probable": int(predicted.by_rule["most_probable"][row]),
-                "rounded_mean": int(predicted.by_rule["rounded_mean"][row]),
-                "median": int(predicted.by_rule["median"][row]),
-                "set": [int(predicted.low[row]), int(predicted.high[row])],
-                "coverage": self.calibration.coverage,
-                "unsure": bool(predicted.unsure[row]),
-            }
-            for row in range(len(probabilities))
-        ]
-
-
-def check_record(prediction: Prediction, expected: int, calibration: Calibration) -> RecordCheck:
-    """The probability that a record is wrong, or the reason why there is none."""
-    counts = calibration.counts
-    record = min(expected, counts[-1]) if calibration.open_ended else expected
-    if record not in counts:
-        known = ", ".join(map(str, counts))
-        reason = f"the model distinguishes the counts {known}, not {expected}"
-        return {"expected": expected, "error_probability": None, "reason": reason}
-    probabilities = np.array([prediction["probabilities"]])
-    probability = error_probability(probabilities, counts, np.array([record]), calibration.record_error_rate)
-    return {"expected": expected, "error_probability": float(probability[0])}
+        return [Prediction(**one) for one in counted_items(probabilities, self.calibration)]  # type: ignore[typeddict-item]
 
 
 class Endpoint:
@@ -235,13 +182,31 @@ async def _predict_uploads(model: LoadedModel, uploads: Sequence[bodies.Upload],
         raise ClientDisconnect from None
     finally:
         disconnected.cancel()
-    predictions = []
-    for number, (outcome, upload) in enumerate(zip(outcomes, uploads, strict=True), 1):
+    predictions: list[Prediction] = []
+    for number, outcome in enumerate(outcomes, 1):
         if isinstance(outcome, UserError) and len(uploads) > 1:
             raise UserError(f"image {number} of {len(uploads)}: {outcome}") from outcome
         if isinstance(outcome, BaseException):
             raise outcome
-        if upload.expected is not None:
-            outcome["record"] = check_record(outcome, upload.expected, model.calibration)
         predictions.append(outcome)
+    await _add_records(model, uploads, predictions)
     return predictions
+
+
+async def _add_records(model: LoadedModel, uploads: Sequence[bodies.Upload], predictions: Sequence[Prediction]) -> None:
+    """Add to each prediction what is known by its record, or by the count of its record."""
+    listed = []
+    for upload, prediction in zip(uploads, predictions, strict=True):
+        if upload.products is not None:
+            listed.append((prediction, upload.products))
+        elif upload.expected is not None:
+            prediction["record"] = check_count(prediction["probabilities"], upload.expected, model.calibration)
+    if not listed:
+        return
+    probabilities = np.array([prediction["probabilities"] for prediction, _ in listed])
+    records = [products for _, products in listed]
+    readings = await model.batcher.in_decoder(read_records, model.records, model.calibration, probabilities, records)
+    for (prediction, _), reading in zip(listed, readings, strict=True):
+        if reading.given_products:
+            prediction["given_products"] = reading.given_products
+        prediction["record"] = reading.record

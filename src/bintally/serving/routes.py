@@ -14,8 +14,10 @@ from pydantic import BaseModel, Field
 
 from bintally.model.card import ModelCard
 from bintally.scoring.calibration import Calibration
+from bintally.scoring.record_model import RecordModel
 from bintally.serving import bodies
-from bintally.serving.endpoint import Endpoint, Prediction, Predictions
+from bintally.serving.answers import Prediction, Predictions
+from bintally.serving.endpoint import Endpoint
 from bintally.serving.incoming import BODY_TIMEOUT_S
 from bintally.serving.middleware import RequestMiddleware
 
@@ -31,9 +33,12 @@ class State(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    model: Annotated[str, Field(description="hash of its weights and calibration, as in the header x-model")]
+    model: Annotated[str, Field(description="hash of its files, as in the header x-model")]
     card: ModelCard
     calibration: Calibration
+    records: Annotated[
+        RecordModel | None, Field(description="how records are judged; null: the model has no such part")
+    ]
 
 
 def _page() -> tuple[str, dict[str, str]]:
@@ -115,7 +120,7 @@ def create_app(endpoint: Endpoint) -> FastAPI:
                 {
                     "name": "expected",
                     "in": "query",
-                    "description": "number of items in the record, for images without a record of their own",
+                    "description": "number of items in the record, for images without one of their own",
                     "schema": {"type": "integer", "minimum": 0, "maximum": bodies.MAX_RECORD},
                 }
             ],
@@ -149,14 +154,14 @@ def create_app(endpoint: Endpoint) -> FastAPI:
 
     @app.get(
         "/model",
-        summary="Card and calibration of the model",
+        summary="Card, calibration and the record model",
         responses={**unauthorised, **unavailable},
         openapi_extra=security,
     )
     async def model(request: Request) -> ModelInfo:
         endpoint.authorise(request)
         loaded = endpoint.ready_model()
-        return ModelInfo(model=loaded.digest, card=loaded.card, calibration=loaded.calibration)
+        return ModelInfo(model=loaded.digest, card=loaded.card, calibration=loaded.calibration, records=loaded.records)
 
     @app.get(
         "/metrics",

@@ -18,6 +18,8 @@ from bintally.errors import UserError
 from bintally.inference.predictor import Predictor
 from bintally.model.card import load_model
 from bintally.scoring.calibration import load_calibration
+from bintally.scoring.record_model import FILE as RECORDS
+from bintally.scoring.record_model import load_record_model
 from bintally.serving.endpoint import Endpoint, Limits, LoadedModel
 from bintally.serving.protocol import IDLE_TIMEOUT_S, MAX_CONNECTIONS, BoundedProtocol
 from bintally.serving.routes import create_app
@@ -76,7 +78,7 @@ def serve(address: Address, model_folder: Path, limits: Limits, token: str | Non
     """Print the URL, serve until SIGTERM or Ctrl-C, answer the requests admitted until then, and return.
 
     Args:
-        model_folder: with model.safetensors, card.json and calibration.json.
+        model_folder: with model.safetensors, card.json, calibration.json and, if the model has it, records.json.
 
     Raises UserError if the model is unusable.
     """
@@ -143,10 +145,11 @@ class Server(uvicorn.Server):
 
 def _load(folder: Path, endpoint: Endpoint) -> LoadedModel:
     predictor = Predictor(*load_model(folder), load_calibration(folder))
+    records = load_record_model(folder)
     digest = hashlib.sha256()
-    for name in ("model.safetensors", "calibration.json"):
+    for name in ("model.safetensors", "calibration.json", *([RECORDS] if records else [])):
         digest.update((folder / name).read_bytes())
-    model = LoadedModel(predictor, digest.hexdigest()[:12], endpoint.limits, endpoint.metrics)
+    model = LoadedModel(predictor, records, digest.hexdigest()[:12], endpoint.limits, endpoint.metrics)
     log.info("model %s in %s is ready, about %.0f images/s", model.digest, folder, model.batcher.rate)
     return model
 

@@ -65,7 +65,7 @@ class Bins:
 
 
 def main(params: Params) -> None:
-    model = require_record_model(paths.MODELS)
+    model = require_record_model(paths.MODELS, beside_calibration=False)
     bins = _read_bins(model)
     number, assumed = params.audit.draws, Errors(model.answers.record_error_rate, model.error_shares)
     measurement = _Measurement(model, assumed.rate)

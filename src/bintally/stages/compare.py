@@ -30,7 +30,7 @@ PRODUCTS_NOTE = (
 
 def main(params: Params) -> None:
     metrics = json.loads(paths.TEST_METRICS.read_text(encoding="utf-8"))
-    records = require_record_model(paths.MODELS)
+    records = require_record_model(paths.MODELS, beside_calibration=False)
     counts = records.answers.counts
     scored = [row for row in read_csv(paths.SPLITS) if int(row["count"]) in counts]
     train, test = ([row for row in scored if row["split"] == split] for split in ("train", "test"))

@@ -49,7 +49,7 @@ def main(params: Params) -> None:
         [table[row]["group"] for row in rows],
         counts,
     )
-    records = require_record_model(paths.MODELS)
+    records = require_record_model(paths.MODELS, beside_calibration=False)
     given_products = replace(photograph, probabilities=_count_given_products(records, photograph.probabilities, ids))
     content = _metrics(photograph, calibration, params.evaluate.resamples)
     content["given_products"] = _metrics(given_products, records.answers, params.evaluate.resamples)

@@ -1,0 +1,77 @@
+"""An audit's judgement: the order in which to recount bins, and what is likely wrong with each record."""
+
+from dataclasses import dataclass
+
+from bintally.apps.audit_reading import AuditedBins
+from bintally.apps.predictions import prediction_rows
+from bintally.apps.records import explain_record, lists_of
+from bintally.bins.groups import group_bins
+from bintally.scoring.audit import rank_records
+from bintally.scoring.calibration import Floats
+from bintally.scoring.explain import Evidence, Hypothesis, evidence, likely_counts
+from bintally.scoring.judgement import Judgements
+from bintally.scoring.metrics import Counts
+from bintally.scoring.record_model import RecordModel
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Bins in order: the most probably wrong record first, records that cannot be judged last."""
+
+    bins: AuditedBins
+    groups: list[str]
+    error_rate: float
+    """Fraction of records assumed to be wrong before anything is seen."""
+    record_counts: Counts
+    """(bins,) the number of items that the record lists."""
+    photograph: Counts
+    """(bins, PREDICTION_COLUMNS) of the photograph alone."""
+    given_products: Counts
+    """(bins, PREDICTION_COLUMNS) of the photograph and the products that the record lists,"""
+    given_products_probabilities: Floats
+    """and the probabilities: (bins, counts)."""
+    judged: Judgements
+    """Of the first bins, whose number of items the model predicts."""
+    evidence: Evidence
+    likely_counts: Counts
+    """(judged,) the most probable number of items."""
+
+    @property
+    def ranked(self) -> int:
+        """The number of bins whose record could be judged."""
+        return len(self.judged.error)
+
+    def explain(self, row: int) -> tuple[list[Hypothesis], str]:
+        """What may be wrong with the record of a ranked bin, and the verdict in words."""
+        return explain_record(self.judged, row, self.bins.records[row])
+
+
+def judge_bins(bins: AuditedBins, model: RecordModel, error_rate: float | None) -> Audit:
+    """Judge all records and rank their bins.
+
+    Args:
+        error_rate: fraction of records assumed to be wrong; None: that of the calibration.
+    """
+    share = error_rate or bins.calibration.record_error_rate
+    lists = lists_of(bins.records)
+    order, judged = rank_records(model, bins.probabilities, lists, share, bins.ids)
+    bins, lists = bins.take(order), lists.take(order)
+    given_products = model.count_given_products(bins.probabilities, lists)
+    groups = group_bins(
+        {
+            bin_id: frozenset(one.key for one in products)
+            for bin_id, products in zip(bins.ids, bins.records, strict=True)
+        }
+    )
+    return Audit(
+        bins=bins,
+        groups=[groups[bin_id] for bin_id in bins.ids],
+        error_rate=share,
+        record_counts=lists.totals,
+        photograph=prediction_rows(bins.probabilities, bins.calibration),
+        given_products=prediction_rows(given_products, model.answers),
+        given_products_probabilities=given_products,
+        judged=judged,
+        evidence=evidence(judged, share),
+        likely_counts=likely_counts(judged, model.answers.counts),
+    )

@@ -1,0 +1,35 @@
+"""Records beside photographs: what they list, and judgements of them in words."""
+
+from collections.abc import Sequence
+
+from bintally.apps.photographs import ReadFile
+from bintally.bins.products import Product, listed_products, product_arrays
+from bintally.bins.record import BadBin, parse_record
+from bintally.scoring.explain import Hypothesis, hypotheses, verdict
+from bintally.scoring.judgement import Judgements
+from bintally.scoring.record_model import Lists
+
+
+def read_products(read: ReadFile) -> list[Product]:
+    """The products that a record lists. Raises BadBin, with a reason that begins with "record", if it is unusable."""
+    try:
+        body = read()
+    except OSError as error:
+        raise BadBin(f"record: {error.strerror or error}") from error
+    try:
+        parse_record(body)
+    except BadBin as error:
+        raise BadBin(f"record: {str(error).removeprefix('record ')}") from error
+    return listed_products(body)
+
+
+def lists_of(records: Sequence[Sequence[Product]]) -> Lists:
+    """The products of each record as arrays."""
+    return Lists(*product_arrays(records))
+
+
+def explain_record(judged: Judgements, row: int, products: Sequence[Product]) -> tuple[list[Hypothesis], str]:
+    """What may be wrong with a record, the most probable first, and the verdict."""
+    quantities = [one.quantity for one in products]
+    found = hypotheses(judged, row, quantities)
+    return found, verdict(found, [one.name for one in products], quantities)
