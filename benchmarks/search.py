@@ -85,13 +85,14 @@ def _run(row: Json, seed: int, options: str) -> Json:
         subprocess.run(["git", "checkout", "--quiet", "--", "params.yaml"], check=True, cwd=ROOT)
     seconds = time.monotonic() - start
     metrics = {name: json.loads((ROOT / f"metrics/{name}.json").read_text()) for name in ("validation", "test")}
-    rules = metrics["test"]["decoding"]
+    rules, given_products = metrics["test"]["decoding"], metrics["test"]["given_products"]
     train = sum(line["split"] == "train" for line in read_csv(ROOT / "data/splits.csv"))
     return {
         "seconds": round(seconds),
         "bins": round(row.get("share", 1.0) * train),
         "decoding": rules,
         **{name: _by_chosen_rules(values, rules) for name, values in metrics.items()},
+        "given_products": _by_chosen_rules(given_products, given_products["decoding"]),
     }
 
 
@@ -110,32 +111,39 @@ def _table(table: Json, metrics: Json) -> str:
     lines = [
         f"### {table['title']}",
         "",
-        "| row | settings | validation: accuracy %, RMSE, loss | test: accuracy % | RMSE "
-        "| calibration error | minutes | commit | line |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| row | settings | validation: accuracy %, RMSE, loss | test: accuracy % | RMSE | calibration error "
+        "| given the products, test: accuracy %, RMSE, calibration error | minutes | commit | line |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in table["rows"]:
         runs = list(metrics.get(row["name"], {}).values())
         end = f"{row.get('commit', '')} | `{command(row, 1)}` |"
         what = f"{row['what']}{f', {len(runs)} seeds' if len(runs) > 1 else ''}"
         if not runs:
-            lines.append(f"| {row['name']} | {what} | not run | | | | | {end}")
+            lines.append(f"| {row['name']} | {what} | not run | | | | | | {end}")
             continue
         validation = "not kept"
         if "validation" in runs[0]:
             accuracy, rmse, loss = (_mean(runs, "validation", key) for key in ("accuracy", "rmse", "loss"))
             validation = f"{100 * accuracy:.1f}, {rmse:.3f}, {loss:.3f}"
-        low, high = (
-            {key: _mean(runs, "test", "interval_95", key, side) for key in ("accuracy", "rmse")} for side in (0, 1)
-        )
+        given_products = "not measured"
+        if "given_products" in runs[0]:
+            given_products = ", ".join(_with_intervals(runs, "given_products"))
         lines.append(
-            f"| {row['name']} | {what} | {validation} "
-            f"| {100 * _mean(runs, 'test', 'accuracy'):.1f} ({100 * low['accuracy']:.1f}–{100 * high['accuracy']:.1f}) "
-            f"| {_mean(runs, 'test', 'rmse'):.3f} ({low['rmse']:.3f}–{high['rmse']:.3f}) "
-            f"| {_mean(runs, 'test', 'calibration_error'):.3f} "
+            f"| {row['name']} | {what} | {validation} | {' | '.join(_with_intervals(runs, 'test'))} | {given_products} "
             f"| {sum(run['seconds'] for run in runs) / len(runs) / 60:.0f} | {end}"
         )
     return "\n".join(lines)
+
+
+def _with_intervals(runs: list[Json], name: str) -> tuple[str, str, str]:
+    """Accuracy in per cent and RMSE, each with its interval, and calibration error: means over the runs."""
+    low, high = ({key: _mean(runs, name, "interval_95", key, side) for key in ("accuracy", "rmse")} for side in (0, 1))
+    return (
+        f"{100 * _mean(runs, name, 'accuracy'):.1f} ({100 * low['accuracy']:.1f}–{100 * high['accuracy']:.1f})",
+        f"{_mean(runs, name, 'rmse'):.3f} ({low['rmse']:.3f}–{high['rmse']:.3f})",
+        f"{_mean(runs, name, 'calibration_error'):.3f}",
+    )
 
 
 def _mean(runs: list[Json], *keys: Any) -> float:

@@ -4,7 +4,7 @@ python docs/generate.py
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -39,13 +39,21 @@ def parameters() -> str:
         assert isinstance(model, type) and issubclass(model, BaseModel)
         parts += [f"## {name}", "", " ".join((model.__doc__ or "").split()), ""]
         parts += ["| parameter | default | type | allowed | unit | meaning |", "|---|---|---|---|---|---|"]
-        for key, field in model.model_fields.items():
-            meaning = _cell((field.description or "").replace("``", "`"))
-            kind, allowed = _type(_annotation(field))
-            cells = [f"`{name}.{key}`", f"`{_yaml(defaults[name][key])}`", kind, allowed, _unit(kind, meaning), meaning]
-            parts.append(f"| {' | '.join(cells)} |")
-        parts.append("")
+        parts += [*_rows(name, model, defaults[name]), ""]
     return "\n".join(parts).strip()
+
+
+def _rows(name: str, section: type[BaseModel], defaults: dict[str, Any]) -> Iterator[str]:
+    """A line for each parameter of a section, and for each in the sections within it."""
+    for key, field in section.model_fields.items():
+        path, inner = f"{name}.{key}", field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _rows(path, inner, defaults[key])
+            continue
+        meaning = _cell((field.description or "").replace("``", "`"))
+        kind, allowed = _type(_annotation(field))
+        cells = [f"`{path}`", f"`{_yaml(defaults[key])}`", kind, allowed, _unit(kind, meaning), meaning]
+        yield f"| {' | '.join(cells)} |"
 
 
 def _annotation(field: FieldInfo) -> Any:

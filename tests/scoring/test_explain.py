@@ -68,7 +68,7 @@ def test_evidence_is_how_the_odds_of_an_error_change() -> None:
 @pytest.mark.parametrize(
     ("factor", "words"),
     [
-        (1.1, "the photograph says neither"),
+        (1.1, "the photograph hardly changes that"),
         (4.04, "the photograph makes an error 4.0 times as likely"),
         (0.05, "the photograph makes an error 20 times less likely"),
         (1e7, "the photograph makes an error 1,000 or more times as likely"),

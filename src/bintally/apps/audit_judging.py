@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bintally.apps.audit_reading import AuditedBins
 from bintally.apps.predictions import prediction_rows
 from bintally.apps.records import explain_record, lists_of
@@ -30,6 +33,8 @@ class Audit:
     """(bins, PREDICTION_COLUMNS) of the photograph and the products that the record lists,"""
     given_products_probabilities: Floats
     """and the probabilities: (bins, counts)."""
+    can_count: NDArray[np.bool_]
+    """(bins,) whether some count is possible with these products."""
     judged: Judgements
     """Of the first bins, whose number of items the model predicts."""
     evidence: Evidence
@@ -71,6 +76,7 @@ def judge_bins(bins: AuditedBins, model: RecordModel, error_rate: float | None) 
         photograph=prediction_rows(bins.probabilities, bins.calibration),
         given_products=prediction_rows(given_products, model.answers),
         given_products_probabilities=given_products,
+        can_count=model.can_count(lists),
         judged=judged,
         evidence=evidence(judged, share),
         likely_counts=likely_counts(judged, model.answers.counts),

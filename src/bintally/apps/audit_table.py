@@ -42,7 +42,7 @@ def _row(audit: Audit, row: int, budget: int) -> list[object]:
         int(row < min(budget, audit.ranked)),
         *judgement,
         *audit.photograph[row],
-        *(given_products[name] for name in GIVEN_PRODUCTS_COLUMNS),
+        *(given_products[name] if audit.can_count[row] else "" for name in GIVEN_PRODUCTS_COLUMNS),
         audit.groups[row],
         *(f"{value:.8g}" for value in audit.bins.probabilities[row]),
         spreadsheet_text("; ".join(f"{one.quantity} × {one.name}" for one in products)),

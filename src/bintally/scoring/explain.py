@@ -99,7 +99,7 @@ def evidence(judged: Judgements, error_rate: float) -> Evidence:
 def evidence_in_words(factor: float, what: str) -> str:
     """A factor of the odds as a phrase, such as ``the photograph makes an error 4 times as likely``."""
     if 0.8 <= factor <= 1.25:
-        return f"{what} says neither"
+        return f"{what} hardly changes that"
     if factor > 1:
         return f"{what} makes an error {_rounded(factor)} times as likely"
     return f"{what} makes an error {_rounded(1 / factor)} times less likely"

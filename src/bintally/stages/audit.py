@@ -35,7 +35,7 @@ SEED = 1
 BOTH = "photograph and list"  # the ranking that `bintally audit` makes
 SHARES = np.linspace(0, 1, 101)  # of the bins recounted, at which curves are kept
 RECOUNTED = 0.1
-FEWER = 4  # so many times fewer draws of errors that are not assumed
+FEWER = 2  # so many times fewer draws of errors that are not assumed
 KINDS = dict(zip(ERROR_KINDS, ("one off", "two off", "left out", "not there"), strict=True))
 
 
