@@ -65,7 +65,7 @@ def possibilities(
         items = np.array(sum(one.quantity for one in contents))
         if totals.allow(items) and error > 0:
             fit = float(np.exp(evidence[totals.column(items)] - recorded))
-            found.append(Possibility(words, int(items), _frequency(model, contents, products), error, fit))
+            found.append(Possibility(words, int(items), _frequency(model, contents), error, fit))
     return found
 
 
@@ -114,16 +114,16 @@ def _added(model: RecordModel, contents: Sequence[Product], quantity: int) -> fl
     return float(_errors(model, contents).shares["missing"][0] * chance)
 
 
-def _frequency(model: RecordModel, contents: Sequence[Product], listed: Sequence[Product]) -> float:
+def _frequency(model: RecordModel, contents: Sequence[Product]) -> float:
     """The share of bins with as many products, times that of these quantities among them."""
     quantities, sizes = product_arrays([contents])
-    number, last = len(contents), model.totals.last
-    terms = model.compositions.terms(sizes, np.full((1, number), max(number, 1)))
-    tables = quantity_tables(terms, quantities > 0)
+    present, last = quantities > 0, model.totals.last
+    number = present.sum(1)
+    terms = model.compositions.terms(sizes, np.broadcast_to(number.clip(1)[:, None], quantities.shape))
+    tables = quantity_tables(terms, present)
     allowed = convolve(tables, model.totals.open_ended).of_all[0, model.totals.counts].sum()
     these = np.prod([tables[0, place, min(one.quantity, last)] for place, one in enumerate(contents)])
-    _, sizes_listed = product_arrays([listed])
-    return float(np.exp(model.compositions.log_numbers(np.array([number]), sizes_listed))[0] * these / allowed)
+    return float(np.exp(model.compositions.log_numbers(number, sizes))[0] * these / allowed)
 
 
 def tables(model: RecordModel, products: Sequence[Product], probabilities: Floats, rate: float) -> str:

@@ -30,6 +30,7 @@ AUDIT, PREDICT, SERVER = (
     "tests/apps/test_predict.py",
     "tests/serving/test_server.py",
 )
+SCRIPTS = "tests/docs/test_scripts.py"
 EXP_RUN, QUEUE = '"exp", "run"', "tests/e2e/test_watching.py"
 RUN_BY = {
     "make setup": (".ci/run", "make setup"),
@@ -77,10 +78,12 @@ RUN_BY = {
     "bintally report": ("tests/apps/test_report.py", '"report"'),
     "bintally export": ("tests/apps/test_export_command.py", '"export"'),
     "bintally audit --budget 50": (AUDIT, '"--budget"'),
+    "bintally audit --budget 50 --error-rate 0.03": (AUDIT, '"--error-rate"'),
     "bintally audit s3://BUCKET/PREFIX --to exports/other": (AUDIT, '"audit"'),
     "bintally audit --accept marks.csv": (AUDIT, '"--accept"'),
     "bintally predict FOLDER --to exports/counts.csv": (PREDICT, '"predict"'),
     "bintally predict s3://BUCKET/PREFIX --to exports/counts.parquet": (PREDICT, "parquet"),
+    "bintally predict s3://BUCKET/PREFIX --records --to exports/judged.csv": (PREDICT, '"--records"'),
     "bintally serve": (SERVER, '"serve"'),
     "bintally serve --rev v1.2": ("tests/apps/test_serve_command.py", "--rev"),
     "bintally serve --host 0.0.0.0 --token-file FILE": (SERVER, "--token-file"),
@@ -92,6 +95,8 @@ RUN_BY = {
         "tests/serving/test_endpoint.py",
         '("records", ("bin.json"',
     ),
+    "python docs/judge_bin.py 02133": (SCRIPTS, "docs/judge_bin.py"),
+    "python docs/recount_demo.py 50": (SCRIPTS, "docs/recount_demo.py"),
     "python docs/generate.py": ("tests/docs/test_generated.py", "docs/generate.py"),
     "jupyter lab notebooks/explore.ipynb": ("tests/e2e/test_notebook.py", "explore.ipynb"),
 }
@@ -302,7 +307,7 @@ def test_a_preset_is_put_into_the_parameters(project: Project) -> None:
 
 
 def test_metrics_of_the_audit_are_shown(project: Project) -> None:
-    assert "photograph.auc" in project.must("dvc", "metrics", "show", "metrics/audit.json")
+    assert "photograph_and_list.auc" in project.must("dvc", "metrics", "show", "metrics/audit.json")
 
 
 def test_a_remote_of_ones_own_is_added(project: Project) -> None:

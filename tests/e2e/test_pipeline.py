@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from bintally.apps.seaweedfs import Store
+from bintally.bins.products import listed_products
+from bintally.bins.shards import ShardReader, read_index
 from bintally.files import read_csv
 from bintally.scoring.decoding import DECODINGS, FOR_ACCURACY
 from bintally.scoring.references import REFERENCES
@@ -68,6 +70,10 @@ def test_every_test_image_is_scored_once(reproduced: Project) -> None:
     answered = sum(row["unsure"] == "0" for row in predictions) / len(test)
     assert metrics["selective"]["answered"] == pytest.approx(answered, rel=ROUNDING)
     assert float(read_csv(reproduced.folder / "plots/risk.csv")[-1]["answered"]) == 1
+    given_products = metrics["given_products"]
+    right = [row["given_products_most_probable"] == row["count"] for row in predictions]
+    assert given_products["images"] == len(test)
+    assert given_products["most_probable"]["accuracy"] == pytest.approx(sum(right) / len(test), rel=ROUNDING)
 
 
 def test_validation_chooses_the_decoding_with_the_least_rmse(reproduced: Project) -> None:
@@ -78,20 +84,43 @@ def test_validation_chooses_the_decoding_with_the_least_rmse(reproduced: Project
     assert validation[chosen["rmse"]]["rmse"] == min(validation[rule]["rmse"] for rule in DECODINGS)
     assert read_json(reproduced, "metrics/test.json")["decoding"] == chosen
     assert "not comparable" in (reproduced.folder / "metrics/benchmark.md").read_text()
-    rows = read_json(reproduced, "metrics/benchmark.json")["rows"]
-    assert len(rows) == len(set(chosen.values())) + 3 + len(REFERENCES)
+    benchmark = read_json(reproduced, "metrics/benchmark.json")
+    assert len(benchmark["rows"]) == len(set(chosen.values())) + 3 + len(REFERENCES)
+    assert not {row["name"] for row in benchmark["rows_given_products"]} & {row.name for row in REFERENCES}
 
 
 def test_the_audit_is_compared_with_chance(reproduced: Project) -> None:
     audit = read_json(reproduced, "metrics/audit.json")
     assert audit["images"] == len(ids_of(reproduced, "test"))
     assert audit["chance"]["auc"] == 0.5 and audit["chance"]["found_at_20"] == pytest.approx(0.2, abs=0.02)
-    for name in ("photograph", "disagreement"):
+    for name in ("photograph_and_list", "photograph", "list", "disagreement"):
         low, high = audit[name]["interval_95"]["auc"]
         assert 0 <= low <= audit[name]["auc"] <= high <= 1
     curve = read_csv(reproduced.folder / "plots/audit.csv")
-    assert [float(curve[0]["photograph"]), float(curve[-1]["photograph"])] == [0, 1]
+    assert [float(curve[0]["photograph and list"]), float(curve[-1]["photograph and list"])] == [0, 1]
+    others = audit["not_assumed"]
+    assert set(others["only_left_out"]) == {"photograph_and_list", "photograph"}
+    assert others["rate_20_percent"]["photograph"]["expected_over_actual"] < 1
     assert float(curve[10]["disagreement"]) == pytest.approx(audit["disagreement"]["found_at_10"], abs=1e-5)
+
+
+def test_a_recount_that_names_the_product_changes_the_label_and_what_is_learned(project: Project) -> None:
+    learned = read_json(project, "models/records.json")["compositions"]
+    train = set(ids_of(project, "train"))
+    shards = ShardReader(project.folder / "data/bins")
+    changed = []
+    for entry in read_index(project.folder / "data/bins"):
+        products = listed_products(shards.record(entry))
+        if entry.id in train and len(products) == 1 and 1 < entry.count < 5:
+            changed.append(f"{entry.id},{entry.count - 1},{products[0].key},{entry.count - 1}\n")
+    (project.folder / "marks.csv").write_text("id,count,product,quantity\n" + "".join(changed))
+    project.must("bintally", "audit", "--accept", "marks.csv")
+    text = project.must("dvc", "repro", "calibrate")
+    assert "Running stage 'fetch'" not in text and "Running stage 'encode'" not in text
+    counts = {row["id"]: int(row["count"]) for row in read_csv(project.folder / "data/splits.csv")}
+    assert len(changed) > 3 and all(counts[line.split(",")[0]] == int(line.split(",")[1]) for line in changed)
+    again = read_json(project, "models/records.json")["compositions"]
+    assert again["quantities"][0] > learned["quantities"][0]  # more products of one item
 
 
 def test_a_listed_test_set_and_fewer_counts_in_training_and_in_answers(project: Project) -> None:

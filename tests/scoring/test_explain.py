@@ -21,7 +21,9 @@ NAMES, QUANTITIES = ["Desk Lamp", "Tea Sampler"], [3, 1]
 def judgement(**probabilities: float) -> Judgements:
     """A bin with three lamps and a sampler: of two lamps, of no sampler, of something that is not listed."""
     quantities, unlisted = np.zeros((1, 2, 6)), np.zeros((1, 5))
-    quantities[0, 0, 2], quantities[0, 1, 0] = probabilities.get("two_lamps", 0), probabilities.get("no_sampler", 0)
+    for quantity, name in ((1, "one_lamp"), (2, "two_lamps"), (4, "four_lamps"), (5, "five_lamps")):
+        quantities[0, 0, quantity] = probabilities.get(name, 0)
+    quantities[0, 1, 0] = probabilities.get("no_sampler", 0)
     unlisted[0, :2] = 0.7 * probabilities.get("unlisted", 0), 0.3 * probabilities.get("unlisted", 0)
     error = np.array([quantities.sum() + unlisted.sum()])
     counts = np.array([[0, 0, quantities.sum(), 1 - error[0], unlisted.sum()]])
@@ -32,7 +34,9 @@ def judgement(**probabilities: float) -> Judgements:
     ("probabilities", "words"),
     [
         ({"two_lamps": 0.6}, "probably 2, not 3, of Desk Lamp"),
-        ({"no_sampler": 0.45, "two_lamps": 0.3}, "perhaps none of Tea Sampler"),
+        ({"no_sampler": 0.45, "two_lamps": 0.3}, "probably wrong, perhaps none of Tea Sampler"),
+        ({"unlisted": 0.3, "two_lamps": 0.3, "one_lamp": 0.2}, "probably wrong, perhaps fewer than 3 of Desk Lamp"),
+        ({"five_lamps": 0.3, "four_lamps": 0.3}, "probably more than 3 of Desk Lamp"),
         ({"unlisted": 0.7}, "probably something that is not in the record"),
         (
             {"unlisted": 0.2, "two_lamps": 0.1},

@@ -6,7 +6,7 @@ depends on its sizes and on the number of products, and the terms of all quantit
 together. Every composition has some probability, however rare.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ NUMBER_PENALTIES = (0.01, 0.5)  # of the share of a number of products, and of h
 MOST_PRODUCTS = 8  # from here on, one more product beside a product changes nothing
 FALL = 0.5  # share of bins with one product more than the last known number
 LIMIT = 3.0  # standard deviations; a size further off is taken for this
-DIGITS = 4  # of a saved coefficient; further ones depend on the CPU
+DIGITS = 4  # of a saved number; further ones depend on the CPU
 TOLERANCE = 1e-12  # of the loss, relative
 
 
@@ -137,9 +137,9 @@ def fit_compositions(quantities: Counts, sizes: Floats, totals: Totals) -> Compo
     features = _features(standard, np.broadcast_to(number[:, None], present.shape))
     several = number > 0
     return CompositionModel(
-        empty=_rounded([(1 + (~several).sum()) / (1 + last + len(number))])[0],
+        empty=_shares(np.array([1 + (~several).sum(), last + several.sum()]))[0],
         numbers=_fit_numbers(number[several], _mean_features(standard[several]), min(MOST_PRODUCTS, last)),
-        quantities=_rounded(items / items.sum()),
+        quantities=_shares(items),
         means=_rounded(means),
         deviations=_rounded(deviations),
         coefficients=_fit_quantities(capped, features, totals),
@@ -256,5 +256,11 @@ def _moments(known: Floats) -> tuple[Floats, Floats]:
     return np.asarray(means), np.where(deviations > 1e-6, deviations, 1.0)
 
 
-def _rounded(values: Sequence[float] | Floats) -> list[float]:
-    return [float(f"{value:.{DIGITS}g}") for value in values]
+def _rounded(values: Floats) -> list[float]:
+    """The values with DIGITS behind the point: where the first ones are 0, the others are the optimiser's noise."""
+    return [round(float(value), DIGITS) + 0.0 for value in values]
+
+
+def _shares(numbers: NDArray[np.floating]) -> list[float]:
+    """The share of each number in their sum, with DIGITS significant ones, none of them 0."""
+    return [float(f"{share:.{DIGITS}g}") for share in numbers / numbers.sum()]

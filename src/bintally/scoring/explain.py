@@ -12,6 +12,7 @@ from bintally.scoring.metrics import Counts, Floats
 Kind = Literal["right", "quantity", "unlisted", "missing"]
 LEAST = 0.005  # probability of a hypothesis that is told
 MOST = 5  # hypotheses that are told
+SURE = 0.8  # share of a hypothesis from which on its likeliest quantity is told alone
 MAX_NAME = 60  # characters of a product's name in a phrase
 EDGE = 1e-9  # a probability is at least so far from 0 and 1 when odds are taken
 
@@ -25,20 +26,29 @@ class Hypothesis:
     product: int | None = None
     """Its place in the record's list, of a listed product."""
     quantity: int | None = None
-    """How many items of the product there truly are."""
+    """How many items of the product there most probably are then."""
+    sure: bool = True
+    """Whether no other quantity comes near."""
 
 
 def hypotheses(judged: Judgements, row: int, quantities: Sequence[int]) -> list[Hypothesis]:
     """The most probable hypotheses of a bin, at most MOST, each with at least LEAST; the record's being right is one.
 
+    All quantities of a product above that in the record are one hypothesis, and all below: how many there are the
+    photograph says less well than that there are more. So are all numbers of what is not listed.
+
     Args:
         quantities: of the products that the record lists, in order.
     """
     found = [Hypothesis("right", 1 - float(judged.error[row]))]
-    for place in range(len(quantities)):
-        for quantity, probability in enumerate(judged.quantities[row, place].tolist()):
-            found.append(Hypothesis("quantity" if quantity else "missing", probability, place, quantity))
-    # How many there are of what is not listed, the photograph hardly says: one hypothesis, with the likeliest number.
+    for place, listed in enumerate(quantities):
+        of_product = judged.quantities[row, place]
+        found.append(Hypothesis("missing", float(of_product[0]), place, 0))
+        for first, some in ((1, of_product[1:listed]), (listed + 1, of_product[listed + 1 :])):
+            if some.any():
+                likeliest = first + int(some.argmax())
+                sure = bool(some.max() > SURE * some.sum())
+                found.append(Hypothesis("quantity", float(some.sum()), place, likeliest, sure))
     unlisted = judged.unlisted[row]
     found.append(Hypothesis("unlisted", float(unlisted.sum()), None, int(unlisted.argmax()) + 1))
     found.sort(key=lambda one: -one.probability)
@@ -46,11 +56,14 @@ def hypotheses(judged: Judgements, row: int, quantities: Sequence[int]) -> list[
 
 
 def in_words(one: Hypothesis, names: Sequence[str], quantities: Sequence[int]) -> str:
-    """A hypothesis as a phrase, such as ``2, not 3, of Desk Lamp``."""
+    """A hypothesis as a phrase, such as ``2, not 3, of Desk Lamp``, or ``more than 1 of Desk Lamp`` if 2 may be 3."""
     match one.kind:
         case "quantity":
-            assert one.product is not None
-            return f"{one.quantity}, not {quantities[one.product]}, of {_short(names[one.product])}"
+            assert one.product is not None and one.quantity is not None
+            name, listed = _short(names[one.product]), quantities[one.product]
+            if one.sure:
+                return f"{one.quantity}, not {listed}, of {name}"
+            return f"{'more' if one.quantity > listed else 'fewer'} than {listed} of {name}"
         case "missing":
             assert one.product is not None
             return f"none of {_short(names[one.product])}"
@@ -65,19 +78,19 @@ def _short(name: str) -> str:
 
 
 def verdict(found: Sequence[Hypothesis], names: Sequence[str], quantities: Sequence[int]) -> str:
-    """The most probable hypotheses as a sentence without a full stop.
+    """What is likely in a bin, as a sentence without a full stop.
 
-    What is probable has more than half of the probability. Where that is the record, the likeliest error follows.
+    What is probable has more than half of the probability. Where that is the record, the likeliest error follows; where
+    it is no single hypothesis, the record is probably wrong.
     """
-    first = found[0]
+    right = sum(one.probability for one in found if one.kind == "right")
     errors = [one for one in found if one.kind != "right"]
-    if first.kind != "right" or not errors:
-        return f"{_adverb(first)} {in_words(first, names, quantities)}"
-    return f"{_adverb(first)} as in the record; otherwise {in_words(errors[0], names, quantities)}"
-
-
-def _adverb(one: Hypothesis) -> str:
-    return "probably" if one.probability > 0.5 else "perhaps"
+    likeliest = in_words(errors[0], names, quantities) if errors else ""
+    if right > 0.5 or not errors:
+        return "probably as in the record" + (f"; otherwise {likeliest}" if errors else "")
+    if errors[0].probability > 0.5:
+        return f"probably {likeliest}"
+    return f"probably wrong, perhaps {likeliest}"
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class _Hypotheses:
         last, lists = self._last, self._lists
         tables, whole = self._tables(lists.sizes, lists.present, 0)
         listed = self._listed(tables)
-        fewer = self._tables_without_one()
+        fewer = self._log_frequency_without_one() if self._most else np.zeros((self._number, 0))
         result = np.empty((self._number, self._most, last + 1))
         for place in range(self._most):
             others = listed.sum(1) - listed[:, place]
@@ -148,13 +148,16 @@ class _Hypotheses:
         found = np.take_along_axis(chances, places[..., None], 2)[..., 0]
         return np.where(self._offsets[places] == steps, found, 0.0)
 
-    def _tables_without_one(self) -> Floats:
+    def _log_frequency_without_one(self) -> Floats:
         """(n, m) how frequent the listed compositions are without one of their products."""
-        tables, _ = self._tables(self._lists.sizes, self._lists.present, -1)
-        sums = convolve(np.exp(tables), self._totals.open_ended).of_others[..., self._totals.counts].sum(-1)
-        listed = self._listed(tables)
-        others = listed.sum(1, keepdims=True) - listed
-        return np.asarray(self._log_numbers(-1)[:, None] + others - _log(sums))
+        most = self._most
+        others = np.array([[other for other in range(most) if other != place] for place in range(most)], np.int64)
+        rows = self._number * most
+        fewer = Lists(
+            self._lists.quantities[:, others].reshape(rows, most - 1),
+            self._lists.sizes[:, others].reshape(rows, most - 1, self._lists.sizes.shape[2]),
+        )
+        return _Hypotheses(self._model, fewer)._log_frequency_as_listed().reshape(self._number, most)
 
     def _log_error_of_missing(self, place: int) -> Floats:
         """(n,) the log-probability that a product was added to the true contents in the quantity listed."""

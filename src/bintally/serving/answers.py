@@ -14,7 +14,7 @@ from bintally.scoring.calibration import Calibration, predict_counts
 from bintally.scoring.judgement import Judgements, judge
 from bintally.scoring.metrics import Floats
 from bintally.scoring.record_errors import Totals, error_probability
-from bintally.scoring.record_model import FILE, Lists, RecordModel, combined, count_by_products
+from bintally.scoring.record_model import FILE, Lists, RecordModel
 
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -174,8 +174,8 @@ def read_records(
         ]
         return [Reading(None, _without_record_model(check)) for check in checks]
     lists = Lists(*product_arrays(records))
-    by_products = count_by_products(model.compositions, model.totals, lists)
-    given = counted_items(combined(by_products, model.evidence(probabilities), probabilities), model.answers)
+    can_count = model.can_count(lists)
+    given = counted_items(model.count_given_products(probabilities, lists), model.answers)
     rows = np.flatnonzero(model.totals.allow(lists.totals))
     judgements: dict[int, RecordJudgement] = {}
     if len(rows):
@@ -184,7 +184,7 @@ def read_records(
         judgements = dict(zip(rows.tolist(), in_order, strict=True))
     return [
         Reading(
-            given[row] if by_products[row].any() else None,
+            given[row] if can_count[row] else None,
             judgements.get(row) or _unknown_count(int(lists.totals[row]), calibration.counts),
         )
         for row in range(len(records))

@@ -35,6 +35,7 @@ SEED = 1
 BOTH = "photograph and list"  # the ranking that `bintally audit` makes
 SHARES = np.linspace(0, 1, 101)  # of the bins recounted, at which curves are kept
 RECOUNTED = 0.1
+NOT_ASSUMED = ("auc", "found_at_10", "expected_at_10", "expected_over_actual")  # metrics of errors not assumed
 FEWER = 2  # so many times fewer draws of errors that are not assumed
 KINDS = dict(zip(ERROR_KINDS, ("one off", "two off", "left out", "not there"), strict=True))
 
@@ -90,7 +91,9 @@ def main(params: Params) -> None:
         **{name.replace(" ", "_"): summary for name, summary in summaries.items()},
         "not_assumed": {
             name: {
-                ranking.replace(" ", "_"): _means([draw.metrics[ranking] for draw in of_others])
+                ranking.replace(" ", "_"): _means(
+                    [{metric: draw.metrics[ranking][metric] for metric in NOT_ASSUMED} for draw in of_others]
+                )
                 for ranking in rankings[:2]
             }
             for name, of_others in others.items()
