@@ -75,7 +75,7 @@ def _contents(
     """In words, as products, and how often the record then reads as it does."""
     last, steps = model.totals.last, offsets(model.totals.last)
     listed = list(products)
-    yield "as in the record", listed, 1 - rate
+    yield "as in the record", listed, 1 - rate * bool(_errors(model, listed).is_any[0])
     for place, one in enumerate(listed):
         for quantity in range(1, last + 1):
             if one.quantity - quantity in steps:

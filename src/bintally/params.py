@@ -241,7 +241,7 @@ class ErrorShares(Section):
     def _check(self) -> "ErrorShares":
         total = self.quantity + self.unlisted + self.missing
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"error_shares: quantity, unlisted and missing must sum to 1, not {total:g}")
+            raise ValueError(f"quantity, unlisted and missing must sum to 1, not {total:g}")
         return self
 
 

@@ -261,7 +261,7 @@ def test_a_photograph_that_cannot_be_shown_has_the_reason_in_its_place(
     [
         (["album"], "album has no records to audit"),
         (["--model", "older"], "older/trained_on.bin does not exist: it lists what the model was trained on"),
-        (["--model", "oldest"], "`dvc repro calibrate` writes models/records.json, without training again"),
+        (["--model", "oldest"], "`dvc repro calibrate` writes it, without training again"),
         (["--accept", "misfit.csv"], "'misfit.csv', line 2: '{id},9,unlisted,1' does not fit the record"),
         (["--accept", "none.csv"], "'none.csv' does not exist"),
         (["--accept", "zeros.csv"], "there is no bin 1, but 00001: a spreadsheet removes zeros in front"),

@@ -44,6 +44,7 @@ LISTED = [product("B01", 2), product("0099", 1)]
         ("id,count\n1,2.5\n", "line 2: '1,2.5' must have a count from 0 to 1000"),
         ("id,count\n1,1001\n", "line 2: '1,1001' must have a count from 0 to 1000"),
         ("id,count\n1,2\n2,3\n1,2\n", "line 4: '1,2' repeats an id"),
+        ("id,count\n1,2.000\n", "must have a count from 0 to 1000"),  # two thousand, in some languages
         ("id,count\n1,2.0000000000\n", "must have a count from 0 to 1000"),
         (f"id,count\n1,{'9' * 9999}\n", "must have a count from 0 to 1000"),
         ("id,count\n1,٣\n", "must have a count from 0 to 1000"),
@@ -78,6 +79,15 @@ def test_newer_counts_replace_older_ones_and_a_bad_file_changes_nothing(tmp_path
     marks.write_text("id,count\r\n7,3\r\n00007,2\r\n5,0\r\n")
     assert merge_corrections(path, marks) == Merged(new=1, changed=1, same=1)
     assert path.read_text() == "id,count\n00007,2\n5,0\n7,3\n"
+    marks.write_text("id,count,product,quantity\n7,3,B1,2\n")
+    assert merge_corrections(path, marks) == Merged(new=0, changed=1, same=0)
+    marks.write_text("id,count\n7,3\n")  # says no more than that line, which is kept
+    assert merge_corrections(path, marks) == Merged(new=0, changed=0, same=1)
+    assert read_corrections(path)["7"].product == "B1"
+    marks.write_text("id,count\n7,4\n")
+    assert merge_corrections(path, marks) == Merged(new=0, changed=1, same=0)
+    marks.write_text("id,count\n7,3\n")
+    merge_corrections(path, marks)
     marks.write_text("id,count\n7,x\n")
     with pytest.raises(UserError):
         merge_corrections(path, marks)

@@ -85,6 +85,10 @@ def test_an_empty_bin_is_a_bin() -> None:
             b'{"EXPECTED_QUANTITY": 1, "BIN_FCSKU_DATA": {"%s": {"quantity": 1}}}' % (b"a" * 101),
             "the key of an item is longer than 100 characters",
         ),
+        (
+            b'{"EXPECTED_QUANTITY": 1, "BIN_FCSKU_DATA": {"\\ud800": {"quantity": 1}}}',
+            "the key of an item has characters that cannot be shown",
+        ),
         (b'{"a":' * 100_000, "record is not JSON"),
         (b" " * (record.MAX_RECORD_BYTES + 1), f"record is larger than {record.MAX_RECORD_BYTES:,} bytes"),
     ],

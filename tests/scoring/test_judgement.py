@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_record_model import model, photographs
 
+from bintally.params import ErrorShares
 from bintally.scoring.judgement import Judgements, judge
 from bintally.scoring.record_errors import inject_errors, offsets, possible_errors
 from bintally.scoring.record_model import Lists, RecordModel
@@ -111,6 +112,16 @@ def test_each_kind_of_error_is_seen_where_the_photograph_shows_it() -> None:
     assert fewer.error[0] > 0.5 and fewer.quantities[0, 0, 0] > 0.2  # the product of three is not there
     fits = judge_one([1, 1], [0.01, 0.97, 0.01, 0.01])
     assert fits.error[0] < 0.05 < fits.error_by_list[0]
+
+
+def test_contents_that_no_error_can_change_are_right_for_sure() -> None:
+    only_left_out = model().model_copy(update={"error_shares": ErrorShares(quantity=0, unlisted=1, missing=0)})
+    random = np.random.default_rng(3)
+    lists = sampled_lists(20_000, random)
+    altered = inject_errors(lists.quantities, lists.sizes, RATE, only_left_out.error_shares, TOTALS, random)
+    records = Lists(altered.quantities, altered.sizes)
+    judged = judge(only_left_out, photographs(lists.totals, random), records, RATE)
+    assert judged.error.sum() == pytest.approx(altered.is_wrong.sum(), rel=0.03)
 
 
 def test_what_the_photograph_excludes_is_wrong() -> None:

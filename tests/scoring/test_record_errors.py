@@ -109,6 +109,10 @@ def test_some_records_stay_right_however_large_the_share() -> None:
         np.array([[1], [2], [3]]), np.zeros((3, 1, 4)), 0.99, SHARES, TOTALS, np.random.default_rng(0)
     )
     assert altered.is_wrong.sum() == 2
+    one_can = inject_errors(
+        np.array([[1], [5]]), np.zeros((2, 1, 4)), 0.1, SHARES, Totals([5, 6], False), np.random.default_rng(0)
+    )
+    assert one_can.is_wrong.tolist() == [False, True]
     none = inject_errors(
         np.array([[3]]), np.zeros((1, 1, 4)), 0.5, SHARES, Totals([3], False), np.random.default_rng(0)
     )

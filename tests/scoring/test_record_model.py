@@ -108,7 +108,26 @@ def test_it_is_read_as_it_was_saved_beside_its_own_calibration_alone(tmp_path: P
     save_calibration(tmp_path, CALIBRATION.model_copy(update={"temperature": 3.0}))
     with pytest.raises(UserError, match=r"another model than calibration\.json beside it"):
         load_record_model(tmp_path)
-    content = json.loads((tmp_path / FILE).read_text()) | {"photograph_weight": "heavy"}
-    (tmp_path / FILE).write_text(json.dumps(content))
-    with pytest.raises(UserError, match="is damaged: photograph_weight: "):
+
+
+def test_a_file_that_does_not_fit_together_is_refused(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "card.json"):
+        (tmp_path / name).write_bytes(name.encode())
+    save_calibration(tmp_path, CALIBRATION)
+    save_record_model(tmp_path, model())
+    content = json.loads((tmp_path / FILE).read_text())
+    compositions = content["compositions"]
+    for changes, reason in (
+        ({"photograph_weight": "heavy"}, "photograph_weight: "),
+        ({"photograph_weight": 1e308}, "photograph_weight and offsets must be within"),
+        ({"offsets": [0.0]}, "1 offsets do not fit 4 counts"),
+        ({"compositions": compositions | {"deviations": [0.0] * 4}}, "compositions: .*deviations must be above 0"),
+        ({"compositions": compositions | {"coefficients": [[0.0] * 4]}}, "do not fit 4 sizes and 4 quantities"),
+        ({"compositions": compositions | {"empty": 0.0}}, "must be shares above 0"),
+    ):
+        (tmp_path / FILE).write_text(json.dumps(content | changes))
+        with pytest.raises(UserError, match=f"is damaged: .*{reason}"):
+            load_record_model(tmp_path)
+    (tmp_path / FILE).write_text("{")
+    with pytest.raises(UserError, match="is damaged: Invalid JSON"):
         load_record_model(tmp_path)

@@ -1,5 +1,6 @@
 """calibrate, evaluate, audit and compare write the same bytes on every CPU, whatever matplotlib's configuration."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+import yaml
 
 from bintally import paths
 from bintally.bins.shards import write_shards
+from bintally.errors import UserError
 from bintally.files import write_csv
 from bintally.params import load_params
 from bintally.scoring import metrics, record_errors
@@ -92,6 +95,26 @@ def test_the_last_digits_of_floats_change_no_file(workspace: Path, monkeypatch: 
         np.save(paths.LOG_PROBABILITIES, perturbed(np.load(paths.LOG_PROBABILITIES)))
         again = written_by_stages()
         assert [name for name in first if again[name] != first[name]] == []
+
+
+@pytest.mark.parametrize(("number", "message"), [(12, None), (1, "raise fetch.per_count")])
+def test_few_bins_are_audited_or_refused_in_a_sentence(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str | None
+) -> None:
+    calibrate.main(load_params())
+    evaluate.main(load_params())
+    lines = paths.PREDICTIONS.read_text().splitlines(keepends=True)
+    paths.PREDICTIONS.write_text("".join(lines[: 1 + number]))
+    if message:
+        with pytest.raises(UserError, match=message):
+            audit.main(load_params())
+        return
+    for shares in ("{quantity: 1, unlisted: 0, missing: 0}", "{quantity: 0, unlisted: 1, missing: 0}"):
+        model = json.loads((paths.MODELS / "records.json").read_text())
+        model["error_shares"] = yaml.safe_load(shares)
+        (paths.MODELS / "records.json").write_text(json.dumps(model))
+        audit.main(load_params())
+        assert "NaN" not in paths.AUDIT_METRICS.read_text()
 
 
 def test_the_configuration_of_matplotlib_changes_no_file(workspace: Path) -> None:

@@ -90,6 +90,8 @@ def recount_estimates(audit: Audit, budget: int | None) -> list[str]:
 
 def print_ranking(audit: Audit) -> None:
     """Print the first bins of the ranking: both counts, the probability of an error, and the verdict."""
+    if not audit.ranked:
+        return
     first = PREDICTION_COLUMNS.index("most_probable")
     print(f"{'rank':>4}  {'id':<12} {'record':>6} {'likely':>6} {'photograph':>10} {'given products':>14} {'error':>6}")
     for row, probability in enumerate(audit.judged.error[:PRINTED]):

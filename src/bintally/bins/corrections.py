@@ -19,8 +19,8 @@ HEADER_WITH_ITEMS = (*HEADER, "product", "quantity")
 UNLISTED = "unlisted"  # in place of a product: something that the record does not list
 SEPARATORS = ",;\t"
 PRODUCT_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,100}")  # the keys that a correction can name
-# A spreadsheet may give a number decimals. No more digits: int() refuses thousands of them.
-_COUNT = re.compile(r"([0-9]{1,4})([.,]0{1,9})?")
+# A spreadsheet may give a number decimals; 1,000 may mean a thousand. int() refuses thousands of digits.
+_COUNT = re.compile(r"([0-9]{1,4})([.,](0{1,2}|0{4,9}))?")
 # What a spreadsheet makes of an id such as 1200000000000.
 _SCIENTIFIC = re.compile(r"[0-9]+([.,][0-9]+)?E\+[0-9]+")
 
@@ -151,7 +151,8 @@ def merge_corrections(
     has probably lost its leading zeros, or what it says of a product does not fit the record.
     """
     if not marks.is_file():
-        raise UserError(f"'{marks}' does not exist; export it from the audit's page")
+        why = "is a folder" if marks.is_dir() else "does not exist"
+        raise UserError(f"'{marks}' {why}; export marks from the audit's page")
     new = _read(marks)
     with file_lock(path):
         old = read_corrections(path)
@@ -166,11 +167,16 @@ def merge_corrections(
         for bin_id, line in new.items():
             if products and bin_id in known and line.correction.product is not None:
                 _check_products(line, products(bin_id))
-        corrections = old | {bin_id: line.correction for bin_id, line in new.items()}
+        corrections = old | {bin_id: _keep_product(line.correction, old.get(bin_id)) for bin_id, line in new.items()}
         _write(path, corrections)
     changed = sum(bin_id in old and old[bin_id] != corrections[bin_id] for bin_id in new)
     added = len(new.keys() - old.keys())
     return Merged(added, changed, len(new) - added - changed, tuple(unknown))
+
+
+def _keep_product(new: Correction, old: Correction | None) -> Correction:
+    """The new correction; the old one if that has the same count and names the product, and the new one does not."""
+    return old if old and old.product and new == Correction(old.count) else new
 
 
 def _check_products(line: _Line, listed: Sequence[Product]) -> None:

@@ -52,6 +52,8 @@ def parse_record(body: bytes) -> Record:
     asins = frozenset(asin for asin, item in items.items() if item["quantity"])
     if any(len(asin) > MAX_PRODUCT_NAME for asin in asins):
         raise BadBin(f"the key of an item is longer than {MAX_PRODUCT_NAME} characters")
+    if not all(map(str.isprintable, asins)):
+        raise BadBin("the key of an item has characters that cannot be shown")
     return Record(count, asins)
 
 

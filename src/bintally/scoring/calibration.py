@@ -106,7 +106,7 @@ def load_calibration(folder: Path, beside_model: bool = True) -> Calibration:
         digest = _model_digest(folder) if beside_model else saved.model
     except (OSError, ValidationError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]])) if first else str(error)
         raise UserError(f"{folder} holds no calibration: {reason[:200]}; `dvc repro` writes it") from error
     if digest != saved.model:
         raise UserError(

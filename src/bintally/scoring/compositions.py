@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bintally.scoring.metrics import Counts, Floats
 from bintally.scoring.record_errors import Totals
@@ -22,6 +22,7 @@ NUMBER_PENALTIES = (0.01, 0.5)  # of the share of a number of products, and of h
 MOST_PRODUCTS = 8  # from here on, one more product beside a product changes nothing
 FALL = 0.5  # share of bins with one product more than the last known number
 LIMIT = 3.0  # standard deviations; a size further off is taken for this
+MAX_NUMBER = 1000.0  # of a coefficient, and far from any that was ever fitted
 DIGITS = 4  # of a saved number; further ones depend on the CPU
 TOLERANCE = 1e-12  # of the loss, relative
 
@@ -43,6 +44,20 @@ class CompositionModel(BaseModel):
     """and its standard deviation."""
     coefficients: list[list[float]] = Field(min_length=1)
     """(features, quantities)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "CompositionModel":
+        sizes, last = len(self.means), len(self.quantities)
+        shapes = [(len(rows), {*map(len, rows)}) for rows in (self.numbers, self.coefficients)]
+        if shapes != [(1 + sizes, {min(MOST_PRODUCTS, last)}), (MOST_PRODUCTS + 1 + 5 * sizes, {last})]:
+            raise ValueError(f"numbers and coefficients do not fit {sizes} sizes and {last} quantities")
+        if len(self.deviations) != sizes or not all(value > 0 for value in self.deviations):
+            raise ValueError("deviations must be above 0, one for each of the means")
+        if not all(0 < share <= 1 for share in (self.empty, *self.quantities)):
+            raise ValueError("empty and quantities must be shares above 0")
+        if any(abs(value) > MAX_NUMBER for row in (*self.numbers, *self.coefficients) for value in row):
+            raise ValueError(f"numbers and coefficients must be within {MAX_NUMBER:,}")
+        return self
 
     def log_numbers(self, number: Counts, sizes: Floats) -> Floats:
         """The logarithm of the share of bins with each number of products, (n,), among bins with such products.

@@ -109,7 +109,8 @@ class _Hypotheses:
 
     def log_weights(self, error_rate: float) -> Floats:
         """(n, hypotheses) the logarithm of the probability before the photograph is seen, up to a constant per row."""
-        right = self._log_frequency_as_listed() + np.log1p(-error_rate)
+        able = possible_errors(self._lists.quantities, self._model.error_shares, self._totals).is_any
+        right = self._log_frequency_as_listed() + np.log1p(-error_rate * able)  # some contents no error can change
         wrong = np.concatenate([self._other_quantities(), self._unlisted()], 1) + np.log(error_rate)
         weights = np.concatenate([right[:, None], wrong], 1)
         return np.where(self.columns < len(self._totals.counts), weights, NEVER).clip(NEVER)

@@ -75,6 +75,11 @@ class PossibleErrors:
     removable: Counts
     """(n,) the number of products that a record may leave out."""
 
+    @property
+    def is_any(self) -> NDArray[np.bool_]:
+        """(n,) whether any error is possible."""
+        return np.asarray(sum(self.shares.values(), np.zeros(len(self.removable))) > 0)
+
 
 def possible_errors(quantities: Counts, shares: ErrorShares, totals: Totals) -> PossibleErrors:
     """Which errors are possible, such that the record's number of items is allowed, too.
@@ -133,7 +138,7 @@ def inject_errors(
     random: np.random.Generator,
     furthest: int = FURTHEST,
 ) -> AlteredRecords:
-    """Make a share of the records wrong, by :func:`possible_errors`: at least one of them, and not all.
+    """Make a share of the records wrong, by :func:`possible_errors`: not all, and at least one if one can be.
 
     Args:
         quantities: (n, m) of the products that truly lie in each bin, whose sum is one of ``totals``; 0 for none.
@@ -146,8 +151,8 @@ def inject_errors(
     new_sizes = np.pad(sizes, ((0, 0), (0, 1), (0, 0)), constant_values=np.nan)
     kinds = np.full(number, "", dtype="<U9")
     possible = possible_errors(quantities, shares, totals)
-    able = np.flatnonzero(sum(possible.shares.values(), np.zeros(number)) > 0)
-    wrong = min(max(1, round(share * len(able))), len(able) - 1)
+    able = np.flatnonzero(possible.is_any)
+    wrong = min(max(1, round(share * len(able))), len(able), number - 1)
     pool, steps = np.argwhere(quantities > 0), np.array(offsets(totals.last))
     for row in random.choice(able, max(wrong, 0), replace=False):
         present, total = quantities[row], quantities[row].sum()

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from bintally.errors import UserError
 from bintally.files import write_text
 from bintally.hashing import file_digest, sha256_hex
 from bintally.params import ErrorShares
 from bintally.scoring.calibration import Calibration
-from bintally.scoring.compositions import CompositionModel, convolve, quantity_tables
+from bintally.scoring.compositions import MAX_NUMBER, CompositionModel, convolve, quantity_tables
 from bintally.scoring.metrics import Counts, Floats
 from bintally.scoring.record_errors import Totals
 
@@ -79,6 +79,17 @@ class RecordModel(BaseModel):
     """The kinds of errors among wrong records."""
     answers: Calibration
     """Prediction sets and thresholds of the count given the products."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "RecordModel":
+        counts = self.answers.counts
+        if len(self.offsets) != len(counts):
+            raise ValueError(f"{len(self.offsets)} offsets do not fit {len(counts)} counts")
+        if len(self.compositions.quantities) != max(counts[-1], 1):
+            raise ValueError(f"{len(self.compositions.quantities)} quantities do not fit counts up to {counts[-1]}")
+        if not all(abs(value) <= MAX_NUMBER for value in (self.photograph_weight, *self.offsets)):
+            raise ValueError(f"photograph_weight and offsets must be within {MAX_NUMBER:,}")
+        return self
 
     @property
     def totals(self) -> Totals:
@@ -207,7 +218,7 @@ def load_record_model(folder: Path, beside_calibration: bool = True) -> RecordMo
         return None
     except (OSError, ValidationError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]])) if first else str(error)
         raise UserError(f"{folder / FILE} is damaged: {reason[:200]}; `dvc repro` writes it") from error
     if digest != saved.calibration:
         raise UserError(

@@ -74,11 +74,17 @@ def main(params: Params) -> None:
     draws = measurement.repeat(bins, assumed, number, random)
     # The intervals: other errors in other bins.
     resampled = [
-        measurement.repeat(bins.take(_resample_groups(bins.groups, random)), assumed, 1, random)[0]
+        draw
         for _ in range(number)
+        for draw in measurement.repeat(bins.take(_resample_groups(bins.groups, random)), assumed, 1, random)
     ]
     fewer = -(-number // FEWER)
     others = {name: measurement.repeat(bins, errors, fewer, random) for name, errors in _not_assumed(assumed).items()}
+    if not draws or not resampled:
+        raise UserError(
+            f"no record of the {len(bins.groups)} test bins can be made wrong so that it has one of the counts "
+            f"{model.answers.counts}; raise fetch.per_count, or change calibrate.counts or calibrate.error_shares"
+        )
     rankings = list(draws[0].metrics)
     summaries = {
         name: _summary([draw.metrics[name] for draw in draws], [draw.metrics[name] for draw in resampled])
@@ -97,6 +103,7 @@ def main(params: Params) -> None:
                 for ranking in rankings[:2]
             }
             for name, of_others in others.items()
+            if of_others
         },
     }
     write_json(paths.AUDIT_METRICS, content, METRIC_DIGITS)
@@ -152,7 +159,7 @@ class _Measurement:
         self._model, self._rate = model, rate
 
     def repeat(self, bins: Bins, errors: Errors, number: int, random: np.random.Generator) -> list[Draw]:
-        """So many draws of errors in the same bins."""
+        """So many draws of errors in the same bins, without those in which no record could be made wrong."""
         lists = bins.lists
         right = self._scores(bins.probabilities, lists)
         draws = []
@@ -161,6 +168,8 @@ class _Measurement:
                 lists.quantities, lists.sizes, errors.rate, errors.shares, self._model.totals, random, errors.furthest
             )
             wrong = np.flatnonzero(altered.is_wrong)  # the others are judged as before
+            if not len(wrong):
+                continue
             of_wrong = self._scores(bins.probabilities[wrong], Lists(altered.quantities, altered.sizes).take(wrong))
             scores = {name: values.copy() for name, values in right.items()}
             for name, values in of_wrong.items():
