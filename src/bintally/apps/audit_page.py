@@ -67,7 +67,7 @@ def _bin(audit: Audit, row: int, recount: bool) -> dict[str, Any]:
         "verdict": verdict,
         "error": error.kind if error else "",
         "doubted": _doubted(error, products) if error else None,
-        "is_doubted": found[0].kind != "right",
+        "is_doubted": bool(audit.judged.error[row] > 0.5),
         "evidence": [evidence_in_words(float(factor[row]), what) for what, factor in factors.items()],
         "photograph": _count(audit.photograph[row], audit.bins.probabilities[row]),
         "given_products": _count(audit.given_products[row], audit.given_products_probabilities[row]),
@@ -82,13 +82,20 @@ def _count(predictions: Counts, probabilities: Floats) -> dict[str, Any]:
 
 def _product(product: Product, place: int, found: Sequence[Hypothesis]) -> dict[str, Any]:
     """A line of the list: what is listed, and what there may be instead."""
-    others = [f"{one.quantity or 'none'} ({_percent(one.probability)})" for one in found if one.product == place]
+    others = [f"{_instead(one, product)} ({_percent(one.probability)})" for one in found if one.product == place]
     return {
         "key": _key(product),
         "name": product.name,
         "quantity": product.quantity,
         "instead": " or ".join(others),
     }
+
+
+def _instead(one: Hypothesis, product: Product) -> str:
+    """How many of a product there may be."""
+    if one.quantity and not one.sure:
+        return "more" if one.quantity > product.quantity else "fewer"
+    return str(one.quantity or "none")
 
 
 def _doubted(error: Hypothesis, products: Sequence[Product]) -> str | None:
