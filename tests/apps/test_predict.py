@@ -350,7 +350,7 @@ def test_a_run_that_is_killed_continues_and_ends_with_the_same_bytes(
             "'nowhere' must be of the form http://host",
         ),
         (["nowhere", "--to", "predicted.csv"], "'nowhere' is neither data, demo"),
-        (["--to", "predicted.csv", "--records"], "`dvc repro calibrate` writes models/records.json, without training"),
+        (["--to", "predicted.csv", "--records"], "`dvc repro calibrate` writes it, without training"),
         (
             ["album", "--to", "predicted.csv", "--records", "--model", "complete"],
             "album has no records to read: leave out --records",

@@ -118,7 +118,7 @@ def test_a_recount_that_names_the_product_changes_the_label_and_what_is_learned(
     text = project.must("dvc", "repro", "calibrate")
     assert "Running stage 'fetch'" not in text and "Running stage 'encode'" not in text
     counts = {row["id"]: int(row["count"]) for row in read_csv(project.folder / "data/splits.csv")}
-    assert len(changed) > 3 and all(counts[line.split(",")[0]] == int(line.split(",")[1]) for line in changed)
+    assert len(changed) >= 2 and all(counts[line.split(",")[0]] == int(line.split(",")[1]) for line in changed)
     again = read_json(project, "models/records.json")["compositions"]
     assert again["quantities"][0] > learned["quantities"][0]  # more products of one item
 
