@@ -112,6 +112,15 @@ def test_sources_of_every_kind_are_allowed(tmp_path: Path, source: str) -> None:
         ("calibrate.record_error_rate: 1", ["calibrate.record_error_rate", "1"]),
         ("audit.draws: 0", ["audit.draws", "0"]),
         ("split.test: 0.25", ["split", "1.05", "sum to 1"]),
+        (
+            "calibrate.error_shares: {quantity: 0.5, unlisted: 0.5, missing: 0.5}",
+            ["calibrate.error_shares", "1.5", "sum to 1"],
+        ),
+        (
+            "calibrate.error_shares: {quantity: 0.5, unlisted: 0.5, missing: 0, others: 0}",
+            ["calibrate.error_shares.others", "quantity, unlisted, missing"],
+        ),
+        ("train.counts: [1, 51]", ["train.counts", "51", "50"]),
         ("split.test: 0", ["split.test", "0", "greater than 0"]),
         ("fetch.counts: [2, 1]", ["fetch.counts", "[2, 1]", "ascending"]),
         ("fetch.counts: [1, 1, 2]", ["fetch.counts", "[1, 1, 2]", "once"]),

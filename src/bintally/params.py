@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from bintally.errors import UserError
+from bintally.errors import UserError, wrong_fields
 from bintally.yaml_files import read_yaml
 
 PARAMS_FILE = Path("params.yaml")
@@ -368,30 +368,6 @@ class Params(Section):
         return self.calibrate.counts or self.model_counts
 
 
-def _sentence(error: ValidationError) -> str:
-    messages = []
-    for detail in error.errors():
-        key = ".".join(map(str, detail["loc"])) or "the file"
-        if detail["type"] == "value_error":
-            reason = str(detail["ctx"]["error"])
-            messages.append(f"{key}: {reason}" if len(detail["loc"]) > 1 and not reason.startswith(key) else reason)
-        elif detail["type"] == "extra_forbidden":
-            section = Params.model_fields.get(str(detail["loc"][0])) if len(detail["loc"]) > 1 else None
-            known = section.annotation.model_fields if section else Params.model_fields  # type: ignore[union-attr]
-            value = f"its value: {_short(detail['input'])}"
-            messages.append(f"{key}: there is no such parameter ({value}), only {', '.join(known)}")
-        elif detail["type"] == "missing":
-            messages.append(f"{key}: is missing")
-        else:
-            messages.append(f"{key}: {_short(detail['input'])} is not allowed: {detail['msg'].lower()}")
-    return "; ".join(messages)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
-
-
 def load_params(path: Path = PARAMS_FILE) -> Params:
     """Every parameter, read and checked; a UserError names the key, the value and what is allowed."""
     return validate_params(read_yaml(path), path)
@@ -402,4 +378,4 @@ def validate_params(content: object, name: object) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{name}: {_sentence(error)}") from error
+        raise UserError(f"{name}: {wrong_fields(error, Params)}") from error

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from bintally.errors import UserError
+from bintally.errors import UserError, first_wrong_field
 from bintally.files import atomic_write, write_text
 from bintally.model.backbone import Backbone
 from bintally.model.network import CountingNetwork, Head
@@ -61,8 +61,7 @@ def load_card(folder: Path) -> ModelCard:
         with (folder / "card.json").open("rb") as file:
             return ModelCard.model_validate_json(file.read(MAX_CARD_BYTES))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise _incomplete(folder, f"card.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise _incomplete(folder, f"card.json: {first_wrong_field(error)}") from error
     except OSError as error:
         raise _incomplete(folder, error) from error
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from bintally.errors import UserError
+from bintally.errors import UserError, first_wrong_field
 from bintally.files import write_text
 from bintally.hashing import file_digest, sha256_hex
 from bintally.scoring.decoding import DECODINGS, Decoding, decode_counts
@@ -105,8 +105,7 @@ def load_calibration(folder: Path, beside_model: bool = True) -> Calibration:
             saved = _SavedCalibration.model_validate_json(file.read(MAX_BYTES))
         digest = _model_digest(folder) if beside_model else saved.model
     except (OSError, ValidationError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]])) if first else str(error)
+        reason = first_wrong_field(error) if isinstance(error, ValidationError) else str(error)
         raise UserError(f"{folder} holds no calibration: {reason[:200]}; `dvc repro` writes it") from error
     if digest != saved.model:
         raise UserError(

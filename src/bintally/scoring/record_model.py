@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from bintally.errors import UserError
+from bintally.errors import UserError, first_wrong_field
 from bintally.files import write_text
 from bintally.hashing import file_digest, sha256_hex
 from bintally.params import ErrorShares
@@ -217,8 +217,7 @@ def load_record_model(folder: Path, beside_calibration: bool = True) -> RecordMo
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]])) if first else str(error)
+        reason = first_wrong_field(error) if isinstance(error, ValidationError) else str(error)
         raise UserError(f"{folder / FILE} is damaged: {reason[:200]}; `dvc repro` writes it") from error
     if digest != saved.calibration:
         raise UserError(
