@@ -84,7 +84,7 @@ def _run(row: Json, seed: int, options: str) -> Json:
     finally:
         subprocess.run(["git", "checkout", "--quiet", "--", "params.yaml"], check=True, cwd=ROOT)
     seconds = time.monotonic() - start
-    metrics = {name: json.loads((ROOT / f"metrics/{name}.json").read_text()) for name in ("validation", "test")}
+    metrics = {name: _read(name) for name in ("validation", "test")}
     rules, given_products = metrics["test"]["decoding"], metrics["test"]["given_products"]
     train = sum(line["split"] == "train" for line in read_csv(ROOT / "data/splits.csv"))
     return {
@@ -93,7 +93,14 @@ def _run(row: Json, seed: int, options: str) -> Json:
         "decoding": rules,
         **{name: _by_chosen_rules(values, rules) for name, values in metrics.items()},
         "given_products": _by_chosen_rules(given_products, given_products["decoding"]),
+        "lists_alone": _read("benchmark")["rows_given_products"][-2:],
+        "audit": _read("audit"),
     }
+
+
+def _read(name: str) -> Json:
+    content: Json = json.loads((ROOT / f"metrics/{name}.json").read_text(encoding="utf-8"))
+    return content
 
 
 def _by_chosen_rules(metrics: Json, rules: dict[str, str]) -> Json:
@@ -102,7 +109,10 @@ def _by_chosen_rules(metrics: Json, rules: dict[str, str]) -> Json:
         "images": metrics["images"],
         "loss": metrics["loss"],
         "calibration_error": metrics["calibration_error"],
-        "interval_95": {key: metrics["interval_95"][rules[key]][key] for key in rules},
+        "interval_95": {
+            **{key: metrics["interval_95"][rules[key]][key] for key in rules},
+            **{key: metrics["interval_95"][key] for key in ("loss", "calibration_error")},
+        },
         **{key: metrics[rules[key]][key] for key in rules},
     }
 

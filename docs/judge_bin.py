@@ -16,7 +16,6 @@ import numpy as np
 from bintally import paths
 from bintally.bins.products import Product, listed_products, product_arrays
 from bintally.bins.shards import ShardReader, read_index
-from bintally.errors import UserError
 from bintally.files import read_csv
 from bintally.scoring.compositions import convolve, quantity_tables
 from bintally.scoring.metrics import Floats
@@ -165,15 +164,17 @@ def _number(value: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Print how an audit judged a bin, step by step.")
     parser.add_argument("id", help="of a bin in exports/audit/audit.csv")
-    bin_id = parser.parse_args().id
+    parser.add_argument("--error-rate", type=float, help="as given to the audit (default: that of the model)")
+    arguments = parser.parse_args()
+    bin_id = arguments.id
     rows = [row for row in read_csv(AUDIT) if row["id"] == bin_id and row["rank"]]
     entries = [entry for entry in read_index(paths.BINS) if entry.id == bin_id]
     if not rows or not entries:
-        raise UserError(f"{AUDIT} and {paths.BINS} have no judged bin {bin_id}; `bintally audit` writes the first")
+        parser.error(f"{AUDIT} and {paths.BINS} have no judged bin {bin_id}; `bintally audit` writes the first")
     model = require_record_model(paths.MODELS)
     products = listed_products(ShardReader(paths.BINS).record(entries[0]))
     probabilities = np.array([float(rows[0][f"p{count}"]) for count in model.answers.counts])
-    print(tables(model, products, probabilities, model.answers.record_error_rate))
+    print(tables(model, products, probabilities, arguments.error_rate or model.answers.record_error_rate))
 
 
 if __name__ == "__main__":

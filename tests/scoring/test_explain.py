@@ -59,6 +59,7 @@ def test_hypotheses_come_in_order_and_without_those_that_hardly_count() -> None:
     assert in_words(Hypothesis("right", 0.4), NAMES, QUANTITIES) == "as in the record"
     many = Judgements(np.full((1, 300, 6), 1 / 1800), np.zeros((1, 5)), np.zeros((1, 5)), np.ones(1), np.ones(1))
     assert len(hypotheses(many, 0, [1] * 300)) == 1  # each is improbable
+    assert verdict([Hypothesis("right", 0.4)], NAMES, QUANTITIES) == "probably wrong"
 
 
 def test_evidence_is_how_the_odds_of_an_error_change() -> None:

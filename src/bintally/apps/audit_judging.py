@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 from bintally.apps.audit_reading import AuditedBins
 from bintally.apps.predictions import prediction_rows
-from bintally.apps.records import explain_record, lists_of
+from bintally.apps.records import explain_record
 from bintally.bins.groups import group_bins
 from bintally.scoring.audit import rank_records
 from bintally.scoring.calibration import Floats
 from bintally.scoring.explain import Evidence, Hypothesis, evidence, likely_counts
 from bintally.scoring.judgement import Judgements
 from bintally.scoring.metrics import Counts
-from bintally.scoring.record_model import RecordModel
+from bintally.scoring.record_model import Lists, RecordModel
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def judge_bins(bins: AuditedBins, model: RecordModel, error_rate: float | None) 
         error_rate: fraction of records assumed to be wrong; None: that of the calibration.
     """
     share = error_rate or bins.calibration.record_error_rate
-    lists = lists_of(bins.records)
+    lists = Lists.of(bins.records)
     order, judged = rank_records(model, bins.probabilities, lists, share, bins.ids)
     bins, lists = bins.take(order), lists.take(order)
     given_products = model.count_given_products(bins.probabilities, lists)

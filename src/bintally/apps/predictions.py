@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bintally.apps.photographs import Photographs
-from bintally.apps.records import explain_record, lists_of, read_products
+from bintally.apps.records import explain_record, read_products
 from bintally.apps.scores import ScoredPart, Scores
 from bintally.bins.products import Product
 from bintally.bins.record import BadBin
@@ -22,7 +22,7 @@ from bintally.scoring.decoding import DECODINGS
 from bintally.scoring.explain import likely_counts
 from bintally.scoring.judgement import judge
 from bintally.scoring.metrics import Counts
-from bintally.scoring.record_model import RecordModel
+from bintally.scoring.record_model import Lists, RecordModel
 
 PREDICTION_COLUMNS = (*DECODINGS, "low", "high", "unsure")
 GIVEN_PRODUCTS = "given_products_"  # begins the names of columns of the count given the products
@@ -72,7 +72,7 @@ class RecordColumns:
         return list(found.values())
 
     def _of_records(self, records: Sequence[list[Product]], probabilities: Floats) -> Columns:
-        model, lists = self._model, lists_of(records)
+        model, lists = self._model, Lists.of(records)
         counted = np.flatnonzero(model.can_count(lists))
         given_products = model.count_given_products(probabilities[counted], lists.take(counted))
         rows = np.flatnonzero(model.totals.allow(lists.totals))

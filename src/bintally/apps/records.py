@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from bintally.apps.photographs import ReadFile
-from bintally.bins.products import Product, listed_products, product_arrays
+from bintally.bins.products import Product, listed_products
 from bintally.bins.record import BadBin, parse_record
 from bintally.scoring.explain import Hypothesis, hypotheses, verdict
 from bintally.scoring.judgement import Judgements
-from bintally.scoring.record_model import Lists
 
 
 def read_products(read: ReadFile) -> list[Product]:
@@ -21,11 +20,6 @@ def read_products(read: ReadFile) -> list[Product]:
     except BadBin as error:
         raise BadBin(f"record: {str(error).removeprefix('record ')}") from error
     return listed_products(body)
-
-
-def lists_of(records: Sequence[Sequence[Product]]) -> Lists:
-    """The products of each record as arrays."""
-    return Lists(*product_arrays(records))
 
 
 def explain_record(judged: Judgements, row: int, products: Sequence[Product]) -> tuple[list[Hypothesis], str]:

@@ -86,11 +86,11 @@ def verdict(found: Sequence[Hypothesis], names: Sequence[str], quantities: Seque
     right = sum(one.probability for one in found if one.kind == "right")
     errors = [one for one in found if one.kind != "right"]
     likeliest = in_words(errors[0], names, quantities) if errors else ""
-    if right > 0.5 or not errors:
+    if right > 0.5:
         return "probably as in the record" + (f"; otherwise {likeliest}" if errors else "")
-    if errors[0].probability > 0.5:
-        return f"probably {likeliest}"
-    return f"probably wrong, perhaps {likeliest}"
+    if not errors:
+        return "probably wrong"
+    return f"probably {likeliest}" if errors[0].probability > 0.5 else f"probably wrong, perhaps {likeliest}"
 
 
 @dataclass(frozen=True)

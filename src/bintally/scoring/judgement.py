@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bintally.scoring.compositions import convolve, quantity_tables
 from bintally.scoring.metrics import Counts, Floats
 from bintally.scoring.record_errors import DECIMALS, offsets, possible_errors, quotient
-from bintally.scoring.record_model import Lists, RecordModel
+from bintally.scoring.record_model import PRODUCTS_AT_ONCE, Lists, RecordModel
 
 NEVER = -1e30  # a logarithm of 0 that can be subtracted from itself
 
@@ -125,7 +125,7 @@ class _Hypotheses:
         last, lists = self._last, self._lists
         tables, whole = self._tables(lists.sizes, lists.present, 0)
         listed = self._listed(tables)
-        fewer = self._log_frequency_without_one() if self._most else np.zeros((self._number, 0))
+        fewer = self._log_frequency_without_one()
         result = np.empty((self._number, self._most, last + 1))
         for place in range(self._most):
             others = listed.sum(1) - listed[:, place]
@@ -151,14 +151,18 @@ class _Hypotheses:
 
     def _log_frequency_without_one(self) -> Floats:
         """(n, m) how frequent the listed compositions are without one of their products."""
-        most = self._most
-        others = np.array([[other for other in range(most) if other != place] for place in range(most)], np.int64)
-        rows = self._number * most
-        fewer = Lists(
-            self._lists.quantities[:, others].reshape(rows, most - 1),
-            self._lists.sizes[:, others].reshape(rows, most - 1, self._lists.sizes.shape[2]),
-        )
-        return _Hypotheses(self._model, fewer)._log_frequency_as_listed().reshape(self._number, most)
+        number, most = self._number, self._most
+        result = np.empty((number, most))
+        at_once = max(1, PRODUCTS_AT_ONCE // max(1, number * most))
+        for first in range(0, most, at_once):
+            places = range(first, min(first + at_once, most))
+            others = np.array([[other for other in range(most) if other != place] for place in places], np.int64)
+            shape = number * len(places), most - 1
+            sizes = self._lists.sizes[:, others]
+            fewer = Lists(self._lists.quantities[:, others].reshape(shape), sizes.reshape(*shape, sizes.shape[-1]))
+            frequencies = _Hypotheses(self._model, fewer)._log_frequency_as_listed()
+            result[:, places] = frequencies.reshape(number, len(places))
+        return result
 
     def _log_error_of_missing(self, place: int) -> Floats:
         """(n,) the log-probability that a product was added to the true contents in the quantity listed."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from bintally.bins.products import Product, product_arrays
 from bintally.errors import UserError, first_wrong_field
 from bintally.files import write_text
 from bintally.hashing import file_digest, sha256_hex
@@ -23,6 +24,7 @@ from bintally.scoring.metrics import Counts, Floats
 from bintally.scoring.record_errors import Totals
 
 FILE = "records.json"
+PRODUCTS_AT_ONCE = 100_000
 FLOOR = 1e-12  # of a probability whose logarithm is taken
 PENALTY = 1.0  # of a squared offset of a count
 DIGITS = 5  # of a saved number, behind the point
@@ -41,6 +43,11 @@ class Lists:
     sizes: Floats
     """(n, m, sizes) as in :data:`bintally.bins.products.SIZES`, NaN where not known."""
 
+    @classmethod
+    def of(cls, bins: Sequence[Sequence[Product]]) -> "Lists":
+        """What the products of each bin are as arrays."""
+        return cls(*product_arrays(bins))
+
     @property
     def present(self) -> NDArray[np.bool_]:
         return self.quantities > 0
@@ -54,15 +61,21 @@ class Lists:
         return Lists(self.quantities[rows], self.sizes[rows])
 
     def by_length(self) -> Iterator[tuple[Counts, Counts, "Lists"]]:
-        """The records of each number of products: their rows, (k,), the places of the products, (k, number), and
-        lists, (k, number), without empty places.
+        """Records of the same number of products: their rows, (k,), the places of the products, (k, number), and
+        lists, (k, number), without empty places. No more at once than PRODUCTS_AT_ONCE, so that memory has a bound.
         """
         number = self.present.sum(1)
-        for length in np.unique(number):
-            rows = np.flatnonzero(number == length)
-            places = np.argsort(~self.present[rows], 1, kind="stable")[:, :length]
-            chosen = rows[:, None], places
-            yield rows, places, Lists(self.quantities[chosen], self.sizes[chosen])
+        for length in np.unique(number).tolist():
+            at_once = max(1, PRODUCTS_AT_ONCE // max(1, length))
+            of_length = np.flatnonzero(number == length)
+            yield from (
+                self._packed(of_length[start : start + at_once], length) for start in range(0, len(of_length), at_once)
+            )
+
+    def _packed(self, rows: Counts, length: int) -> tuple[Counts, Counts, "Lists"]:
+        places = np.argsort(~self.present[rows], 1, kind="stable")[:, :length]
+        chosen = rows[:, None], places
+        return rows, places, Lists(self.quantities[chosen], self.sizes[chosen])
 
 
 class RecordModel(BaseModel):
@@ -210,15 +223,16 @@ def load_record_model(folder: Path, beside_calibration: bool = True) -> RecordMo
 
     Raises UserError if it is damaged or another model's.
     """
+    path = folder / FILE
+    if not path.exists():
+        return None
     try:
-        with (folder / FILE).open("rb") as file:
+        with path.open("rb") as file:
             saved = _SavedRecordModel.model_validate_json(file.read(MAX_BYTES))
         digest = _calibration_digest(folder) if beside_calibration else saved.calibration
-    except FileNotFoundError:
-        return None
     except (OSError, ValidationError) as error:
         reason = first_wrong_field(error) if isinstance(error, ValidationError) else str(error)
-        raise UserError(f"{folder / FILE} is damaged: {reason[:200]}; `dvc repro` writes it") from error
+        raise UserError(f"{path} is damaged: {reason[:200]}; `dvc repro` writes it") from error
     if digest != saved.calibration:
         raise UserError(
             f"{folder}: {FILE} was fitted for another model than calibration.json beside it; copy all files of one "

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from bintally.bins.products import Product, product_arrays
+from bintally.bins.products import Product
 from bintally.scoring import explain
 from bintally.scoring.calibration import Calibration, predict_counts
 from bintally.scoring.judgement import Judgements, judge
@@ -173,7 +173,7 @@ def read_records(
             check_count(row, total, calibration) for row, total in zip(probabilities.tolist(), totals, strict=True)
         ]
         return [Reading(None, _without_record_model(check)) for check in checks]
-    lists = Lists(*product_arrays(records))
+    lists = Lists.of(records)
     can_count = model.can_count(lists)
     given = counted_items(model.count_given_products(probabilities, lists), model.answers)
     rows = np.flatnonzero(model.totals.allow(lists.totals))

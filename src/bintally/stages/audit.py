@@ -12,7 +12,6 @@ import numpy as np
 
 from bintally import paths
 from bintally.bins.contents import read_contents
-from bintally.bins.products import product_arrays
 from bintally.errors import UserError
 from bintally.files import METRIC_DIGITS, read_csv, write_csv, write_json
 from bintally.params import ErrorShares, Params
@@ -117,6 +116,7 @@ def _not_assumed(assumed: Errors) -> dict[str, Errors]:
     only_quantity = ErrorShares(quantity=1, unlisted=0, missing=0)
     return {
         "none_missing": Errors(assumed.rate, ErrorShares(quantity=0.5, unlisted=0.5, missing=0)),
+        "many_missing": Errors(assumed.rate, ErrorShares(quantity=0.35, unlisted=0.35, missing=0.3)),
         "only_by_one": Errors(assumed.rate, only_quantity, furthest=1),
         "only_left_out": Errors(assumed.rate, ErrorShares(quantity=0, unlisted=1, missing=0)),
         "rate_3_percent": Errors(0.03, assumed.shares),
@@ -134,7 +134,7 @@ def _read_bins(model: RecordModel) -> Bins:
         raise UserError(
             f"{paths.PREDICTIONS} is not of this calibration or of these bins: {error} is missing; run `dvc repro`"
         ) from error
-    lists = Lists(*product_arrays([one.products for one in contents]))
+    lists = Lists.of([one.products for one in contents])
     known = np.array([one.is_known for one in contents], bool) & model.totals.allow(lists.totals)
     rows = np.flatnonzero(known)
     if len(rows) < 2:

@@ -7,7 +7,6 @@ import numpy as np
 
 from bintally import paths
 from bintally.bins.contents import read_contents
-from bintally.bins.products import product_arrays
 from bintally.errors import UserError
 from bintally.files import METRIC_DIGITS, read_csv, write_json
 from bintally.params import Params
@@ -98,14 +97,14 @@ def _learn_compositions(table: Sequence[Mapping[str, str]], totals: Totals) -> C
     """How frequent compositions are among the training records that say what lies in the bin."""
     ids = [row["id"] for row in table if row["split"] == "train"]
     contents = read_contents(paths.BINS, paths.CORRECTIONS, ids)
-    lists = Lists(*product_arrays([one.products for one in contents if one.is_known]))
+    lists = Lists.of([one.products for one in contents if one.is_known])
     learned = lists.take(np.flatnonzero(totals.allow(lists.totals)))
     return fit_compositions(learned.quantities, learned.sizes, totals)
 
 
 def _lists(table: Sequence[Mapping[str, str]], rows: Sequence[int]) -> Lists:
     contents = read_contents(paths.BINS, paths.CORRECTIONS, [table[row]["id"] for row in rows])
-    return Lists(*product_arrays([one.products for one in contents]))
+    return Lists.of([one.products for one in contents])
 
 
 if __name__ == "__main__":

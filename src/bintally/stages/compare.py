@@ -13,7 +13,6 @@ import numpy as np
 
 from bintally import paths
 from bintally.bins.contents import read_contents
-from bintally.bins.products import product_arrays
 from bintally.files import METRIC_DIGITS, read_csv, write_json, write_text
 from bintally.params import Params
 from bintally.scoring import figures
@@ -87,7 +86,7 @@ def _model_rows(name: str, metrics: Mapping[str, Any], demo: bool) -> list[Bench
 
 def _lists(rows: Sequence[Mapping[str, str]]) -> Lists:
     contents = read_contents(paths.BINS, paths.CORRECTIONS, [row["id"] for row in rows])
-    return Lists(*product_arrays([one.products for one in contents]))
+    return Lists.of([one.products for one in contents])
 
 
 def _as_dicts(rows: Sequence[BenchmarkRow]) -> list[dict[str, object]]:

@@ -8,7 +8,6 @@ import numpy as np
 from bintally import paths
 from bintally.bins.contents import read_contents
 from bintally.bins.images import decode_fetched
-from bintally.bins.products import product_arrays
 from bintally.bins.shards import ShardReader, read_index
 from bintally.errors import UserError
 from bintally.files import METRIC_DIGITS, read_csv, write_csv, write_json
@@ -69,7 +68,7 @@ def main(params: Params) -> None:
 
 def _count_given_products(records: RecordModel, probabilities: Floats, ids: list[str]) -> Floats:
     contents = read_contents(paths.BINS, paths.CORRECTIONS, ids)
-    lists = Lists(*product_arrays([one.products for one in contents]))
+    lists = Lists.of([one.products for one in contents])
     return records.count_given_products(probabilities, lists)
 
 
