@@ -12,9 +12,11 @@ from bintally.bins.shards import write_shards
 from bintally.errors import UserError
 from bintally.files import write_csv
 from bintally.params import Params, load_params
-from bintally.scoring.calibration import save_calibration
+from bintally.scoring.calibration import Calibration, save_calibration
+from bintally.scoring.record_model import save_record_model
 from bintally.stages import audit, calibrate, evaluate
 from small import CALIBRATION, bins
+from small_records import record_model, record_text
 
 ROOT = Path(__file__).parents[2]
 COUNTS = CALIBRATION.counts
@@ -26,7 +28,16 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     """The parameters, in a working directory with what the stages read: half of the bins are test bins."""
     monkeypatch.chdir(tmp_path)
     made = bins()
-    copies = [replace(made[n % len(made)], id=f"{n:02}", count=COUNTS[n % 3], group=f"{n:02}") for n in range(BINS)]
+    copies = [
+        replace(
+            made[n % len(made)],
+            id=f"{n:02}",
+            count=count,
+            group=f"{n:02}",
+            record=record_text(A=1, B=count - 1).encode(),
+        )
+        for n, count in enumerate((COUNTS * BINS)[:BINS])
+    ]
     write_shards(paths.BINS, copies)
     rows = [(one.id, one.count, one.group, ("validation", "test")[n % 2]) for n, one in enumerate(copies)]
     write_csv(paths.SPLITS, ["id", "count", "group", "split"], rows)
@@ -36,7 +47,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
         path = paths.MODELS / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(name)
-    save_calibration(paths.MODELS, CALIBRATION)
+    save_models(CALIBRATION)
     loaded = load_params(ROOT / "params.yaml")
     return loaded.model_copy(
         update={
@@ -45,6 +56,12 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
             "audit": loaded.audit.model_copy(update={"draws": 2}),
         }
     )
+
+
+def save_models(calibration: Calibration) -> None:
+    save_calibration(paths.MODELS, calibration)
+    answers = record_model().answers.model_copy(update={"record_error_rate": calibration.record_error_rate})
+    save_record_model(paths.MODELS, record_model().model_copy(update={"answers": answers}))
 
 
 def change(rows: int = BINS, classes: int = 5, missing: int = 0) -> None:
@@ -93,7 +110,7 @@ def test_predictions_of_another_calibration_or_of_other_bins_are_not_audited(par
 
 
 def test_all_records_but_one_may_be_wrong(params: Params) -> None:
-    save_calibration(paths.MODELS, CALIBRATION.model_copy(update={"record_error_rate": 0.99}))
+    save_models(CALIBRATION.model_copy(update={"record_error_rate": 0.99}))
     evaluate.main(params)
     audit.main(params)
     assert '"images": 10' in paths.AUDIT_METRICS.read_text()
