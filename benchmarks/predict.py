@@ -198,7 +198,7 @@ def _plain(folder: Path, images: Path, to: Path, loader: bool) -> None:
         if loader
         else (dataset[at][None] for at in range(len(paths)))
     )
-    rows = np.concatenate([plain.distributions(batch) for batch in batches])
+    rows = np.concatenate([plain.predict(batch).probabilities for batch in batches])
     with to.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", *(f"p{count}" for count in plain.counts)])

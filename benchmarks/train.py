@@ -1,10 +1,11 @@
 """Training speed of this engine, its upper bound, the study's method and PyTorch's ImageNet example.
 
 Every contender runs in its own process on the same rendered bins, one after the other, so that its peak memory is its
-own (resident on a CPU, allocated on a GPU). All have the same network, image size and batch size.
+own (resident on a CPU, allocated on a GPU). All have the same network, image size and batch size; the head that reads
+photographs with lists of products is trained by the engine and its ceiling alone.
 
 engine      encoded arrays by memory map, uint8 to the device, mirrored and augmented there, checkpoints, validation
-ceiling     the bare step on batches of a tensor in memory (on a GPU: its own), the bare validation
+ceiling     the bare step, of both heads, on batches of a tensor in memory (on a GPU: its own), the bare validation
 study       ImageFolder, PIL transforms (resize, mirror), DataLoader, Adam; a frozen backbone runs in every epoch
 imagenet    ImageFolder, PIL transforms (random crop, mirror), DataLoader, SGD, as PyTorch's ImageNet example has them
 
@@ -33,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from bintally.apps.seaweedfs import free_ports
@@ -43,13 +45,15 @@ from bintally.model.backbone import IMAGENET_MEAN, IMAGENET_STD, LITE, LITE_MEAN
 from bintally.model.encoded import Kind, MemoryMappedRows
 from bintally.model.encoding import encode
 from bintally.model.images import decode_bin
-from bintally.model.network import CountingNetwork, Head, log_probabilities
+from bintally.model.network import CountingNetwork, EvidenceHead, Head, predict_views
 from bintally.model.pretrained import load_weights
 from bintally.model.views import stack_views
 from bintally.params import Params, load_params
 from bintally.resources import default_device
+from bintally.scoring.evidence import FEATURES
 from bintally.training.checkpoint import Checkpoints
 from bintally.training.distributed import process_group
+from bintally.training.lists import ListInputs
 from bintally.training.loop import fit
 from bintally.training.samples import Samples
 from common import ROOT, make_bins, report, rounded, say, timed
@@ -210,7 +214,8 @@ def _run(arguments: argparse.Namespace, contender: str, ranks: int = 1) -> Figur
     started = []
     for rank in range(ranks):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
-        variables = {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        torchrun = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RESTART_COUNT": "0"}
+        variables = {name: str(value) for name, value in place.items()} | torchrun
         threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
         environment = os.environ | variables | {"OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT / "src")}
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
@@ -241,7 +246,8 @@ def _params(arguments: argparse.Namespace, trainable: str | int) -> Params:
 def _network(arguments: argparse.Namespace) -> CountingNetwork:
     backbone = Backbone(arguments.backbone, arguments.image_size, "every_scale")
     load_weights(backbone, "DEFAULT" if arguments.backbone in LITE else "none")
-    return CountingNetwork(backbone, Head(backbone.width, 512, 5, ordinal=False, seed=1))
+    head = Head(backbone.width, 512, 5, ordinal=False, seed=1)
+    return CountingNetwork(backbone, head, EvidenceHead(backbone.width, 512, FEATURES, 5, seed=1))
 
 
 def _encode(part: str, arguments: argparse.Namespace) -> Figures:
@@ -263,9 +269,13 @@ def _samples(arguments: argparse.Namespace, part: str) -> tuple[Samples, Samples
     rows = MemoryMappedRows(arguments.folder / kind / "array.npy")
     classes = np.arange(arguments.bins + VALIDATION) % 5
     every = np.arange(arguments.bins), np.arange(arguments.bins, len(classes))
-    train, validation = (
-        Samples(rows, kind, some, classes[some], *2 * ([str(row) for row in some],), True) for some in every
-    )
+
+    def samples(some: NDArray[np.int64]) -> Samples:
+        names = [str(row) for row in some]
+        lists = ListInputs(np.ones((len(some), FEATURES), np.float32), np.zeros((len(some), 5), np.float32))
+        return Samples(rows, kind, some, classes[some], names, names, True, lists)
+
+    train, validation = map(samples, every)
     return train, validation
 
 
@@ -288,10 +298,12 @@ def _ceiling(kind: str, arguments: argparse.Namespace) -> Figures:
     device = default_device()
     network = _network(arguments).to(device)
     train, validation = _samples(arguments, kind)
-    model: nn.Module = network if kind == "full" else network.head
+    model = network if kind == "full" else network.heads()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.0001, fused=True)
     memory = torch.from_numpy(train.source.take(train.rows)).to(device)
     classes = torch.from_numpy(train.classes).to(device)
+    assert train.lists
+    lists, priors = (torch.from_numpy(one).to(device) for one in (train.lists.features, train.lists.log_prior))
     held_out = torch.from_numpy(validation.source.take(validation.rows)).to(device)
     bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
 
@@ -301,12 +313,14 @@ def _ceiling(kind: str, arguments: argparse.Namespace) -> Figures:
             inputs, targets = memory[chosen, 0] if kind == "frozen" else memory[chosen], classes[chosen]
             optimizer.zero_grad()
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                logits = model(inputs)
-            nn.functional.cross_entropy(logits.float(), targets).backward()
+                logits, tables = model.outputs(inputs)
+            given_products = priors[chosen] + torch.einsum("nf,nfc->nc", lists[chosen], tables.float())
+            losses = (nn.functional.cross_entropy(scores, targets) for scores in (logits.float(), given_products))
+            sum(losses, torch.zeros((), device=device)).backward()
             optimizer.step()
         model.eval()
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            log_probabilities(model, held_out if kind == "frozen" else stack_views(held_out, True)).sum().item()
+            predict_views(model, held_out if kind == "frozen" else stack_views(held_out, True))[0].sum().item()
 
     return _timed_epochs(epoch, arguments.epochs)
 

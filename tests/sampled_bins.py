@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
+from bintally.scoring.lists import Lists
 from bintally.scoring.record_errors import Totals
-from bintally.scoring.record_model import Lists
 
 NUMBERS = np.array([0.3, 0.45, 0.25])  # shares of bins with 1, 2 and 3 products
 QUANTITIES = np.array([0.6, 0.25, 0.1, 0.05])  # of products with 1, 2, … items, before sums are restricted

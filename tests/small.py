@@ -10,9 +10,10 @@ from bintally.bins.trained_on import photograph_digest
 from bintally.demo.warehouse import DemoWarehouse
 from bintally.model.backbone import LITE, Backbone
 from bintally.model.card import ModelCard
-from bintally.model.network import CountingNetwork, Head
+from bintally.model.network import CountingNetwork, EvidenceHead, Head
 from bintally.model.pretrained import load_weights
 from bintally.scoring.calibration import Calibration
+from bintally.scoring.evidence import FEATURES, ListFeatures
 
 SIZE = 64
 LEARNED = b"a photograph that CARD's model was trained on"
@@ -25,6 +26,7 @@ CARD = ModelCard(
     mirror=True,
     counts=[1, 2, 3, 4, 5],
     hidden=16,
+    list_features=ListFeatures(means=[3.0, 2.0, 1.0, -0.5], deviations=[1.5, 0.5, 0.75, 1.0]),
     parameters={"train": {"lr": 0.01, "clip_grad_norm": None}},
     data="abc",
     trained_on=hashlib.sha256(photograph_digest(LEARNED).to_bytes(8, "little")).hexdigest(),
@@ -46,13 +48,14 @@ CALIBRATION = Calibration(
 
 @cache
 def counting_network() -> CountingNetwork:
-    """CARD's network with ImageNet weights and a head of large weights, which make the distributions differ."""
+    """CARD's network with ImageNet weights and heads of large weights, which make the outputs differ."""
     backbone = Backbone(CARD.backbone, CARD.image_size, CARD.features)
     load_weights(backbone, "DEFAULT")
-    network = CountingNetwork(
-        backbone, Head(backbone.width, CARD.hidden, len(CARD.counts), CARD.ordinal, seed=1)
-    ).eval()
-    network.get_parameter("head.2.weight").data *= 10
+    head = Head(backbone.width, CARD.hidden, len(CARD.counts), CARD.ordinal, seed=1)
+    evidence = EvidenceHead(backbone.width, CARD.hidden, FEATURES, len(CARD.counts), seed=2)
+    network = CountingNetwork(backbone, head, evidence).eval()
+    for name in ("head", "evidence"):
+        network.get_parameter(f"{name}.2.weight").data *= 10
     return network
 
 

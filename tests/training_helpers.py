@@ -19,14 +19,15 @@ from torch import distributed, nn
 from bintally.errors import UserError
 from bintally.model.backbone import Backbone
 from bintally.model.encoded import Kind, MemoryMappedRows
-from bintally.model.network import CountingNetwork, Head
+from bintally.model.network import CountingNetwork, EvidenceHead, Head
 from bintally.params import Params, load_params
 from bintally.training.distributed import RankContext, exit_process, process_group
+from bintally.training.lists import ListInputs
 from bintally.training.samples import Samples
 
 CPU = torch.device("cpu")
 PARAMS = load_params(Path(__file__).parents[1] / "params.yaml")
-CLASSES, WIDTH, SIZE = 3, 8, 12
+CLASSES, WIDTH, SIZE, LIST_FEATURES = 3, 8, 12, 2
 
 Tensors = dict[str, torch.Tensor]
 
@@ -72,14 +73,23 @@ def memory_mapped(array: NDArray[Any], folder: Path) -> MemoryMappedRows:
 
 def split_samples(source: MemoryMappedRows, classes: NDArray[np.int64], mirrored: bool) -> tuple[Samples, Samples]:
     """Training samples and, of every third row, validation samples; row 7 is named bin-07."""
-    every = np.arange(len(classes))
+    every, lists = np.arange(len(classes)), random_lists(len(classes))
 
     def samples(rows: NDArray[np.int64]) -> Samples:
         names, groups = [f"bin-{row:02}" for row in rows], [f"bin-{row - row % 3 // 2:02}" for row in rows]
         kind: Kind = "features" if len(source.shape) == 3 else "pixels"
-        return Samples(source, kind, rows, classes[rows], names, groups, mirrored)
+        of_rows = ListInputs(lists.features[rows], lists.log_prior[rows])
+        return Samples(source, kind, rows, classes[rows], names, groups, mirrored, of_rows)
 
     return samples(every[every % 3 > 0]), samples(every[every % 3 == 0])
+
+
+def random_lists(number: int) -> ListInputs:
+    """Features, of which one is the same, and frequencies that say nothing of the classes; some are not known."""
+    random, known = np.random.default_rng(2), np.arange(number)[:, None] % 4 > 0
+    features = np.stack([np.ones(number), random.normal(size=number)], 1) * known
+    log_prior = np.log(random.dirichlet(np.ones(CLASSES), number)) * known
+    return ListInputs(features.astype(np.float32), log_prior.astype(np.float32))
 
 
 def feature_array(noise: float = 0.3, mirrored: bool = True) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -126,7 +136,8 @@ class TinyBackbone(Backbone):
 def tiny_network(seed: int = 4, backbone: type[Backbone] = TinyBackbone, ordinal: bool = False) -> CountingNetwork:
     torch.manual_seed(seed)
     create: Callable[[], Backbone] = backbone
-    return CountingNetwork(create(), Head(WIDTH, TRAIN["hidden"], CLASSES, ordinal, seed))
+    head = Head(WIDTH, TRAIN["hidden"], CLASSES, ordinal, seed)
+    return CountingNetwork(create(), head, EvidenceHead(WIDTH, TRAIN["hidden"], LIST_FEATURES, CLASSES, seed))
 
 
 def copy_state(module: nn.Module) -> Tensors:

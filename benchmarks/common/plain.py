@@ -3,23 +3,24 @@
 import io
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 
+from bintally.bins.products import SIZES
+from bintally.inference.predictor import Predictions
 from bintally.inference.runtime import calibrated_network
 from bintally.model.backbone import LITE, LITE_MEAN, LITE_STD, Backbone
 from bintally.model.card import ModelCard, load_model, save_model
-from bintally.model.network import CountingNetwork, Head
+from bintally.model.network import CountingNetwork, EvidenceHead, Head
 from bintally.model.pretrained import load_weights
 from bintally.scoring.calibration import Calibration, load_calibration, save_calibration
+from bintally.scoring.evidence import FEATURES, ListFeatures
 from common import COUNTS
 
 
 class Plain:
-    """PIL, torchvision's transforms and PyTorch behind the methods of a Predictor, `decode` and `distributions`."""
+    """PIL, torchvision's transforms and PyTorch behind the methods of a Predictor, `decode` and `predict`."""
 
     def __init__(self, folder: Path) -> None:
         network, card = load_model(folder)
@@ -41,16 +42,18 @@ class Plain:
         return pixels
 
     @torch.inference_mode()
-    def distributions(self, pixels: torch.Tensor) -> NDArray[np.float32]:
-        """Calibrated probabilities, (n, counts), of decoded photographs; one call at a time."""
-        return self._model(pixels).numpy()  # type: ignore[no-any-return]
+    def predict(self, pixels: torch.Tensor) -> Predictions:
+        """Predictions for decoded photographs; one call at a time."""
+        probabilities, tables = self._model(pixels)
+        return Predictions(probabilities.double().numpy(), tables.double().numpy())
 
 
 def make_model(folder: Path, size: int = 224) -> None:
-    """Save a model with an untrained head, which takes as long as a trained one."""
+    """Save a model with untrained heads, which takes as long as a trained one."""
     backbone = Backbone(LITE[0], size, "every_scale")
     load_weights(backbone, "DEFAULT")
-    network = CountingNetwork(backbone, Head(backbone.width, 512, len(COUNTS), ordinal=False, seed=1))
+    head = Head(backbone.width, 512, len(COUNTS), ordinal=False, seed=1)
+    network = CountingNetwork(backbone, head, EvidenceHead(backbone.width, 512, FEATURES, len(COUNTS), seed=1))
     save_model(
         folder,
         network,
@@ -63,6 +66,7 @@ def make_model(folder: Path, size: int = 224) -> None:
             mirror=True,
             counts=COUNTS,
             hidden=512,
+            list_features=ListFeatures(means=[0.0] * len(SIZES), deviations=[1.0] * len(SIZES)),
             parameters={},
             data="none",
             validation={},

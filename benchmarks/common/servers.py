@@ -38,7 +38,7 @@ def _plain(folder: Path, port: int) -> None:
     def invocations(photograph: Photograph) -> dict[str, Any]:
         pixels = model.decode(photograph)
         with lock:
-            probabilities = model.distributions(pixels[None])[0]
+            probabilities = model.predict(pixels[None]).probabilities[0]
         return _response(model.counts, probabilities)
 
     uvicorn.run(app, port=port, log_level="warning")
@@ -65,7 +65,7 @@ class Counter(litserve.LitAPI):  # type: ignore[misc]
         return self._model.decode(request)
 
     def predict(self, x: Any) -> Any:
-        return self._model.distributions(x)
+        return self._model.predict(x).probabilities
 
     def encode_response(self, output: NDArray[Any]) -> dict[str, Any]:
         return _response(self._counts, output)

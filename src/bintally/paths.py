@@ -7,6 +7,7 @@ CORRECTIONS = Path("data/corrections.csv")  # of no stage: `bintally audit --acc
 SPLITS = Path("data/splits.csv")
 ENCODED = Path("data/encoded")
 LOG_PROBABILITIES = Path("data/log_probabilities.npy")
+EVIDENCE = Path("data/evidence.npy")
 PREDICTIONS = Path("data/predictions.csv")
 MODELS = Path("models")  # train writes the model, calibrate how to read what it says
 MODEL_FILES = ("model.safetensors", "card.json", "calibration.json")

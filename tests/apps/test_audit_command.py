@@ -20,17 +20,17 @@ from bintally.bins.record import parse_record
 from bintally.bins.shards import Bin, write_shards
 from bintally.bins.trained_on import FILE, photograph_digest, save_digests
 from bintally.files import read_csv, write_csv
-from bintally.inference.predictor import Predictor
 from bintally.params import load_params
 from bintally.scoring.audit import estimate_recounts
 from bintally.scoring.calibration import predict_counts
 from bintally.scoring.explain import evidence
 from bintally.scoring.judgement import judge
-from bintally.scoring.record_model import Lists, save_record_model
+from bintally.scoring.lists import Lists
+from bintally.scoring.record_model import save_record_model
 from bintally.stages import split
 from s3_stub import Answer, Request, error, stub_server
-from small import CALIBRATION, CARD, LEARNED, bins, counting_network
-from small_records import record_model
+from small import CALIBRATION, LEARNED, bins
+from small_records import record_model, saw
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "</script><script>window.hurt = 1</script><img src=x onerror='window.hurt = 2'>"
@@ -93,7 +93,8 @@ def test_records_are_ranked_by_their_error_probability(
     project: list[Bin], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(monkeypatch, "--budget", "3", "--error-rate", "0.2")
-    probabilities = Predictor(counting_network(), CARD, CALIBRATION)([one.image for one in project])
+    seen = saw([one.image for one in project])
+    probabilities = seen.probabilities
     model, lists = record_model(), Lists(*product_arrays([listed_products(one.record) for one in project]))
     judged = judge(model, probabilities, lists, 0.2)
     expected = judged.error
@@ -111,7 +112,7 @@ def test_records_are_ranked_by_their_error_probability(
         np.testing.assert_allclose([float(row[name]) for row in rows], values, rtol=1e-3)
     assert [int(row["likely_count"]) for row in rows] == np.array(COUNTS)[judged.counts.argmax(1)].tolist()
     alone = predict_counts(probabilities[order], CALIBRATION)
-    given = predict_counts(model.count_given_products(probabilities, lists)[order], model.answers)
+    given = predict_counts(model.count_given_products(probabilities, seen.tables, lists)[order], model.answers)
     for prefix, counted in (("", alone), ("given_products_", given)):
         assert [int(row[f"{prefix}most_probable"]) for row in rows] == counted.by_rule["most_probable"].tolist()
         assert [int(row[f"{prefix}low"]) for row in rows] == counted.low.tolist()
@@ -261,7 +262,7 @@ def test_a_photograph_that_cannot_be_shown_has_the_reason_in_its_place(
     [
         (["album"], "album has no records to audit"),
         (["--model", "older"], "older/trained_on.bin does not exist: it lists what the model was trained on"),
-        (["--model", "oldest"], "`dvc repro calibrate` writes it, without training again"),
+        (["--model", "oldest"], "`dvc repro` makes one that can"),
         (["--accept", "misfit.csv"], "'misfit.csv', line 2: '{id},9,unlisted,1' does not fit the record"),
         (["--accept", "none.csv"], "'none.csv' does not exist"),
         (["--accept", "zeros.csv"], "there is no bin 1, but 00001: a spreadsheet removes zeros in front"),

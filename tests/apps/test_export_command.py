@@ -1,4 +1,4 @@
-"""`bintally export`: encoded bins, predictor and exported files give the same probabilities."""
+"""`bintally export`: encoded bins, predictor and exported files give the same outputs."""
 
 import re
 import sys
@@ -55,32 +55,35 @@ def error_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     return captured.err
 
 
-def test_encoded_bins_predictor_and_exported_files_give_the_same_probabilities(
+def test_encoded_bins_predictor_and_exported_files_give_the_same_outputs(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(monkeypatch)
     lines = capsys.readouterr().out.splitlines()
-    pattern = r"exports/model\.{}: probabilities within \d\.\de[-+]\d\d of the model's on {} images"
+    pattern = r"exports/model\.{}: outputs within \d\.\de[-+]\d\d of the model's on {} images"
     assert len(lines) == 2
     for line, suffix in zip(lines, ("onnx", "pt2"), strict=True):
         assert re.fullmatch(pattern.format(suffix, len(bins())), line), line
 
     rows = np.arange(len(bins()))[::-1]
     (network, card), calibration = load_model(paths.MODELS), load_calibration(paths.MODELS)
-    logs = predict_encoded(network, card.mirror, load_encoded(paths.ENCODED), rows)[::-1]
-    scored = calibrated(logs, CARD.counts, calibration.counts, calibration.temperature)
-    assert scored.std(0).mean() > 0.01  # else equality would show nothing
+    logs, evidence = predict_encoded(network, card.mirror, load_encoded(paths.ENCODED), rows)
+    scored = calibrated(logs[::-1], CARD.counts, calibration.counts, calibration.temperature)
+    tables = evidence[::-1][..., np.searchsorted(CARD.counts, calibration.counts)]
+    assert min(scored.std(0).mean(), tables.std(0).mean()) > 0.01  # else equality would show nothing
     predicted = Predictor(network, card, calibration)([one.image for one in bins()])
     np.testing.assert_allclose(predicted, scored, atol=1e-4)
     pixels = torch.stack([decode(one.image, 64) for one in bins()])
     import onnxruntime  # not before bintally.inference, which keeps it from sending reports
 
     session = onnxruntime.InferenceSession("exports/model.onnx", providers=["CPUExecutionProvider"])
-    np.testing.assert_allclose(session.run(None, {"images": pixels.numpy()})[0], scored, atol=1e-4)
+    of_onnx = session.run(["probabilities", "evidence"], {"images": pixels.numpy()})
     assert session.get_modelmeta().custom_metadata_map["records"] == "null", "models holds no record model"
     with torch.inference_mode():
-        program = torch.export.load("exports/model.pt2").module()(pixels)
-    np.testing.assert_allclose(program.numpy(), scored, atol=1e-4)
+        of_program = torch.export.load("exports/model.pt2").module()(pixels)
+    for found, found_tables in (of_onnx, of_program):
+        np.testing.assert_allclose(found, scored, atol=1e-4)
+        np.testing.assert_allclose(found_tables, tables, atol=1e-4)
 
 
 def test_missing_model_data_or_folder_ends_with_one_line(

@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
+from torch.onnx.errors import OnnxExporterError
 
 from bintally import cli, paths
 from bintally.apps import predictions, scores
@@ -23,14 +24,16 @@ from bintally.bins.objects import image_key, record_key
 from bintally.bins.products import listed_products, product_arrays
 from bintally.bins.shards import write_shards
 from bintally.files import SCRATCH, read_csv
+from bintally.inference import runtime
 from bintally.inference.predictor import Predictor
 from bintally.model.encoding import BATCH
-from bintally.scoring.calibration import Floats, predict_counts
+from bintally.scoring.calibration import predict_counts
 from bintally.scoring.judgement import judge
-from bintally.scoring.record_model import Lists, save_record_model
+from bintally.scoring.lists import Lists
+from bintally.scoring.record_model import save_record_model
 from s3_stub import Answer, Request, error, stub_server
 from small import CALIBRATION, CARD, bins, counting_network
-from small_records import record_model, record_text
+from small_records import older_network, older_record_model, record_model, record_text, save_older_model, saw
 
 PARTS = 3
 ROOT = Path(__file__).parents[2]
@@ -154,14 +157,36 @@ def test_records_add_columns_and_leave_the_photographs_own_as_they_are(
     probabilities = np.array([[by_row[one][name] for name in ("p2", "p3", "p5")] for one in rest])
     judged = judge(model, probabilities, lists, CALIBRATION.record_error_rate)
     np.testing.assert_allclose([by_row[one]["error_probability"] for one in rest], judged.error, atol=1e-9)
-    given = model.count_given_products(probabilities, lists)
-    found = [[by_row[one][f"given_products_{name}"] for name in ("p2", "p3", "p5")] for one in rest]
-    np.testing.assert_allclose(found, given, rtol=1e-9)
-    answers = predict_counts(given, model.answers)
+    tables = saw([one.image for one in bins()[-len(rest) :]]).tables
+    given = model.count_given_products(probabilities, tables, lists)
+    swapped = model.count_given_products(probabilities, np.roll(tables, 1, 0), lists)
+    found = np.array([[by_row[one][f"given_products_{name}"] for name in ("p2", "p3", "p5")] for one in rest])
+    np.testing.assert_allclose(found, given, atol=1e-4)
+    assert np.abs(found - swapped).max(1).min() > 0.01, "else equality would show nothing"
+    answers = predict_counts(found, model.answers)
     assert [by_row[one]["given_products_low"] for one in rest] == answers.low.tolist()
     assert [by_row[one]["given_products_unsure"] for one in rest] == answers.unsure.tolist()
     assert all(by_row[one]["verdict"].startswith("probably ") for one in rest)
     assert by_row[garbage]["verdict"] is None and by_row[garbage]["record"] is None
+
+
+def test_an_older_model_reads_records_without_evidence_and_beside_parts_without_photographs(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_older_model(paths.MODELS)
+    monkeypatch.setattr(runtime, "trace", Mock(side_effect=OnnxExporterError("this would take a while")))
+    monkeypatch.setattr(scores, "PART", BATCH["cpu"])
+    part, rest = bins()[: BATCH["cpu"]], bins()[BATCH["cpu"] :]
+    write_shards(paths.BINS, [*(replace(one, image=b"garbage") for one in part), *rest])
+    run(monkeypatch, "--records", "--to", "predicted.parquet")
+    table = pq.read_table("predicted.parquet").to_pylist()
+    assert [row["id"] for row in table] == [one.id for one in rest]
+    lists = Lists(*product_arrays([listed_products(one.record) for one in rest]))
+    expected = saw([one.image for one in rest], older_network())
+    assert expected.tables.size == 0
+    given = older_record_model().count_given_products(expected.probabilities, expected.tables, lists)
+    found = [[row[f"given_products_{name}"] for name in ("p2", "p3", "p5")] for row in table]
+    np.testing.assert_allclose(found, given, atol=1e-4)
 
 
 def test_missing_and_broken_files_are_rejected_with_the_reason(
@@ -238,21 +263,6 @@ def test_scoring_asks_nobody_and_leaves_nothing_in_the_home_folder(project: Path
     assert process.returncode == 0 and Path("predicted.csv").is_file()
     assert not asked
     assert not [path for path in home.rglob("*") if path.is_file()]
-
-
-def test_probabilities_that_are_not_finite_are_set_aside(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    distributions = Predictor.distributions
-
-    def one_overflows(self: Predictor, pixels: torch.Tensor) -> Floats:
-        found = distributions(self, pixels)
-        found[0, 1] = np.nan
-        return found
-
-    monkeypatch.setattr(Predictor, "distributions", one_overflows)
-    run(monkeypatch, "--to", "predicted.csv")
-    rejected = read_csv(Path("predicted-rejected.csv"))
-    assert len(rejected) == 2 and {row["reason"] for row in rejected} == {"its probabilities are not finite"}
-    assert len(read_csv(Path("predicted.csv"))) == len(bins()) - 2
 
 
 def test_what_could_not_be_read_is_read_again_and_nothing_else(
@@ -350,7 +360,7 @@ def test_a_run_that_is_killed_continues_and_ends_with_the_same_bytes(
             "'nowhere' must be of the form http://host",
         ),
         (["nowhere", "--to", "predicted.csv"], "'nowhere' is neither data, demo"),
-        (["--to", "predicted.csv", "--records"], "`dvc repro calibrate` writes it, without training"),
+        (["--to", "predicted.csv", "--records"], "so this model cannot read records: it was made before"),
         (
             ["album", "--to", "predicted.csv", "--records", "--model", "complete"],
             "album has no records to read: leave out --records",

@@ -17,7 +17,8 @@ from bintally.bins.trained_on import FILE, photograph_digest, save_digests
 from bintally.demo.warehouse import DemoWarehouse
 from bintally.files import read_csv
 from bintally.scoring.judgement import judge
-from bintally.scoring.record_model import Lists, RecordModel, save_record_model
+from bintally.scoring.lists import Lists
+from bintally.scoring.record_model import RecordModel, save_record_model
 from small import CALIBRATION, LEARNED, bins
 from small_records import record_model
 
@@ -34,7 +35,8 @@ def run(script: Path, argument: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def open_ended() -> RecordModel:
     """The small model with counts from 0 to "5 or more"."""
     answers = CALIBRATION.model_copy(update={"counts": list(range(6)), "open_ended": True})
-    return record_model().model_copy(update={"answers": answers, "offsets": [0.2, 0.0, -0.1, 0.0, 0.1, 0.3]})
+    changes = {"answers": answers, "offsets": [0.2, 0.0, -0.1, 0.0, 0.1, 0.3], "with_list": None}
+    return record_model().model_copy(update=changes)
 
 
 @pytest.mark.parametrize(

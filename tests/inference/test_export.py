@@ -1,4 +1,4 @@
-"""An exported file gives the model's probabilities, holds its card, and has the same bytes each time."""
+"""An exported file gives the model's outputs, holds its card, and has the same bytes each time."""
 
 import json
 from collections.abc import Callable
@@ -11,11 +11,12 @@ import torch
 from bintally.errors import UserError
 from bintally.inference import export as exporting
 from bintally.inference.export import FILES, TOLERANCE, export
-from bintally.inference.runtime import Runner
+from bintally.inference.runtime import OUTPUTS, Outputs, Runner
 from bintally.model.backbone import Backbone
 from bintally.model.card import ModelCard
-from bintally.model.network import CalibratedNetwork, CountingNetwork, Head
+from bintally.model.network import CalibratedNetwork, CountingNetwork, EvidenceHead, Head
 from bintally.scoring.calibration import Calibration
+from bintally.scoring.evidence import FEATURES
 from bintally.scoring.record_model import RecordModel
 from small import CALIBRATION
 from small import CARD as SMALL
@@ -46,7 +47,9 @@ def session(path: Path) -> Any:
 def network() -> CountingNetwork:
     torch.manual_seed(1)
     backbone = Backbone(CARD.backbone, 64, CARD.features)
-    network = CountingNetwork(backbone, Head(backbone.width, CARD.hidden, 5, CARD.ordinal, seed=1)).eval()
+    head = Head(backbone.width, CARD.hidden, 5, CARD.ordinal, seed=1)
+    evidence = EvidenceHead(backbone.width, CARD.hidden, FEATURES, 5, seed=2)
+    network = CountingNetwork(backbone, head, evidence).eval()
     network.get_parameter("head.2.weight").data *= 5
     return network
 
@@ -61,18 +64,33 @@ def folder(network: CountingNetwork, tmp_path_factory: pytest.TempPathFactory) -
     return to
 
 
+def outputs_of_files(folder: Path, batch: torch.Tensor) -> list[Outputs]:
+    """What both files give without this project."""
+    onnx = session(folder / "model.onnx").run(OUTPUTS, {"images": batch.numpy()})
+    return [tuple(map(torch.from_numpy, onnx)), tuple(torch.export.load(folder / "model.pt2").module()(batch))]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("number", [1, 2, 7])
-def test_files_give_the_models_probabilities_without_this_project(
+def test_files_give_the_models_outputs_without_this_project(
     folder: Path, network: CountingNetwork, number: int
 ) -> None:
     batch = images(number, seed=5)
     expected, plain = (calibrated(network, mirror)(batch) for mirror in (True, False))
-    assert (expected - plain).abs().amax(1).min() > 10 * TOLERANCE  # so that equality shows that views are averaged
-    onnx = torch.from_numpy(session(folder / "model.onnx").run(None, {"images": batch.numpy()})[0])
-    program = torch.export.load(folder / "model.pt2").module()(batch)
-    for got in (onnx, program):
-        assert got.dtype == torch.float32
+    for one, other in zip(expected, plain, strict=True):  # so that equality shows that views are averaged
+        assert (one - other).flatten(1).abs().amax(1).min() > 10 * TOLERANCE
+    for got in outputs_of_files(folder, batch):
+        torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_files_of_an_older_model_give_tables_without_features(network: CountingNetwork, tmp_path: Path) -> None:
+    older = CountingNetwork(network.backbone, network.head).eval()
+    card = CARD.model_copy(update={"list_features": None})
+    export(tmp_path, older, card, CALIBRATION, None, list(FILES), [images(2)])
+    expected = calibrated(older, mirror=True)(images(3))
+    assert expected[1].shape == (3, 0, 3)
+    for got in outputs_of_files(tmp_path, images(3)):
         torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
 
 
@@ -98,16 +116,24 @@ def test_equal_models_give_equal_bytes(folder: Path, network: CountingNetwork, t
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
-@pytest.mark.parametrize("error", [2e-4, -0.5, float("nan")])
+@pytest.mark.parametrize(
+    ("wrong", "error"), [("probabilities", 2e-4), ("probabilities", float("nan")), ("evidence", -0.5)]
+)
 def test_no_file_is_written_if_one_differs_from_the_model(
-    tmp_path: Path, network: CountingNetwork, monkeypatch: pytest.MonkeyPatch, error: float
+    tmp_path: Path, network: CountingNetwork, monkeypatch: pytest.MonkeyPatch, wrong: str, error: float
 ) -> None:
     model = calibrated(network, mirror=True)
 
     def writer(error: float) -> Callable[[Path, torch.export.ExportedProgram, dict[str, Any]], Runner]:
         def write(path: Path, _program: torch.export.ExportedProgram, _metadata: dict[str, Any]) -> Runner:
             path.write_text("new")
-            return lambda images: model(images) + torch.tensor([0, 0, error])
+
+            def run(images: torch.Tensor) -> Outputs:
+                probabilities, tables = model(images)
+                last = torch.tensor([0, 0, error])
+                return (probabilities + last, tables) if wrong == "probabilities" else (probabilities, tables + last)
+
+            return run
 
         return write
 
@@ -116,7 +142,7 @@ def test_no_file_is_written_if_one_differs_from_the_model(
     monkeypatch.setattr(exporting, "_write_torch", writer(error))
     (tmp_path / "model.pt2").write_text("old")
     with pytest.raises(
-        UserError, match=r"model\.pt2 would differ from the model: by (2\.0e-04|5\.0e-01|nan) in a probability"
+        UserError, match=r"model\.pt2 would differ from the model: by (2\.0e-04|5\.0e-01|nan) in an output"
     ):
         export(tmp_path, network, CARD, CALIBRATION, None, list(FILES), [images(2), images(1)])
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("model.pt2", "old")]

@@ -1,4 +1,4 @@
-"""A predictor gives each image its own distribution, in any batch and from any thread."""
+"""A predictor gives each image its own distribution and table, in any batch and from any thread."""
 
 import os
 import shutil
@@ -19,9 +19,10 @@ from bintally.inference.predictor import Predictor
 from bintally.model.backbone import Backbone
 from bintally.model.encoding import BATCH
 from bintally.model.images import decode
-from bintally.model.network import CountingNetwork, Head, log_probabilities
+from bintally.model.network import CountingNetwork, Head, predict_views
 from bintally.model.views import stack_views
 from bintally.scoring.calibration import calibrated
+from bintally.scoring.evidence import FEATURES
 from small import CALIBRATION, CARD, bins, counting_network
 
 CPU = torch.device("cpu")
@@ -34,37 +35,44 @@ def small_predictor() -> Predictor:
     return Predictor(counting_network(), CARD, CALIBRATION, CPU)
 
 
-def check_distributions(predictor: Predictor, network: CountingNetwork) -> None:
-    """Compare distributions for all files at once, in one thread and in several, with those for one image at a time."""
+def check_predictions(predictor: Predictor, network: CountingNetwork) -> None:
+    """Compare predictions for all files at once, in one thread and in several, with those for one image at a time."""
     assert len(FILES) > BATCH["cpu"]
     distributions = predictor(FILES)
     assert distributions.dtype == np.float64 and distributions.shape == (len(FILES), 3)
     np.testing.assert_allclose(distributions.sum(1), 1, atol=1e-6)
     assert distributions.std(0).mean() > 0.01  # else equal distributions would show nothing
     card = predictor.card
+    tables = predictor.predict(torch.stack([predictor.decode(file) for file in FILES])).tables
+    assert tables.dtype == np.float64 and tables.shape == (len(FILES), predictor.list_features, 3)
     with torch.no_grad():
-        for row, file in zip(distributions, FILES, strict=True):
-            views = stack_views(decode(file, card.image_size)[None], card.mirror)
-            logs = log_probabilities(network, views).double().numpy()
-            alone = calibrated(logs, card.counts, CALIBRATION.counts, CALIBRATION.temperature)
+        for row, table, file in zip(distributions, tables, FILES, strict=True):
+            logs, of_one = predict_views(network, stack_views(decode(file, card.image_size)[None], card.mirror))
+            alone = calibrated(logs.double().numpy(), card.counts, CALIBRATION.counts, CALIBRATION.temperature)
             np.testing.assert_allclose(row, alone[0], atol=1e-4)
+            np.testing.assert_allclose(table, of_one[0][:, [1, 2, 4]], atol=1e-4)
     with ThreadPoolExecutor(4) as pool:
         for in_thread in pool.map(predictor, [FILES] * 4):
             np.testing.assert_allclose(in_thread, distributions, atol=1e-5)
 
 
-def test_distributions_by_onnx_runtime_are_those_of_the_network() -> None:
-    check_distributions(small_predictor(), counting_network())
+def test_predictions_by_onnx_runtime_are_those_of_the_network() -> None:
+    predictor = small_predictor()
+    assert predictor.list_features == FEATURES
+    check_predictions(predictor, counting_network())
 
 
-def test_a_model_without_mirrored_views_is_exported_as_it_is() -> None:
+def test_an_older_model_without_mirrored_views_and_tables_is_exported_as_it_is() -> None:
     # A network that is quick to export.
-    card = CARD.model_copy(update={"backbone": "squeezenet1_1", "features": "last", "mirror": False})
+    changes = {"backbone": "squeezenet1_1", "features": "last", "mirror": False, "list_features": None}
+    card = CARD.model_copy(update=changes)
     torch.manual_seed(1)
     backbone = Backbone(card.backbone, card.image_size, card.features)
     network = CountingNetwork(backbone, Head(backbone.width, card.hidden, 5, card.ordinal, seed=1)).eval()
     network.get_parameter("head.2.weight").data *= 5
-    check_distributions(Predictor(network, card, CALIBRATION, CPU), network)
+    predictor = Predictor(network, card, CALIBRATION, CPU)
+    assert predictor.list_features == 0
+    check_predictions(predictor, network)
 
 
 def test_a_network_that_onnx_cannot_express_runs_by_pytorch(
@@ -75,7 +83,7 @@ def test_a_network_that_onnx_cannot_express_runs_by_pytorch(
 
     monkeypatch.setattr(runtime, "trace", fail)
     card = CARD.model_copy(update={"mirror": False})  # another one than the model that is exported already
-    check_distributions(Predictor(counting_network(), card, CALIBRATION, CPU), counting_network())
+    check_predictions(Predictor(counting_network(), card, CALIBRATION, CPU), counting_network())
     assert "cannot be exported to ONNX, so PyTorch runs it: no such operator" in caplog.text
 
 

@@ -11,7 +11,8 @@ from bintally.errors import UserError
 from bintally.files import write_json
 from bintally.model.backbone import LITE, Backbone
 from bintally.model.card import ModelCard, load_model, save_model
-from bintally.model.network import CountingNetwork, Head
+from bintally.model.network import CountingNetwork, EvidenceHead, Head
+from bintally.scoring.evidence import FEATURES, ListFeatures
 
 CARD = ModelCard(
     backbone=LITE[0],
@@ -22,6 +23,7 @@ CARD = ModelCard(
     mirror=True,
     counts=[1, 2, 5],
     hidden=8,
+    list_features=ListFeatures(means=[3.0, 2.0, 1.0, -0.5], deviations=[2.0, 0.5, 0.75, 1.0]),
     parameters={"train": {"lr": 0.01}},
     data="abc",
     validation={"loss": 1.5, "accuracy": 0.25},
@@ -32,7 +34,8 @@ CARD = ModelCard(
 def network() -> CountingNetwork:
     torch.manual_seed(1)
     backbone = Backbone(CARD.backbone, 64, CARD.features)
-    return CountingNetwork(backbone, Head(backbone.width, 8, 3, CARD.ordinal, seed=1)).eval()
+    head, evidence = Head(backbone.width, 8, 3, CARD.ordinal, seed=1), EvidenceHead(backbone.width, 8, FEATURES, 3, 1)
+    return CountingNetwork(backbone, head, evidence).eval()
 
 
 @pytest.fixture
@@ -50,7 +53,19 @@ def test_a_loaded_model_equals_the_saved_one(folder: Path, network: CountingNetw
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[key], value) for key, value in expected.items())
     images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(loaded(images), network(images))
+    assert all(map(torch.equal, loaded.outputs(images), network.outputs(images)))
+
+
+def test_an_older_model_whose_card_names_no_features_of_lists_has_no_head_for_them(
+    folder: Path, network: CountingNetwork
+) -> None:
+    values = CARD.model_dump()
+    del values["list_features"]
+    save_model(folder, CountingNetwork(network.backbone, network.head), ModelCard(**values))
+    write_json(folder / "card.json", values)
+    loaded, card = load_model(folder)
+    assert loaded.evidence is None and card.list_features is None
+    assert torch.equal(loaded.head.get_parameter("2.bias"), network.head.get_parameter("2.bias"))
 
 
 def test_equal_models_give_equal_files(folder: Path, tmp_path: Path) -> None:
@@ -81,6 +96,9 @@ def test_a_missing_or_damaged_model_is_a_user_error(folder: Path, tmp_path: Path
         ({"features": "every_scale"}, "weights do not fit the card"),
         ({"backbone": "resnet1"}, "'resnet1' is not a torchvision classification network"),
         ({"ordinal": True}, "weights do not fit the card"),
+        ({"list_features": None}, "weights do not fit the card: .*evidence"),
+        ({"list_features": {"means": [0.0] * 4, "deviations": [1.0, 1.0, 0.0, 1.0]}}, "greater than 0"),
+        ({"list_features": {"means": [0.0] * 3, "deviations": [1.0] * 4}}, "card.json: list_features.means"),
         ({"ordinal": 3}, "has no complete model.*ordinal"),
         (
             {"mean": [127.0, 127.0, 126.0]},

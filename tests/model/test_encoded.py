@@ -16,7 +16,7 @@ from bintally.model.backbone import LITE, Backbone
 from bintally.model.encoded import Encoded, MemoryMappedRows, load_encoded
 from bintally.model.encoding import encode
 from bintally.model.images import decode
-from bintally.model.network import CountingNetwork, Head, log_probabilities
+from bintally.model.network import CountingNetwork, EvidenceHead, Head, predict_views
 from bintally.model.prediction import predict_encoded
 from bintally.model.pretrained import load_weights
 from bintally.model.views import stack_views
@@ -96,13 +96,15 @@ def test_from_maps_the_backbone_continues_to_the_features_of_every_image(tmp_pat
 def test_predictions_of_encoded_rows_are_those_of_the_network_on_images(
     tmp_path: Path, backbone: Backbone, trainable: str | int
 ) -> None:
-    network = CountingNetwork(backbone, Head(backbone.width, 16, 3, ordinal=False, seed=1))
-    rows = np.array([10, 2, 3])
-    found = predict_encoded(network, True, encode_to(tmp_path, backbone, trainable), rows, CPU)
+    head, evidence = Head(backbone.width, 16, 3, ordinal=False, seed=1), EvidenceHead(backbone.width, 16, 2, 3, seed=2)
+    network = CountingNetwork(backbone, head, evidence)
+    rows, encoded = np.array([10, 2, 3]), encode_to(tmp_path, backbone, trainable)
+    found = predict_encoded(network, True, encoded, rows, CPU)
     pixels = torch.stack([decode(BODIES[row], SIZE) for row in rows])
-    expected = log_probabilities(network, stack_views(pixels, True))
-    assert found.dtype == np.float32
-    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=0)
+    expected = predict_views(network, stack_views(pixels, True))
+    torch.testing.assert_close(tuple(map(torch.from_numpy, found)), expected, atol=1e-4, rtol=0)
+    of_none = predict_encoded(network, True, encoded, rows[:0], CPU)
+    assert [one.shape for one in of_none] == [(0, 3), (0, 2, 3)]
 
 
 @pytest.mark.parametrize("trainable", ["head", 2, "all"])

@@ -1,22 +1,26 @@
-"""The distribution over counts that a network gives."""
+"""The distribution over counts and the tables of evidence that a network gives."""
+
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from bintally.model.network import CalibratedNetwork, CountingNetwork, Head, log_probabilities
+from bintally.model.network import CalibratedNetwork, CountingNetwork, EvidenceHead, Head, Heads, predict_views
 from bintally.model.views import horizontal_flip, stack_views
 from small import backbone, images
 
 
-def probabilities(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    return log_probabilities(network, inputs).exp()
+def probabilities(network: Heads, inputs: torch.Tensor) -> torch.Tensor:
+    return predict_views(network, inputs)[0].exp()
 
 
 @pytest.fixture(scope="module")
 def network() -> CountingNetwork:
     one = backbone("resnet18", "every_scale")
-    return CountingNetwork(one, Head(one.width, 16, 4, ordinal=False, seed=1)).eval()
+    head, evidence = Head(one.width, 16, 4, ordinal=False, seed=1), EvidenceHead(one.width, 16, 2, 4, seed=1)
+    return CountingNetwork(one, head, evidence).eval()
 
 
 @torch.no_grad()
@@ -36,25 +40,45 @@ def test_probabilities_sum_to_one_even_for_extreme_logits(network: CountingNetwo
         assert found.shape == (3, 4) and found.min() >= 0
         torch.testing.assert_close(found.sum(1), torch.ones(3))
     extreme = 1e4 * torch.randn(5, 2, network.backbone.width, generator=torch.Generator().manual_seed(0))
-    logs = log_probabilities(network.head, extreme)
+    logs, _ = predict_views(network.heads(), extreme)
     torch.testing.assert_close(logs.exp().sum(1), torch.ones(5))
     assert logs.isfinite().all() and logs.min() < -1000
 
 
 @torch.no_grad()
-def test_the_head_on_features_gives_what_the_network_gives_on_images(network: CountingNetwork) -> None:
+def test_the_heads_on_features_give_what_the_network_gives_on_images(network: CountingNetwork) -> None:
     both = stack_views(images(), True)
     features = network.backbone(both.flatten(0, 1)).unflatten(0, (3, 2))
-    torch.testing.assert_close(probabilities(network.head, features), probabilities(network, both), atol=1e-5, rtol=0)
+    expected = predict_views(network, both)
+    torch.testing.assert_close(predict_views(network.heads(), features), expected, atol=1e-5, rtol=0)
 
 
-def test_a_head_depends_on_its_seed_alone() -> None:
+@torch.no_grad()
+def test_the_table_of_an_image_is_the_mean_of_those_of_its_views(network: CountingNetwork) -> None:
+    _, tables = predict_views(network, stack_views(images(), True))
+    (_, one), (_, other) = (network.outputs(views) for views in (images(), horizontal_flip(images())))
+    assert tables.shape == (3, 2, 4) and (one - other).abs().max() > 1e-3
+    torch.testing.assert_close(tables, (one + other) / 2, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_network_without_a_head_for_them_gives_the_same_distribution_and_tables_without_features(
+    network: CountingNetwork,
+) -> None:
+    older = CountingNetwork(network.backbone, network.head).eval()
+    views = stack_views(images(), True)
+    logs, tables = predict_views(older, views)
+    assert tables.shape == (3, 0, 4) and torch.equal(logs, predict_views(network, views)[0])
+
+
+@pytest.mark.parametrize("make", [partial(Head, 8, 4, 3, False), partial(EvidenceHead, 8, 4, 2, 3)])
+def test_a_head_depends_on_its_seed_alone(make: Callable[[int], nn.Module]) -> None:
     torch.manual_seed(0)
     untouched = torch.rand(1)
     torch.manual_seed(0)
-    first = Head(8, 4, 3, ordinal=False, seed=1)
+    first = make(1)
     assert torch.equal(torch.rand(1), untouched)
-    again, other = (Head(8, 4, 3, ordinal=False, seed=seed) for seed in (1, 2))
+    again, other = map(make, (1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.get_parameter("0.weight"), other.get_parameter("0.weight"))
 
@@ -75,8 +99,8 @@ def test_an_ordinal_head_gives_the_product_of_continuation_ratios() -> None:
 
 @torch.no_grad()
 def test_calibrated_probabilities_are_of_the_given_classes_at_the_temperature(network: CountingNetwork) -> None:
-    plain = probabilities(network, stack_views(images(), True))
-    torch.testing.assert_close(CalibratedNetwork(network, mirror=True)(images()), plain)
-    root = plain[:, [1, 3]].sqrt()
+    logs, tables = predict_views(network, stack_views(images(), True))
+    torch.testing.assert_close(CalibratedNetwork(network, mirror=True)(images()), (logs.exp(), tables))
+    root = logs.exp()[:, [1, 3]].sqrt()
     chosen = CalibratedNetwork(network, mirror=True, classes=[1, 3], temperature=2.0)(images())
-    torch.testing.assert_close(chosen, root / root.sum(1, keepdim=True))
+    torch.testing.assert_close(chosen, (root / root.sum(1, keepdim=True), tables[..., [1, 3]]))

@@ -13,8 +13,8 @@ from bintally.scoring.audit import (
     ranking_metrics,
     recall_curve,
 )
+from bintally.scoring.lists import Lists
 from bintally.scoring.record_errors import inject_errors
-from bintally.scoring.record_model import Lists
 from sampled_bins import TOTALS, sampled_lists
 
 

@@ -5,7 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from bintally.scoring.compositions import CompositionModel, convolve, fit_compositions, quantity_tables
+from bintally.scoring.compositions import (
+    CompositionModel,
+    convolve,
+    count_by_products,
+    fit_compositions,
+    quantity_tables,
+)
 from bintally.scoring.record_errors import Totals
 from sampled_bins import NUMBERS, QUANTITIES, TOTALS, sampled_lists
 
@@ -26,6 +32,16 @@ def test_the_shares_that_records_were_drawn_with_are_found_again() -> None:
         terms = model.terms(np.full((1, 1, 4), np.nan), np.array([[number]]))[0, 0]
         ratios = np.exp(terms - terms[0])[: 5 - number]
         np.testing.assert_allclose(ratios, (QUANTITIES / QUANTITIES[0])[: 5 - number], atol=0.06)
+
+
+def test_the_products_alone_give_the_shares_of_counts_among_such_bins() -> None:
+    fresh = sampled_lists(20_000, np.random.default_rng(1))
+    by_products = count_by_products(fitted(), TOTALS, fresh)
+    np.testing.assert_allclose(by_products.sum(1), 1)
+    for number in (1, 2, 3):
+        rows = fresh.present.sum(1) == number
+        shares = np.bincount(fresh.totals[rows], minlength=5)[1:] / rows.sum()
+        np.testing.assert_allclose(by_products[rows][0], shares, atol=0.03)
 
 
 def test_small_products_come_in_greater_quantities_and_numbers() -> None:

@@ -4,12 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
-from test_record_model import model, photographs
+from test_record_model import WITH_LIST, model, photographs
 
 from bintally.params import ErrorShares
 from bintally.scoring.judgement import Judgements, judge
+from bintally.scoring.lists import Lists
 from bintally.scoring.record_errors import inject_errors, offsets, possible_errors
-from bintally.scoring.record_model import Lists, RecordModel
+from bintally.scoring.record_model import RecordModel
 from sampled_bins import TOTALS, sampled_lists
 
 RATE = 0.2
@@ -153,3 +154,11 @@ def test_one_record_is_judged_as_among_others() -> None:
         alone = judge(model(), probabilities[[row]], lists.take(np.array([row])), RATE)
         np.testing.assert_allclose(alone.error, together.error[[row]], atol=2e-9)
         np.testing.assert_allclose(alone.quantities, together.take(np.array([row])).quantities)
+
+
+def test_a_record_is_judged_without_the_evidence_that_is_read_with_its_list() -> None:
+    random = np.random.default_rng(2)
+    lists = sampled_lists(20, random)
+    probabilities = photographs(lists.totals, random)
+    both = [judge(model(0.7, with_list=one), probabilities, lists, RATE).error.tolist() for one in (None, WITH_LIST)]
+    assert both[0] == both[1]

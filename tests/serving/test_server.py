@@ -11,15 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from playwright.sync_api import Browser, Page
 
+from bintally.serving.answers import Prediction
 from bintally.serving.batching import Batcher
-from bintally.serving.endpoint import Endpoint, Limits, LoadedModel
+from bintally.serving.endpoint import Endpoint, Limits, LoadedModel, Seen
 from bintally.serving.routes import create_app
 from server_process import JPEG, ServerProcess, bin_images, running_server
 from small import CALIBRATION
@@ -137,9 +139,10 @@ def test_a_full_queue_answers_429(server: ServerProcess) -> None:
 def test_a_place_is_taken_by_a_body_that_is_there_and_no_body_is_read_in_vain() -> None:
     go_on, read = threading.Event(), []
 
-    def run(batch: Sequence[torch.Tensor]) -> list[Any]:
+    def run(batch: Sequence[torch.Tensor]) -> list[Seen]:
         assert go_on.wait(60)
-        return [{"counts": CALIBRATION.counts}] * len(batch)
+        prediction = cast(Prediction, {"counts": CALIBRATION.counts})
+        return [Seen(prediction, np.zeros((0, len(CALIBRATION.counts))))] * len(batch)
 
     async def content(name: str, end: asyncio.Event | None = None) -> AsyncIterator[bytes]:
         read.append(name)

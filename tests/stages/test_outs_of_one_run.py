@@ -1,5 +1,6 @@
 """calibrate, evaluate and audit refuse outs that are not of one run, in one sentence; earlier outs stay whole."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,13 @@ import pytest
 from bintally import paths
 from bintally.bins.shards import write_shards
 from bintally.errors import UserError
-from bintally.files import write_csv
+from bintally.files import read_csv, write_csv
 from bintally.params import Params, load_params
 from bintally.scoring.calibration import Calibration, save_calibration
+from bintally.scoring.evidence import FEATURES, MOST_PRODUCTS
 from bintally.scoring.record_model import save_record_model
 from bintally.stages import audit, calibrate, evaluate
-from small import CALIBRATION, bins
+from small import CALIBRATION, CARD, bins
 from small_records import record_model, record_text
 
 ROOT = Path(__file__).parents[2]
@@ -41,12 +43,13 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     write_shards(paths.BINS, copies)
     rows = [(one.id, one.count, one.group, ("validation", "test")[n % 2]) for n, one in enumerate(copies)]
     write_csv(paths.SPLITS, ["id", "count", "group", "split"], rows)
-    logits = np.random.default_rng(0).normal(size=(BINS, 5))
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(BINS, 5))
     np.save(paths.LOG_PROBABILITIES, logits - np.log(np.exp(logits).sum(1, keepdims=True)))
-    for name in ("model.safetensors", "card.json"):
-        path = paths.MODELS / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(name)
+    np.save(paths.EVIDENCE, random.normal(size=(BINS, FEATURES, 5)))
+    paths.MODELS.mkdir()
+    (paths.MODELS / "model.safetensors").write_text("weights")
+    (paths.MODELS / "card.json").write_text(CARD.model_dump_json())
     save_models(CALIBRATION)
     loaded = load_params(ROOT / "params.yaml")
     return loaded.model_copy(
@@ -64,32 +67,68 @@ def save_models(calibration: Calibration) -> None:
     save_record_model(paths.MODELS, record_model().model_copy(update={"answers": answers}))
 
 
-def change(rows: int = BINS, classes: int = 5, missing: int = 0) -> None:
-    values = np.full((rows, classes), -1.6)
-    values[:missing] = np.nan
-    np.save(paths.LOG_PROBABILITIES, values)
+def outs() -> list[bytes]:
+    """What calibrate and evaluate have written."""
+    models = [paths.MODELS / name for name in ("calibration.json", "records.json")]
+    return [one.read_bytes() for one in (*models, paths.VALIDATION_METRICS, paths.PREDICTIONS, paths.TEST_METRICS)]
+
+
+def changed(params: Params) -> Params:
+    """Parameters with which both stages would write something else."""
+    return params.model_copy(
+        update={
+            "calibrate": params.calibrate.model_copy(update={"coverage": 0.5}),
+            "evaluate": params.evaluate.model_copy(update={"resamples": 200}),
+        }
+    )
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda: change(rows=BINS + 1), r"has the shape \(21, 5\), not \(20, 5\): it is of other bins"),
-        (lambda: change(classes=4), r"has the shape \(20, 4\), not \(20, 5\)"),
-        (lambda: change(missing=6), "lacks 3 of the 10 bins: it is of another split"),
-        (lambda: paths.LOG_PROBABILITIES.write_bytes(b"\x93NUMPY"), "cannot be read"),
-        (lambda: paths.LOG_PROBABILITIES.unlink(), "cannot be read"),
-    ],
+    ("path", "shape"), [(paths.LOG_PROBABILITIES, "20, 5"), (paths.EVIDENCE, f"20, {FEATURES}, 5")]
 )
-def test_log_probabilities_of_another_run_are_refused(
-    params: Params, spoil: Callable[[], object], message: str
-) -> None:
-    evaluate.main(params)
-    earlier = paths.PREDICTIONS.read_bytes(), paths.TEST_METRICS.read_bytes()
-    spoil()
+def test_outputs_of_another_run_are_refused(params: Params, path: Path, shape: str) -> None:
     for stage in (calibrate, evaluate):
-        with pytest.raises(UserError, match=f"^data/log_probabilities.npy {message}.*`dvc repro`$"):
-            stage.main(params)
-    assert (paths.PREDICTIONS.read_bytes(), paths.TEST_METRICS.read_bytes()) == earlier
+        stage.main(params)
+    earlier, values = outs(), np.load(path)
+    of_another_split = values.copy()
+    of_another_split[:6, ..., -1] = np.nan
+    spoils: list[tuple[Callable[[], object], str]] = [
+        (lambda: np.save(path, np.concatenate([values, values[:1]])), r"has the shape \(21, .*: it is of other bins"),
+        (lambda: np.save(path, values[..., :4]), rf"has the shape \(20, .*4\), not \({shape}\)"),
+        (lambda: np.save(path, values[:, :3]), rf"has the shape \(20, 3.*, not \({shape}\)"),
+        (lambda: np.save(path, of_another_split), "lacks 3 of the 10 bins: it is of another split"),
+        (lambda: path.write_bytes(b"\x93NUMPY"), "cannot be read"),
+        (lambda: path.write_bytes(b""), "cannot be read"),
+        (lambda: path.unlink(), "cannot be read"),
+    ]
+    for spoil, message in spoils:
+        spoil()
+        for stage in (calibrate, evaluate):
+            with pytest.raises(UserError, match=f"^{path} {message}.*`dvc repro`$"):
+                stage.main(changed(params))
+    assert outs() == earlier
+
+
+def test_a_model_without_features_of_lists_is_not_calibrated(params: Params) -> None:
+    for stage in (calibrate, evaluate):
+        stage.main(params)
+    earlier = outs()
+    (paths.MODELS / "card.json").write_text(CARD.model_dump_json(exclude={"list_features"}))
+    with pytest.raises(UserError, match=r"^models/card\.json does not say how lists .*; `dvc repro train` writes it$"):
+        calibrate.main(changed(params))
+    assert outs() == earlier
+
+
+def test_the_evidence_of_each_bin_is_read_for_its_own_count(params: Params) -> None:
+    tables = np.zeros((BINS, FEATURES, 5))
+    counts = [int(row["count"]) for row in read_csv(paths.SPLITS)]
+    tables[np.arange(BINS), :MOST_PRODUCTS, np.searchsorted(params.model_counts, counts)] = 9
+    np.save(paths.EVIDENCE, tables)
+    for stage, path in ((calibrate, paths.VALIDATION_METRICS), (evaluate, paths.TEST_METRICS)):
+        stage.main(params)
+        metrics = json.loads(path.read_text())
+        assert metrics["most_probable"]["accuracy"] < 0.8, "the photographs alone say nothing"
+        assert metrics["given_products"]["most_probable"]["accuracy"] == 1
 
 
 def test_predictions_of_another_calibration_or_of_other_bins_are_not_audited(params: Params) -> None:

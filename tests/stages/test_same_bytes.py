@@ -20,9 +20,10 @@ from bintally.files import write_csv
 from bintally.params import load_params
 from bintally.scoring import metrics, record_errors
 from bintally.scoring.compositions import CompositionModel
+from bintally.scoring.evidence import FEATURES
 from bintally.scoring.metrics import Counts, Floats, LabelledPredictions
 from bintally.stages import audit, calibrate, compare, evaluate
-from small import bins
+from small import CARD, bins
 
 ROOT = Path(__file__).parents[2]
 BINS = 160
@@ -50,9 +51,10 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     logits = random.normal(size=(BINS, 5)) + np.eye(5)[[one.count - 1 for one in copies]]
     logits[::5] *= 60  # as certain as a float can be
     np.save(paths.LOG_PROBABILITIES, logits - np.log(np.exp(logits).sum(1, keepdims=True)))
+    np.save(paths.EVIDENCE, random.normal(size=(BINS, FEATURES, 5)) + logits[:, None] / 10)
     paths.MODELS.mkdir()
-    for name in ("model.safetensors", "card.json"):  # calibrate hashes them
-        (paths.MODELS / name).write_bytes(b"")
+    (paths.MODELS / "model.safetensors").write_bytes(b"")  # calibrate hashes it
+    (paths.MODELS / "card.json").write_text(CARD.model_dump_json())
     text = (ROOT / "params.yaml").read_text()
     Path("params.yaml").write_text(text.replace("resamples: 2000", "resamples: 200").replace("draws: 100", "draws: 5"))
     return tmp_path
@@ -92,7 +94,8 @@ def test_the_last_digits_of_floats_change_no_file(workspace: Path, monkeypatch: 
     monkeypatch.setattr(record_errors, "error_model", lambda counts: perturbed(error_model(counts)))
     monkeypatch.setattr(CompositionModel, "terms", perturbed_terms)
     for _ in range(3):
-        np.save(paths.LOG_PROBABILITIES, perturbed(np.load(paths.LOG_PROBABILITIES)))
+        for path in (paths.LOG_PROBABILITIES, paths.EVIDENCE):
+            np.save(path, perturbed(np.load(path)))
         again = written_by_stages()
         assert [name for name in first if again[name] != first[name]] == []
 

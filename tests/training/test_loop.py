@@ -18,7 +18,7 @@ from bintally.errors import UserError
 from bintally.interruption import Stopped, StopRequest
 from bintally.model.backbone import Backbone
 from bintally.model.encoded import Kind
-from bintally.model.network import CountingNetwork, Head, log_probabilities
+from bintally.model.network import CountingNetwork, EvidenceHead, Head, Heads, predict_views
 from bintally.params import Augment, Params
 from bintally.training.checkpoint import Checkpoints, read_state
 from bintally.training.distributed import RankContext
@@ -27,6 +27,7 @@ from bintally.training.optimizer import rate
 from bintally.training.samples import Samples, plan
 from training_helpers import (
     CLASSES,
+    LIST_FEATURES,
     Tensors,
     TinyBackbone,
     copy_state,
@@ -106,9 +107,9 @@ def before_each_part(network: CountingNetwork, action: Callable[[], object]) -> 
 
 
 @torch.no_grad()
-def assert_validated(result: TrainingResult, network: nn.Module, inputs: torch.Tensor, validation: Samples) -> None:
+def assert_validated(result: TrainingResult, network: Heads, inputs: torch.Tensor, validation: Samples) -> None:
     """The metrics of the best epoch are those of the final network on all views."""
-    logs = log_probabilities(network.eval(), inputs)
+    logs, _ = predict_views(network.eval(), inputs)
     truth = torch.from_numpy(validation.classes)
     loss, accuracy = nn.functional.nll_loss(logs, truth), (logs.argmax(1) == truth).float().mean()
     assert loss.item() == pytest.approx(result.best.validation_loss, rel=1e-4)
@@ -129,9 +130,9 @@ def test_it_keeps_the_epoch_with_the_least_validation_loss(
     losses = [metrics.validation_loss for metrics in run.reported]
     assert result.best == run.reported[int(np.argmin(losses))] != run.reported[-1]
     assert result.best.validation_accuracy > 0.8
-    assert same_tensors(network.head.state_dict(), result.state)
+    assert same_tensors(network.heads().state_dict(), result.state)
     validation = run.samples[1]
-    assert_validated(result, network.head, torch.from_numpy(validation.source.take(validation.rows)), validation)
+    assert_validated(result, network.heads(), torch.from_numpy(validation.source.take(validation.rows)), validation)
 
 
 def test_it_trains_from_pixels(context: RankContext, tmp_path: Path) -> None:
@@ -158,10 +159,19 @@ def smoothed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, smoothin
     return -(labels * logs).sum(1).mean()
 
 
+def loss_with_lists(heads: Heads, features: torch.Tensor, samples: Samples) -> torch.Tensor:
+    """The mean cross-entropy of the count given the products."""
+    assert samples.lists
+    _, tables = heads.outputs(features)
+    evidence = (torch.from_numpy(samples.lists.features)[:, :, None] * tables).sum(1)
+    scores = torch.from_numpy(samples.lists.log_prior) + evidence
+    return smoothed_cross_entropy(scores, torch.from_numpy(samples.classes), smoothing=0.0)
+
+
 @pytest.mark.parametrize(
     ("smoothing", "accumulation_steps", "ordinal"), [(0.0, 1, False), (0.3, 1, True), (0.3, 4, False)]
 )
-def test_a_step_follows_the_gradient_of_the_mean_smoothed_cross_entropy(
+def test_a_step_follows_the_gradient_of_both_mean_cross_entropies_the_photographs_smoothed(
     context: RankContext, tmp_path: Path, smoothing: float, accumulation_steps: int, ordinal: bool
 ) -> None:
     samples = feature_samples(tmp_path)
@@ -181,8 +191,9 @@ def test_a_step_follows_the_gradient_of_the_mean_smoothed_cross_entropy(
     targets = torch.from_numpy(samples[0].classes)
     logits = network.head(inputs)
     loss = smoothed_cross_entropy(logits, targets, smoothing)
-    gradients = torch.autograd.grad(loss, list(network.head.parameters()))
-    expected = [p.detach() - 0.5 * g for p, g in zip(network.head.parameters(), gradients, strict=True)]
+    heads = network.heads()
+    gradients = torch.autograd.grad(loss + loss_with_lists(heads, inputs, samples[0]), list(heads.parameters()))
+    expected = [p.detach() - 0.5 * g for p, g in zip(heads.parameters(), gradients, strict=True)]
 
     result = Run(context, samples, params, tmp_path / "run")(network)
     assert result.history[0].train_loss == pytest.approx(loss.item(), rel=1e-5)
@@ -190,14 +201,33 @@ def test_a_step_follows_the_gradient_of_the_mean_smoothed_cross_entropy(
     torch.testing.assert_close(list(result.state.values()), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_lists_teach_the_second_head_and_leave_the_photographs_alone_as_it_is(
+    context: RankContext, tmp_path: Path
+) -> None:
+    samples, params = feature_samples(tmp_path), make_params(ema_decay=0.9, weight_decay=0.01)
+    network, older = tiny_network(), tiny_network()
+    older.evidence = None
+    validation = samples[1]
+    features = torch.from_numpy(validation.source.take(validation.rows)[:, 0])
+    untrained = loss_with_lists(network.heads(), features, validation).item()
+    result = Run(context, samples, params, tmp_path / "run")(network)
+    assert loss_with_lists(network.heads(), features, validation).item() < 0.7 * untrained
+
+    without = tuple(replace(part, lists=None) for part in samples)
+    expected = Run(context, (without[0], without[1]), params, tmp_path / "older")(older)
+    assert same_tensors(network.head.state_dict(), older.head.state_dict())
+    for metrics, other in zip(result.history, expected.history, strict=True):
+        assert replace(metrics, gradient_norm=other.gradient_norm) == other
+
+
 def weights_of_each_step(run: Run, network: CountingNetwork) -> list[torch.Tensor]:
-    """All weights of the head before the first step and after every one, of a run with a checkpoint after each."""
+    """All weights of the heads before the first step and after every one, of a run with a checkpoint after each."""
     weights: list[torch.Tensor] = []
 
     def note(state: Tensors) -> None:
         weights.append(nn.utils.parameters_to_vector([value.double() for value in state.values()]).clone())
 
-    before_each_part(network, lambda: note(network.head.state_dict()))
+    before_each_part(network, lambda: note(network.heads().state_dict()))
     run(network)
     note(run.newest_checkpoint()["network"])
     return weights
@@ -230,7 +260,7 @@ def test_the_moving_average_is_of_the_weights_after_every_step(context: RankCont
     for done, values in enumerate(weights[1:], start=1):
         decay = min(0.6, (1 + done) / (10 + done))
         average = decay * average + (1 - decay) * values
-    kept = nn.utils.parameters_to_vector([value.double() for value in network.head.state_dict().values()])
+    kept = nn.utils.parameters_to_vector([value.double() for value in network.heads().state_dict().values()])
     torch.testing.assert_close(kept, average, atol=1e-6, rtol=0)
     assert (kept - weights[-1]).abs().max() > 1e-3
 
@@ -276,7 +306,9 @@ def test_only_trainable_stages_change_their_statistics_included(
     before = copy_state(network)
     Run(context, pixel_samples(tmp_path), params, tmp_path / "run")(network)
     for name, value in network.state_dict().items():
-        assert torch.equal(value, before[name]) == (not any(part in name for part in stages | {"head"})), name
+        assert torch.equal(value, before[name]) == (not any(part in name for part in stages | {"head", "evidence"})), (
+            name
+        )
 
 
 def test_trainable_stages_train_from_maps_as_from_pixels(context: RankContext, tmp_path: Path) -> None:
@@ -286,11 +318,13 @@ def test_trainable_stages_train_from_maps_as_from_pixels(context: RankContext, t
     torch.manual_seed(1)
     backbone = Backbone("efficientnet_lite0", 64, "every_scale").eval()
     backbone.split_at(2)
+    width = backbone.width
     with torch.no_grad():
         maps = torch.stack([backbone.frozen_forward(view) for view in (images, images.flip(3))], 1)
 
     def train(array: NDArray[Any], kind: Kind, augment: dict[str, float]) -> tuple[Tensors, TrainingResult]:
-        network = CountingNetwork(copy.deepcopy(backbone), Head(backbone.width, 8, CLASSES, False, 1))
+        head, evidence = Head(width, 8, CLASSES, False, 1), EvidenceHead(width, 8, LIST_FEATURES, CLASSES, 1)
+        network = CountingNetwork(copy.deepcopy(backbone), head, evidence)
         source = memory_mapped(array, tmp_path / kind)
         first, second = (replace(part, kind=kind) for part in split_samples(source, classes, mirrored=True))
         params = make_params(2, augment, epochs=2, batch_size=4, optimizer="sgd", ema_decay=0.9)
@@ -335,7 +369,9 @@ def test_images_grow_to_their_size_and_are_validated_at_it(context: RankContext,
     random, network = np.random.default_rng(0), tiny_network()
     pixels, classes = random.integers(0, 256, (12, 3, 96, 96), dtype=np.uint8), random.integers(0, CLASSES, 12)
     sizes: dict[bool, list[tuple[int, ...]]] = {True: [], False: []}
-    network.register_forward_pre_hook(lambda module, inputs: sizes[module.training].append(tuple(inputs[0].shape[2:])))
+    network.backbone.register_forward_pre_hook(
+        lambda _module, inputs: sizes[network.training].append(tuple(inputs[0].shape[2:]))
+    )
     samples = split_samples(memory_mapped(pixels, tmp_path), classes, mirrored=True)
     Run(context, samples, make_params("all", epochs=6, initial_image_size=32), tmp_path / "run")(network)
     # One step an epoch; they have their size after two thirds of the epochs.
@@ -469,7 +505,7 @@ def test_a_loss_that_is_not_finite_names_the_images_and_changes_no_weight(
         "lower train.lr (0.01) or set train.clip_grad_norm"
     )
     assert run.checkpoints.newest()[0] == 2
-    assert same_tensors(network.head.state_dict(), run.newest_checkpoint()["network"])
+    assert same_tensors(network.heads().state_dict(), run.newest_checkpoint()["network"])
 
 
 def test_five_of_many_images_without_a_finite_loss_are_named(context: RankContext, tmp_path: Path) -> None:

@@ -76,14 +76,18 @@ def test_only_matrices_and_kernels_decay() -> None:
         "head.0.bias": 0.0,
         "head.2.weight": 0.02,
         "head.2.bias": 0.0,
+        "evidence.0.weight": 0.02,
+        "evidence.0.bias": 0.0,
+        "evidence.2.weight": 0.02,
+        "evidence.2.bias": 0.0,
     }
     assert len(parameter_groups(list(network.parameters()), make_params().train)) == 1
 
 
 @pytest.mark.parametrize(("trainable", "number"), [("head", 1), (1, 2), (2, 3), ("all", 3)])
-def test_the_trainable_stages_are_the_last_ones_and_the_head(trainable: str | int, number: int) -> None:
+def test_the_trainable_stages_are_the_last_ones_and_the_heads(trainable: str | int, number: int) -> None:
     network = tiny_network()
-    stages = [*network.backbone.stages(), list(network.head.parameters())]
+    stages = [*network.backbone.stages(), list(network.heads().parameters())]
     found = trainable_stages(network, trainable)
     assert [list(map(id, stage)) for stage in found] == [list(map(id, stage)) for stage in stages[-number:]]
 

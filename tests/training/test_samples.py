@@ -1,6 +1,6 @@
 """Batches: every sample once an epoch, independent of the number of ranks, read as stored."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,8 @@ def test_the_parts_of_a_batch_do_not_depend_on_the_ranks(ranks: int) -> None:
         np.testing.assert_array_equal(np.concatenate([mine[part] for mine in shared]), alone[part])
 
 
-SampleSeen = tuple[int, bytes, int, bool, bytes]
+TENSORS = [field.name for field in fields(Batch)][1:]
+SampleSeen = tuple[int, tuple[bytes, ...]]
 
 
 def processed(samples: Samples, ranks: int, parts: int, start: int = 0) -> list[list[SampleSeen]]:
@@ -78,11 +79,10 @@ def processed(samples: Samples, ranks: int, parts: int, start: int = 0) -> list[
         batches = list(training_batches(samples, epoch, start, parts, context))
         assert len(batches) == parts * len(steps)
         for at, batch in enumerate(batches):
+            tensors = [getattr(batch, name) for name in TENSORS]
             steps[at // parts] += (
-                (int(number), values.numpy().tobytes(), int(target), bool(flip), draws.numpy().tobytes())
-                for number, values, target, flip, draws in zip(
-                    batch.chosen, batch.inputs, batch.targets, batch.flip, batch.draws, strict=True
-                )
+                (int(number), tuple(one.numpy().tobytes() for one in values))
+                for number, *values in zip(batch.chosen, *tensors, strict=True)
             )
     return [sorted(step) for step in steps]
 
@@ -91,7 +91,7 @@ def processed(samples: Samples, ranks: int, parts: int, start: int = 0) -> list[
 def test_a_step_does_not_depend_on_ranks_parts_and_resumption(tmp_path: Path, pixels: bool) -> None:
     samples = (pixel_samples if pixels else feature_samples)(tmp_path)[0]
     whole = processed(samples, ranks=1, parts=1)
-    assert sorted(number for step in whole for number, *_ in step) == list(range(len(samples.rows)))
+    assert sorted(number for step in whole for number, _ in step) == list(range(len(samples.rows)))
     for ranks in (1, 2, 3, 4):
         for parts in (1, 2):
             assert processed(samples, ranks, parts) == whole
@@ -100,9 +100,7 @@ def test_a_step_does_not_depend_on_ranks_parts_and_resumption(tmp_path: Path, pi
 
 
 def joint(batches: list[Batch]) -> Batch:
-    tensors = {
-        name: torch.cat([getattr(batch, name) for batch in batches]) for name in ("inputs", "targets", "flip", "draws")
-    }
+    tensors = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in TENSORS}
     return Batch(np.concatenate([batch.chosen for batch in batches]), **tensors)
 
 
@@ -115,6 +113,9 @@ def test_features_are_of_the_drawn_view_and_pixels_come_unmirrored_with_the_flag
     assert 0 < mirrored.sum() < len(mirrored)
     np.testing.assert_array_equal(got.inputs, array[features.rows[got.chosen], mirrored.astype(int)])
     np.testing.assert_array_equal(got.targets, features.classes[got.chosen])
+    assert features.lists
+    np.testing.assert_array_equal(got.list_features, features.lists.features[got.chosen])
+    np.testing.assert_array_equal(got.log_prior, features.lists.log_prior[got.chosen])
 
     array = np.load(tmp_path / "pixels" / "array.npy")
     epoch = plan(len(pixels.rows), 16, seed=1, epoch=0)
@@ -125,8 +126,9 @@ def test_features_are_of_the_drawn_view_and_pixels_come_unmirrored_with_the_flag
     np.testing.assert_array_equal(got.draws, epoch.draws[got.chosen])
     np.testing.assert_array_equal(got.targets, pixels.classes[got.chosen])
 
-    plain = joint(list(training_batches(replace(pixels, mirrored=False), epoch, 0, 1, contexts(1)[0])))
-    assert not plain.flip.any()
+    changed = replace(pixels, mirrored=False, lists=None)
+    plain = joint(list(training_batches(changed, epoch, 0, 1, contexts(1)[0])))
+    assert not plain.flip.any() and plain.log_prior.shape == (len(pixels.rows), 0)
 
 
 def test_features_may_have_one_view_without_mirroring(tmp_path: Path) -> None:

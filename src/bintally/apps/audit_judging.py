@@ -13,8 +13,9 @@ from bintally.scoring.audit import rank_records
 from bintally.scoring.calibration import Floats
 from bintally.scoring.explain import Evidence, Hypothesis, evidence, likely_counts
 from bintally.scoring.judgement import Judgements
+from bintally.scoring.lists import Lists
 from bintally.scoring.metrics import Counts
-from bintally.scoring.record_model import Lists, RecordModel
+from bintally.scoring.record_model import RecordModel
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def judge_bins(bins: AuditedBins, model: RecordModel, error_rate: float | None) 
     lists = Lists.of(bins.records)
     order, judged = rank_records(model, bins.probabilities, lists, share, bins.ids)
     bins, lists = bins.take(order), lists.take(order)
-    given_products = model.count_given_products(bins.probabilities, lists)
+    given_products = model.count_given_products(bins.probabilities, bins.tables, lists)
     groups = group_bins(
         {
             bin_id: frozenset(one.key for one in products)

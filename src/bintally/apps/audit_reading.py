@@ -39,7 +39,9 @@ class AuditedBins:
     records: list[list[Product]]
     """The products that each lists."""
     probabilities: Floats
-    """(bins, counts) of the photographs alone."""
+    """(bins, counts) of the photographs alone,"""
+    tables: Floats
+    """and (bins, features, counts) of evidence."""
     left_out: dict[str, int]
     """Number of other bins by reason."""
     rejected: list[tuple[str, str]]
@@ -52,6 +54,7 @@ class AuditedBins:
             ids=[self.ids[row] for row in rows],
             records=[self.records[row] for row in rows],
             probabilities=self.probabilities[rows],
+            tables=self.tables[rows],
         )
 
 
@@ -86,9 +89,16 @@ def read_bins(photographs: Photographs, model_folder: Path, with_learned: bool) 
         ids = [bin_id for part in parts for bin_id in part.ids]
         if not ids:
             raise _nothing_to_audit(photographs.name, left_out, rejected)
-        probabilities = np.concatenate([part.probabilities for part in parts])
-        listed = [records[bin_id] for bin_id in ids]
-        yield AuditedBins(photographs.name, scores.calibration, ids, listed, probabilities, left_out, rejected)
+        yield AuditedBins(
+            source=photographs.name,
+            calibration=scores.calibration,
+            ids=ids,
+            records=[records[bin_id] for bin_id in ids],
+            probabilities=np.concatenate([part.probabilities for part in parts]),
+            tables=np.concatenate([part.tables for part in parts]),
+            left_out=left_out,
+            rejected=rejected,
+        )
 
 
 def _without_learned(photographs: Photographs, model_folder: Path) -> Photographs:

@@ -60,4 +60,4 @@ def run(arguments: argparse.Namespace) -> None:
 
     differences = export(arguments.to, network, card, calibration, records, formats, batches())
     for path, difference in differences.items():
-        print(printable(f"{path}: probabilities within {difference:.1e} of the model's on {len(chosen)} images"))
+        print(printable(f"{path}: outputs within {difference:.1e} of the model's on {len(chosen)} images"))

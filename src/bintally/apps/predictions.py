@@ -21,8 +21,9 @@ from bintally.scoring.calibration import Calibration, Floats, predict_counts
 from bintally.scoring.decoding import DECODINGS
 from bintally.scoring.explain import likely_counts
 from bintally.scoring.judgement import judge
+from bintally.scoring.lists import Lists
 from bintally.scoring.metrics import Counts
-from bintally.scoring.record_model import Lists, RecordModel
+from bintally.scoring.record_model import RecordModel
 
 PREDICTION_COLUMNS = (*DECODINGS, "low", "high", "unsure")
 GIVEN_PRODUCTS = "given_products_"  # begins the names of columns of the count given the products
@@ -57,7 +58,7 @@ class RecordColumns:
         records = self._read(part)
         rows = [row for row, products in enumerate(records) if products is not None]
         usable = [products for products in records if products is not None]
-        columns = self._of_records(usable, part.probabilities[rows])
+        columns = self._of_records(usable, part.probabilities[rows], part.tables[rows])
         return _spread(columns, rows, len(records))
 
     def _read(self, part: ScoredPart) -> list[list[Product] | None]:
@@ -71,10 +72,10 @@ class RecordColumns:
                     self.rejected.append((file_id, printable(str(error))))
         return list(found.values())
 
-    def _of_records(self, records: Sequence[list[Product]], probabilities: Floats) -> Columns:
+    def _of_records(self, records: Sequence[list[Product]], probabilities: Floats, tables: Floats) -> Columns:
         model, lists = self._model, Lists.of(records)
         counted = np.flatnonzero(model.can_count(lists))
-        given_products = model.count_given_products(probabilities[counted], lists.take(counted))
+        given_products = model.count_given_products(probabilities[counted], tables[counted], lists.take(counted))
         rows = np.flatnonzero(model.totals.allow(lists.totals))
         self.not_judged += len(records) - len(rows)
         judged = judge(model, probabilities[rows], lists.take(rows), model.answers.record_error_rate)

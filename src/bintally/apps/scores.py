@@ -29,13 +29,14 @@ from bintally.bins.images import BadImage
 from bintally.errors import UserError, disk_full_as_user_error, printable
 from bintally.files import SCRATCH, atomic_write, check_writable
 from bintally.hashing import file_digest, sha256_hex, source_code
-from bintally.inference.predictor import Predictor
+from bintally.inference.predictor import Predictions, Predictor
 from bintally.memory import configure_malloc
 from bintally.model.card import load_model
 from bintally.progress import progress
 from bintally.resources import default_device
 from bintally.scoring.calibration import Calibration, Floats, load_calibration
 
+FEATURES = b"features"  # of a list; in a part's metadata
 PART = 256  # photographs in a file; a multiple of every batch size, as the last digits of a row depend on its batch
 
 log = logging.getLogger("bintally")
@@ -47,6 +48,7 @@ class ScoredPart:
 
     ids: list[str]
     probabilities: Floats  # (ids, counts)
+    tables: Floats  # (ids, features, counts) of evidence
     rejected: list[tuple[str, str]]  # id and reason
 
 
@@ -62,8 +64,10 @@ class Scores:
             table = _read_part(file)
             scored, rejected = table.filter(table["reason"].is_null()), table.filter(table["reason"].is_valid())
             probabilities = np.stack([scored[f"p{count}"].to_numpy() for count in self.calibration.counts], 1)
+            shape = len(scored), int(table.schema.metadata[FEATURES]), len(self.calibration.counts)
+            tables = np.array(scored["evidence"].to_pylist(), np.float64).reshape(shape)
             reasons = zip(rejected["id"].to_pylist(), rejected["reason"].to_pylist(), strict=True)
-            yield ScoredPart(scored["id"].to_pylist(), probabilities, list(reasons))
+            yield ScoredPart(scored["id"].to_pylist(), probabilities, tables, list(reasons))
 
 
 @dataclass(frozen=True)
@@ -127,25 +131,35 @@ def _is_finished(file: Path) -> bool:
 def _score(predictor: Predictor, images: ReadFiles, ids: Sequence[str], files: Sequence[Path]) -> None:
     counts = [f"p{count}" for count in predictor.calibration.counts]
     columns = [("id", pa.string()), ("reason", pa.string()), ("was_read", pa.bool_())]
-    schema = pa.schema([*columns, *((name, pa.float64()) for name in counts)])
-    unscored = [None] * len(counts)
+    evidence = ("evidence", pa.list_(pa.float64()))  # a flattened table
+    metadata = {FEATURES: str(predictor.list_features)}
+    schema = pa.schema([*columns, *((name, pa.float64()) for name in counts), evidence], metadata)
+    unscored = [None] * (len(counts) + 1)
     with progress("predict", len(ids), "photographs") as advance:
         batches = _decoded_batches(predictor, images(ids))
         for file in files:
             rows: list[list[object]] = []
             for batch in islice(batches, PART // predictor.batch_size):
                 decoded = [pixels for _, pixels in batch if isinstance(pixels, torch.Tensor)]
-                distributions = iter(predictor.distributions(torch.stack(decoded)).tolist() if decoded else [])
+                predictions = iter(_rows(predictor.predict(torch.stack(decoded))) if decoded else [])
                 for file_id, pixels in batch:
                     if isinstance(pixels, _Rejected):
                         rows.append([file_id, pixels.reason, pixels.was_read, *unscored])
-                    elif all(map(math.isfinite, distribution := next(distributions))):
-                        rows.append([file_id, None, True, *distribution])
+                        continue
+                    distribution, table = next(predictions)
+                    if all(map(math.isfinite, (*distribution, *table))):
+                        rows.append([file_id, None, True, *distribution, table])
                     else:
                         rows.append([file_id, "its probabilities are not finite", True, *unscored])
                 advance(len(batch))
             with atomic_write(file) as temporary:
                 pq.write_table(pa.table(list(map(list, zip(*rows, strict=True))), schema=schema), temporary)
+
+
+def _rows(predictions: Predictions) -> Iterator[tuple[list[float], list[float]]]:
+    """The probabilities and the flattened table of each photograph."""
+    tables = predictions.tables.reshape(len(predictions.tables), -1)
+    return zip(predictions.probabilities.tolist(), tables.tolist(), strict=True)
 
 
 def _decoded_batches(

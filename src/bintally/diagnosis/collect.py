@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from bintally import paths
 from bintally.diagnosis.evidence import Evidence, ValidationOutputs, near_duplicate_share
@@ -90,7 +89,7 @@ def _outputs(params: Params) -> ValidationOutputs | None:
 def validation_outputs(network: CountingNetwork, samples: Samples, counts: Sequence[int]) -> ValidationOutputs:
     """Run a trained network on ``samples``; ``counts`` are those of its classes."""
     context = RankContext(0, 1, default_device(), is_main=True)
-    model: nn.Module = network.head if samples.kind == "features" else network
+    model = network.heads() if samples.kind == "features" else network
     model.to(context.device).eval()
     alive: list[torch.Tensor] = []
     hook = network.head[1].register_forward_hook(lambda _module, _inputs, units: alive.append((units > 0).any(0)))

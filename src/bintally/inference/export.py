@@ -1,8 +1,9 @@
 """A model as one file that runs without this project: ONNX, or a PyTorch program.
 
 Both take ``images``, uint8 (n, 3, size, size) of any n, as ``bintally.model.images.decode`` returns them, and return
-``probabilities``, float32 (n, counts), calibrated. ONNX holds the card, ``calibration`` and ``records`` as metadata, a
-program as the extra file ``card.json``. ``records`` is what is needed to combine the probabilities with what a record
+``probabilities``, float32 (n, counts), calibrated, and ``evidence``, float32 (n, features, counts), of which
+:mod:`bintally.scoring.evidence` says what it is. ONNX holds the card, ``calibration`` and ``records`` as metadata, a
+program as the extra file ``card.json``. ``records`` is what is needed to combine both with what a record
 lists, as :mod:`bintally.scoring.record_model` does; null for a model without it. Equal models give equal bytes under
 one version of PyTorch.
 """
@@ -38,7 +39,7 @@ def export(
     formats: Sequence[str],
     batches: Iterable[torch.Tensor],
 ) -> dict[Path, float]:
-    """Write a model to ``folder`` and return, by file, the greatest difference of a probability from the model's.
+    """Write a model to ``folder`` and return, by file, the greatest difference of an output from the model's.
 
     Raises UserError if a difference exceeds TOLERANCE; then no file is written.
 
@@ -64,12 +65,13 @@ def export(
         for images in batches:
             expected = model(images)
             for path, run in runners.items():
-                by_batch[path].append((run(images) - expected).abs().max())
+                outputs = zip(run(images), expected, strict=True)
+                by_batch[path] += [(found - value).abs().max() for found, value in outputs if value.numel()]
         differences = {path: float(torch.stack(values).max()) for path, values in by_batch.items()}
         for path, difference in differences.items():
             if not difference <= TOLERANCE:  # NaN is not
                 raise UserError(
-                    f"{path} would differ from the model: by {difference:.1e} in a probability, more than "
+                    f"{path} would differ from the model: by {difference:.1e} in an output, more than "
                     f"{TOLERANCE:.0e}; nothing is written"
                 )
     return differences

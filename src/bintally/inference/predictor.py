@@ -1,6 +1,7 @@
 """From image files to probabilities of counts: the one path for everything that predicts with a saved model."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,16 @@ from bintally.resources import default_device
 from bintally.scoring.calibration import Calibration, Floats
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of n photographs."""
+
+    probabilities: Floats
+    """(n, counts) of the calibration's counts, calibrated."""
+    tables: Floats
+    """(n, features, counts) of evidence (:mod:`bintally.scoring.evidence`)."""
+
+
 class Predictor:
     """A loaded model that predicts from JPEG and PNG files; thread-safe."""
 
@@ -23,18 +34,20 @@ class Predictor:
     ) -> None:
         device = device or default_device()
         self.card, self.calibration, self.batch_size = card, calibration, BATCH[device.type]
+        self.list_features = network.evidence.list_features if network.evidence else 0
         self._run = load_runner(network, card, calibration, device)
 
     def decode(self, file: bytes) -> torch.Tensor:
         """The model's input for a JPEG or PNG file, uint8 (3, size, size). Raises UserError as :func:`decode` does."""
         return decode(file, self.card.image_size)
 
-    def distributions(self, pixels: torch.Tensor) -> Floats:
-        """Probabilities of the calibration's counts, float64 (n, counts), for decoded images."""
-        return self._run(pixels).double().numpy()
+    def predict(self, pixels: torch.Tensor) -> Predictions:
+        """Predictions for decoded images."""
+        probabilities, tables = self._run(pixels)
+        return Predictions(probabilities.double().numpy(), tables.double().numpy())
 
     def __call__(self, files: Sequence[bytes]) -> Floats:
-        """The same for JPEG or PNG files. Raises UserError if one does not decode."""
+        """Probabilities, (n, counts), for JPEG or PNG files. Raises UserError if one does not decode."""
         batches = decoded_batches([partial(self.decode, file) for file in files], self.batch_size)
         no_rows = np.empty((0, len(self.calibration.counts)))
-        return np.concatenate([no_rows, *map(self.distributions, batches)])
+        return np.concatenate([no_rows, *(self.predict(batch).probabilities for batch in batches)])

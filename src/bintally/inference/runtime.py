@@ -25,8 +25,11 @@ ONNX_CACHE, ONNX_CACHE_SIZE = SCRATCH / "onnx", 4
 
 log = logging.getLogger("bintally")
 
-Runner = Callable[[torch.Tensor], torch.Tensor]
-"""uint8 (n, 3, size, size) of any n to calibrated probabilities, float32 (n, counts)."""
+OUTPUTS = ["probabilities", "evidence"]
+Outputs = tuple[torch.Tensor, torch.Tensor]
+"""Calibrated probabilities, float32 (n, counts), and tables of evidence, float32 (n, features of a list, counts)."""
+Runner = Callable[[torch.Tensor], Outputs]
+"""Takes uint8 (n, 3, size, size) of any n."""
 
 
 def calibrated_network(network: CountingNetwork, card: ModelCard, calibration: Calibration) -> CalibratedNetwork:
@@ -52,8 +55,9 @@ def load_runner(network: CountingNetwork, card: ModelCard, calibration: Calibrat
     model.to(device)
 
     @torch.inference_mode()
-    def run(images: torch.Tensor) -> torch.Tensor:
-        return model(images.to(device)).cpu()  # type: ignore[no-any-return]
+    def run(images: torch.Tensor) -> Outputs:
+        probabilities, tables = model(images.to(device))
+        return probabilities.cpu(), tables.cpu()
 
     return run
 
@@ -65,7 +69,12 @@ def onnx_runner(onnx: bytes) -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cpus()
     session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["probabilities"], {"images": images.numpy()})[0])
+
+    def run(images: torch.Tensor) -> Outputs:
+        probabilities, tables = session.run(OUTPUTS, {"images": images.numpy()})
+        return torch.from_numpy(probabilities), torch.from_numpy(tables)
+
+    return run
 
 
 def trace(model: CalibratedNetwork, card: ModelCard) -> torch.export.ExportedProgram:
@@ -87,7 +96,7 @@ def to_onnx(program: torch.export.ExportedProgram, metadata: dict[str, Any]) -> 
             dynamo=True,
             dynamic_shapes=({0: "n"},),
             input_names=["images"],
-            output_names=["probabilities"],
+            output_names=OUTPUTS,
             opset_version=20,  # of 2023: older runtimes read it, too
             verbose=False,
         )
@@ -99,7 +108,8 @@ def to_onnx(program: torch.export.ExportedProgram, metadata: dict[str, Any]) -> 
     )
     onnx_program.model.doc_string = (
         "images: RGB, 0 to 255, resized to the square by squashing, bilinear with antialiasing; normalised inside. "
-        "probabilities: one for each of calibration.counts."
+        "probabilities: one for each of calibration.counts. evidence: what the photograph adds to a list of products, "
+        "features of the list by counts."
     )
     content: bytes = onnx_program.model_proto.SerializeToString(deterministic=True)
     return content

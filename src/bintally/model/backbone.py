@@ -170,6 +170,10 @@ def _lite_stages(name: str) -> Sequence[nn.Module]:
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name(name.replace("_", "-"))
+    for module in network.modules():
+        padding = getattr(module, "static_padding", None)
+        if isinstance(padding, nn.ZeroPad2d) and len({*padding.padding}) == 1:  # the convolution itself copies nothing
+            module.padding, module.static_padding = padding.padding[:2], nn.Identity()
     groups: list[dict[str, nn.Module]] = [{}]
     for number, block in network._blocks.named_children():
         if block._depthwise_conv.stride[0] > 1:  # the resolution falls

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from bintally.errors import UserError, first_wrong_field
 from bintally.files import atomic_write, write_text
 from bintally.model.backbone import Backbone
-from bintally.model.network import CountingNetwork, Head
+from bintally.model.network import CountingNetwork, EvidenceHead, Head
 from bintally.params import MAX_IMAGE_SIZE, Counts
+from bintally.scoring.evidence import FEATURES, ListFeatures
 
 MAX_CARD_BYTES = 1_000_000
 MAX_HEADER_BYTES = 4_000_000  # of the names and shapes of weights; those of the largest backbone are a tenth of it
@@ -36,10 +37,13 @@ class ModelCard(BaseModel):
     """The count of each class."""
     hidden: int = Field(ge=1)
     ordinal: bool = False
+    list_features: ListFeatures | None = None
+    """Of a network that reads a photograph with the list of products in its bin; None: of an older one, which does
+    not."""
     parameters: dict[str, Any]
     """The parameters of the training."""
     data: str
-    """SHA-256 of the encoded images and the split."""
+    """SHA-256 of the encoded images, the split and what is known of the lists."""
     trained_on: str | None = None
     """SHA-256 of ``trained_on.bin``, which lists what it was trained on; None: of an older model, without that file."""
     validation: dict[str, float]
@@ -85,7 +89,10 @@ def load_model(folder: Path) -> tuple[CountingNetwork, ModelCard]:
     if "head.0.bias" not in state or state["head.0.bias"].shape != (card.hidden,):
         raise UserError(f"{folder}: the weights do not fit the card: they have no hidden layer of {card.hidden} units")
     backbone = Backbone(card.backbone, card.image_size, card.features)
-    network = CountingNetwork(backbone, Head(backbone.width, card.hidden, len(card.counts), card.ordinal, seed=0))
+    classes = len(card.counts)
+    head = Head(backbone.width, card.hidden, classes, card.ordinal, seed=0)
+    evidence = EvidenceHead(backbone.width, card.hidden, FEATURES, classes, seed=0) if card.list_features else None
+    network = CountingNetwork(backbone, head, evidence)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

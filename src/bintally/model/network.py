@@ -1,4 +1,7 @@
-"""The counting network: a backbone, a head of two linear layers, and the distribution over counts they give."""
+"""The counting network: a backbone, a head of two linear layers, and the distribution over counts they give.
+
+A second head says what the photograph adds to a list of the products in the bin (:mod:`bintally.scoring.evidence`).
+"""
 
 import math
 from collections.abc import Sequence
@@ -44,16 +47,62 @@ def _log_sigmoid(values: torch.Tensor) -> torch.Tensor:
     return nn.functional.logsigmoid(values)
 
 
-class CountingNetwork(nn.Module):
-    """Backbone and head."""
+class EvidenceHead(nn.Sequential):
+    """Two linear layers with a ReLU between them, to a table of ``features`` of a list by classes."""
 
-    def __init__(self, backbone: Backbone, head: Head) -> None:
+    def __init__(self, width: int, hidden: int, features: int, classes: int, seed: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            super().__init__(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, features * classes))
+        self.list_features, self.classes = features, classes
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, width) to tables (n, features, classes)."""
+        tables: torch.Tensor = super().forward(features).unflatten(1, (self.list_features, self.classes))
+        return tables
+
+
+class Heads(nn.Module):
+    """The heads of a network, for features of the backbone.
+
+    Args:
+        evidence: None for a model that was trained before there were such heads.
+    """
+
+    def __init__(self, head: Head, evidence: EvidenceHead | None = None) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.head, self.evidence = head, evidence
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images, or rows that the backbone takes in their place, to logits (n, classes)."""
-        return self.head(self.backbone(images))  # type: ignore[no-any-return]
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Features (n, width) to logits of the photograph alone, (n, classes)."""
+        return self.head(self.features(inputs))  # type: ignore[no-any-return]
+
+    def outputs(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same logits, and tables of evidence, (n, features of a list, classes), with no features without a head
+        for them.
+        """
+        features = self.features(inputs)
+        logits: torch.Tensor = self.head(features)
+        tables = self.evidence(features) if self.evidence else logits[:, None][:, :0]
+        return logits, tables
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs
+
+
+class CountingNetwork(Heads):
+    """A backbone and its heads, for images, or rows that the backbone takes in their place."""
+
+    def __init__(self, backbone: Backbone, head: Head, evidence: EvidenceHead | None = None) -> None:
+        super().__init__(head, evidence)
+        self.backbone = backbone
+
+    def heads(self) -> Heads:
+        """The same heads, for features that the backbone has computed."""
+        return Heads(self.head, self.evidence)
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.backbone(inputs)  # type: ignore[no-any-return]
 
 
 class CalibratedNetwork(nn.Module):
@@ -75,21 +124,28 @@ class CalibratedNetwork(nn.Module):
         indices = list(range(network.head.classes) if classes is None else classes)
         self.register_buffer("classes", torch.tensor(indices), persistent=False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (n, 3, size, size), RGB, to float32 (n, classes); rows sum to 1."""
-        logs = log_probabilities(self.network, stack_views(images, self.mirror))
-        return (logs[:, self.classes] / self.temperature).softmax(1)
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 (n, 3, size, size), RGB, to probabilities, float32 (n, classes), whose rows sum to 1, and tables of
+        evidence, (n, features of a list, classes).
+        """
+        logs, tables = predict_views(self.network, stack_views(images, self.mirror))
+        return (logs[:, self.classes] / self.temperature).softmax(1), tables[..., self.classes]
 
 
-def log_probabilities(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """The logarithm of each class's probability, averaged over views, float32 (n, classes).
+def predict_views(network: Heads, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a network says of images, averaged over their views.
 
     Args:
-        network: a Head for features, a CountingNetwork for images or rows.
+        network: Heads for features, a CountingNetwork for images or rows.
         inputs: (n, views, width) features or rows, or (n, views, 3, h, w) images.
+
+    Returns the logarithm of each class's probability, float32 (n, classes), and tables of evidence, (n, features of a
+    list, classes).
     """
-    logits: torch.Tensor = network(inputs.flatten(0, 1))
+    logits, tables = network.outputs(inputs.flatten(0, 1))
+    views = inputs.shape[:2]
     # A sum of logarithms, which are finite where a probability underflows.
-    by_view: torch.Tensor = logits.log_softmax(1).unflatten(0, inputs.shape[:2])
-    averaged: torch.Tensor = by_view.logsumexp(1) - math.log(inputs.shape[1])
-    return averaged
+    logs = logits.log_softmax(1).unflatten(0, views).logsumexp(1) - math.log(inputs.shape[1])
+    # A tensor without elements that is reshaped cannot be exported.
+    averaged = tables.unflatten(0, views).mean(1) if tables.shape[1] else logs[:, None][:, :0]
+    return logs, averaged

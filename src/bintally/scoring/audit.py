@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bintally.scoring.judgement import Judgements, judge
+from bintally.scoring.lists import Lists
 from bintally.scoring.metrics import Counts, Floats
 from bintally.scoring.record_errors import ERROR_KINDS
-from bintally.scoring.record_model import Lists, RecordModel
+from bintally.scoring.record_model import RecordModel
 
 RECOUNT_SHARES = (0.05, 0.1, 0.2)
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bintally.scoring.lists import Lists
 from bintally.scoring.metrics import Counts, Floats
 from bintally.scoring.record_errors import Totals
 
@@ -135,6 +136,17 @@ def _convolved(left: Floats, right: Floats, saturate: bool) -> Floats:
     return result
 
 
+def count_by_products(compositions: CompositionModel, totals: Totals, lists: Lists) -> Floats:
+    """Probabilities of the counts given the products alone, (n, counts); rows of zeros where no count is possible."""
+    sums = np.zeros((len(lists.quantities), len(totals.counts)))
+    for rows, _, packed in lists.by_length():  # so that one long list costs the others nothing
+        number = np.full(packed.quantities.shape, packed.quantities.shape[1])
+        tables = quantity_tables(compositions.terms(packed.sizes, number), packed.present)
+        sums[rows] = convolve(tables, totals.open_ended).of_all[:, totals.counts]
+    whole = sums.sum(1, keepdims=True)
+    return np.asarray(sums / np.where(whole > 0, whole, 1))
+
+
 def fit_compositions(quantities: Counts, sizes: Floats, totals: Totals) -> CompositionModel:
     """Fit the model to records by penalised maximum likelihood, each given the products in it.
 
@@ -254,6 +266,16 @@ def _features(standard: Floats, number: Counts) -> Floats:
 def _mean_features(standard: Floats) -> Floats:
     """(n, 1 + sizes): a constant and the mean of each size."""
     return np.concatenate([np.ones((len(standard), 1)), _means(standard)], 1)
+
+
+def mean_sizes(sizes: Floats, means: Floats, deviations: Floats) -> Floats:
+    """The mean of each size over the products of n bins, (n, sizes), standardised; 0 where none is known.
+
+    Args:
+        sizes: (n, m, sizes), NaN where they are not known.
+        means, deviations: (sizes,).
+    """
+    return _means(_standardised(sizes, means, deviations))
 
 
 def _means(standard: Floats) -> Floats:

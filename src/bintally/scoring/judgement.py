@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bintally.scoring.compositions import convolve, quantity_tables
+from bintally.scoring.lists import PRODUCTS_AT_ONCE, Lists
 from bintally.scoring.metrics import Counts, Floats
 from bintally.scoring.record_errors import DECIMALS, offsets, possible_errors, quotient
-from bintally.scoring.record_model import PRODUCTS_AT_ONCE, Lists, RecordModel
+from bintally.scoring.record_model import RecordModel
 
 NEVER = -1e30  # a logarithm of 0 that can be subtracted from itself
 

@@ -5,77 +5,46 @@ model is learned from training records (:mod:`bintally.scoring.compositions`) an
 validation, where the network has not learned.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from bintally.bins.products import Product, product_arrays
 from bintally.errors import UserError, first_wrong_field
 from bintally.files import write_text
 from bintally.hashing import file_digest, sha256_hex
 from bintally.params import ErrorShares
 from bintally.scoring.calibration import Calibration
-from bintally.scoring.compositions import MAX_NUMBER, CompositionModel, convolve, quantity_tables
+from bintally.scoring.compositions import MAX_NUMBER, CompositionModel, count_by_products
+from bintally.scoring.evidence import ListFeatures, log_evidence
+from bintally.scoring.lists import Lists
 from bintally.scoring.metrics import Counts, Floats
 from bintally.scoring.record_errors import Totals
 
 FILE = "records.json"
-PRODUCTS_AT_ONCE = 100_000
 FLOOR = 1e-12  # of a probability whose logarithm is taken
 PENALTY = 1.0  # of a squared offset of a count
+WEIGHT_PENALTY = 1e-3  # of a squared weight: unbounded where it tells few bins apart, or all photographs say the same
 DIGITS = 5  # of a saved number, behind the point
 STEPS = 100
 TOLERANCE = 1e-9  # of a step
-RIDGE = 1e-9  # where all photographs say the same, any weight is as good
 MAX_BYTES = 4_000_000
 
 
-@dataclass(frozen=True)
-class Lists:
-    """The products that n records list, m at most."""
+class ReadWithList(BaseModel):
+    """How a photograph that was read with the list of products in its bin is weighed for the count."""
 
-    quantities: Counts
-    """(n, m) of each product; 0 where a record lists fewer than m."""
-    sizes: Floats
-    """(n, m, sizes) as in :data:`bintally.bins.products.SIZES`, NaN where not known."""
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    @classmethod
-    def of(cls, bins: Sequence[Sequence[Product]]) -> "Lists":
-        """What the products of each bin are as arrays."""
-        return cls(*product_arrays(bins))
-
-    @property
-    def present(self) -> NDArray[np.bool_]:
-        return self.quantities > 0
-
-    @property
-    def totals(self) -> Counts:
-        """(n,) the number of items."""
-        return np.asarray(self.quantities.sum(1))
-
-    def take(self, rows: Counts) -> "Lists":
-        return Lists(self.quantities[rows], self.sizes[rows])
-
-    def by_length(self) -> Iterator[tuple[Counts, Counts, "Lists"]]:
-        """Records of the same number of products: their rows, (k,), the places of the products, (k, number), and
-        lists, (k, number), without empty places. No more at once than PRODUCTS_AT_ONCE, so that memory has a bound.
-        """
-        number = self.present.sum(1)
-        for length in np.unique(number).tolist():
-            at_once = max(1, PRODUCTS_AT_ONCE // max(1, length))
-            of_length = np.flatnonzero(number == length)
-            yield from (
-                self._packed(of_length[start : start + at_once], length) for start in range(0, len(of_length), at_once)
-            )
-
-    def _packed(self, rows: Counts, length: int) -> tuple[Counts, Counts, "Lists"]:
-        places = np.argsort(~self.present[rows], 1, kind="stable")[:, :length]
-        chosen = rows[:, None], places
-        return rows, places, Lists(self.quantities[chosen], self.sizes[chosen])
+    features: ListFeatures
+    evidence_weight: float
+    """Factor of the network's evidence,"""
+    photograph_weight: float
+    """of the log-probabilities of the photograph alone,"""
+    offsets: list[float]
+    """and of each count, added to these."""
 
 
 class RecordModel(BaseModel):
@@ -88,6 +57,9 @@ class RecordModel(BaseModel):
     """Factor of the photograph's log-probabilities: below 1 where it repeats what the products say."""
     offsets: list[float]
     """Of each count, added to these."""
+    with_list: ReadWithList | None = None
+    """For the count; None for a network that reads photographs alone. Errors are judged without, where the list itself
+    may be what is wrong."""
     error_shares: ErrorShares
     """The kinds of errors among wrong records."""
     answers: Calibration
@@ -100,8 +72,13 @@ class RecordModel(BaseModel):
             raise ValueError(f"{len(self.offsets)} offsets do not fit {len(counts)} counts")
         if len(self.compositions.quantities) != max(counts[-1], 1):
             raise ValueError(f"{len(self.compositions.quantities)} quantities do not fit counts up to {counts[-1]}")
-        if not all(abs(value) <= MAX_NUMBER for value in (self.photograph_weight, *self.offsets)):
-            raise ValueError(f"photograph_weight and offsets must be within {MAX_NUMBER:,}")
+        numbers = [self.photograph_weight, *self.offsets]
+        if one := self.with_list:
+            if len(one.offsets) != len(counts):
+                raise ValueError(f"{len(one.offsets)} offsets of with_list do not fit {len(counts)} counts")
+            numbers += [one.evidence_weight, one.photograph_weight, *one.offsets]
+        if not all(abs(value) <= MAX_NUMBER for value in numbers):
+            raise ValueError(f"weights and offsets must be within {MAX_NUMBER:,}")
         return self
 
     @property
@@ -113,7 +90,7 @@ class RecordModel(BaseModel):
 
         ``probabilities``: (n, counts) of the photograph alone, calibrated.
         """
-        return photograph_evidence(probabilities, self.photograph_weight, self.offsets)
+        return weighted([log_probabilities(probabilities)], [self.photograph_weight], self.offsets)
 
     def can_count(self, lists: Lists) -> NDArray[np.bool_]:
         """Whether some count is possible with the products of each record: (n,)."""
@@ -121,17 +98,23 @@ class RecordModel(BaseModel):
         fits = (number <= self.totals.last) | self.totals.open_ended
         return np.asarray(np.where(number > 0, fits, self.totals.allow(number)))
 
-    def count_given_products(self, probabilities: Floats, lists: Lists) -> Floats:
+    def count_given_products(self, probabilities: Floats, tables: NDArray[np.floating], lists: Lists) -> Floats:
         """Probabilities of the counts, (n, counts), given a photograph and which products lie in the bin.
 
         Where no count is possible with these products (:meth:`can_count`), the photograph alone decides.
 
         Args:
             probabilities: (n, counts) of the photograph alone, calibrated.
+            tables: (n, features, counts) of evidence; not used without ``with_list``.
             lists: of the same bins; their quantities say no more than which products there are.
         """
         by_products = count_by_products(self.compositions, self.totals, lists)
-        return combined(by_products, self.evidence(probabilities), probabilities)
+        evidence = self.evidence(probabilities)
+        if one := self.with_list:
+            read = log_evidence(tables, one.features.of(lists.present, lists.sizes))
+            logs = [read, log_probabilities(probabilities)]
+            evidence = weighted(logs, [one.evidence_weight, one.photograph_weight], one.offsets)
+        return combined(by_products, evidence, probabilities)
 
 
 class _SavedRecordModel(RecordModel):
@@ -141,20 +124,14 @@ class _SavedRecordModel(RecordModel):
     """SHA-256 of the calibration.json that it was fitted for."""
 
 
-def count_by_products(compositions: CompositionModel, totals: Totals, lists: Lists) -> Floats:
-    """Probabilities of the counts given the products alone, (n, counts); rows of zeros where no count is possible."""
-    sums = np.zeros((len(lists.quantities), len(totals.counts)))
-    for rows, _, packed in lists.by_length():  # so that one long list costs the others nothing
-        number = np.full(packed.quantities.shape, packed.quantities.shape[1])
-        tables = quantity_tables(compositions.terms(packed.sizes, number), packed.present)
-        sums[rows] = convolve(tables, totals.open_ended).of_all[:, totals.counts]
-    whole = sums.sum(1, keepdims=True)
-    return np.asarray(sums / np.where(whole > 0, whole, 1))
+def log_probabilities(probabilities: Floats) -> Floats:
+    """The logarithms of probabilities, those of 0 and close to it as of FLOOR."""
+    return np.asarray(np.log(probabilities.clip(FLOOR)))
 
 
-def photograph_evidence(probabilities: Floats, weight: float, offsets: Sequence[float]) -> Floats:
-    """The weighted logarithms of the photograph's probabilities, (n, counts), plus the offset of each count."""
-    return np.asarray(weight * np.log(probabilities.clip(FLOOR)) + offsets)
+def weighted(logs: Sequence[Floats], weights: Sequence[float], offsets: Sequence[float]) -> Floats:
+    """The weighted sum of logarithms, each (n, counts), plus the offset of each count."""
+    return np.asarray(sum(weight * one for weight, one in zip(weights, logs, strict=True)) + np.asarray(offsets))
 
 
 def combined(by_products: Floats, evidence: Floats, otherwise: Floats) -> Floats:
@@ -167,46 +144,48 @@ def combined(by_products: Floats, evidence: Floats, otherwise: Floats) -> Floats
     return np.asarray(np.where(whole > 0, joint / np.where(whole > 0, whole, 1), otherwise))
 
 
-def fit_photograph(by_products: Floats, probabilities: Floats, true_class: Counts) -> tuple[float, list[float]]:
-    """The weight of the photograph's log-probabilities and the offset of each count with the least cross-entropy.
+def fit_weights(by_products: Floats, logs: Sequence[Floats], true_class: Counts) -> tuple[list[float], list[float]]:
+    """The weights of logarithms and the offset of each count, for :func:`weighted`, with the least cross-entropy.
 
     Args:
         by_products: (n, counts) of :func:`count_by_products`; rows in which the true count is impossible are ignored.
-        probabilities: (n, counts) of the photograph alone, calibrated.
+        logs: each (n, counts), of the photograph.
         true_class: (n,) the column of the true count.
     """
+    sources, number = len(logs), by_products.shape[1]
     usable = by_products[np.arange(len(true_class)), true_class] > 0
     if not usable.any():
-        return 1.0, [0.0] * probabilities.shape[1]
+        return [1 / sources] * sources, [0.0] * number
     with np.errstate(divide="ignore"):
         prior = np.log(by_products[usable])
-    logs, truth = np.log(probabilities[usable].clip(FLOOR)), true_class[usable]
-    rows, number = np.arange(len(truth)), probabilities.shape[1]
-    penalties = np.append(0.0, np.full(number, PENALTY))
+    truth = true_class[usable]
+    rows = np.arange(len(truth))
+    penalties = np.append(np.full(sources, WEIGHT_PENALTY), np.full(number, PENALTY))
     # Of the score of each count in each row by each of the parameters: (n, counts, parameters).
-    slopes = np.concatenate([logs[..., None], np.broadcast_to(np.eye(number), (len(truth), number, number))], 2)
-    values = np.append(1.0, np.zeros(number))
+    counts = np.broadcast_to(np.eye(number), (len(truth), number, number))
+    slopes = np.concatenate([np.stack([one[usable] for one in logs], 2), counts], 2)
+    values = np.append(np.full(sources, 1 / sources), np.zeros(number))
 
-    def log_probabilities(values: Floats) -> Floats:
+    def scored(values: Floats) -> Floats:
         scores = prior + slopes @ values
         return np.asarray(scores - np.logaddexp.reduce(scores, 1, keepdims=True))
 
     def loss(values: Floats) -> float:
-        return float((penalties * values**2).sum() - log_probabilities(values)[rows, truth].sum())
+        return float((penalties * values**2).sum() - scored(values)[rows, truth].sum())
 
     for _ in range(STEPS):  # Newton's, which leaves no digit to the CPU as it converges
-        expected = np.exp(log_probabilities(values))
+        expected = np.exp(scored(values))
         means = np.einsum("nc,ncp->np", expected, slopes)
         gradient = (means - slopes[rows, truth]).sum(0) + 2 * penalties * values
         hessian = np.einsum("nc,ncp,ncq->pq", expected, slopes, slopes) - means.T @ means + np.diag(2 * penalties)
-        step = np.linalg.solve(hessian + RIDGE * np.eye(len(values)), gradient)
+        step = np.linalg.solve(hessian, gradient)
         while loss(values - step) > loss(values) and np.abs(step).max() > TOLERANCE:
             step = step / 2
         values = values - step
         if np.abs(step).max() <= TOLERANCE:
             break
-    weight, *offsets = (float(f"{value:.{DIGITS}f}") + 0.0 for value in values)
-    return weight, offsets
+    rounded = [float(f"{value:.{DIGITS}f}") + 0.0 for value in values]
+    return rounded[:sources], rounded[sources:]
 
 
 def save_record_model(folder: Path, model: RecordModel) -> None:
@@ -246,8 +225,8 @@ def require_record_model(folder: Path, beside_calibration: bool = True) -> Recor
     model = load_record_model(folder, beside_calibration)
     if model is None:
         raise UserError(
-            f"{folder} holds no {FILE}, so this model cannot read records: `dvc repro calibrate` writes it, without "
-            "training again"
+            f"{folder} holds no {FILE}, so this model cannot read records: it was made before 0.4.0; "
+            "`dvc repro` makes one that can"
         )
     return model
 

@@ -12,9 +12,10 @@ from bintally.bins.products import Product
 from bintally.scoring import explain
 from bintally.scoring.calibration import Calibration, predict_counts
 from bintally.scoring.judgement import Judgements, judge
+from bintally.scoring.lists import Lists
 from bintally.scoring.metrics import Floats
 from bintally.scoring.record_errors import Totals, error_probability
-from bintally.scoring.record_model import FILE, Lists, RecordModel
+from bintally.scoring.record_model import FILE, RecordModel
 
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -157,7 +158,11 @@ def _unknown_count(expected: int, counts: Sequence[int]) -> RecordCheck:
 
 
 def read_records(
-    model: RecordModel | None, calibration: Calibration, probabilities: Floats, records: Sequence[Sequence[Product]]
+    model: RecordModel | None,
+    calibration: Calibration,
+    probabilities: Floats,
+    tables: Floats,
+    records: Sequence[Sequence[Product]],
 ) -> list[Reading]:
     """What the records of n photographs add to their predictions.
 
@@ -165,6 +170,7 @@ def read_records(
         model: None for a model without one.
         calibration: of the photographs' predictions.
         probabilities: (n, counts) of the photographs alone.
+        tables: (n, features, counts) of evidence in them.
         records: the products that each lists.
     """
     if model is None:
@@ -175,7 +181,7 @@ def read_records(
         return [Reading(None, _without_record_model(check)) for check in checks]
     lists = Lists.of(records)
     can_count = model.can_count(lists)
-    given = counted_items(model.count_given_products(probabilities, lists), model.answers)
+    given = counted_items(model.count_given_products(probabilities, tables, lists), model.answers)
     rows = np.flatnonzero(model.totals.allow(lists.totals))
     judgements: dict[int, RecordJudgement] = {}
     if len(rows):

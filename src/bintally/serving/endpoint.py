@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from bintally.errors import UserError
 from bintally.inference.predictor import Predictor
+from bintally.scoring.metrics import Floats
 from bintally.scoring.record_model import RecordModel
 from bintally.serving import bodies
 from bintally.serving.answers import Prediction, check_count, counted_items, read_records
@@ -41,6 +42,15 @@ class Limits:
         return min(bodies.MAX_IMAGES, self.queue)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the model says of a photograph."""
+
+    prediction: Prediction
+    table: Floats
+    """(features, counts) of evidence."""
+
+
 class LoadedModel:
     """A model that is ready to predict, and its queue.
 
@@ -63,7 +73,7 @@ class LoadedModel:
             start = time.perf_counter()
             self._predict(blank)
         rate = len(blank) / (time.perf_counter() - start)
-        self.batcher: Batcher[Prediction] = Batcher(
+        self.batcher: Batcher[Seen] = Batcher(
             predictor.decode,
             self._predict,
             predictor.batch_size,
@@ -74,9 +84,10 @@ class LoadedModel:
             metrics,
         )
 
-    def _predict(self, pixels: Sequence[torch.Tensor]) -> list[Prediction]:
-        probabilities = self._predictor.distributions(torch.stack(list(pixels)))
-        return [Prediction(**one) for one in counted_items(probabilities, self.calibration)]  # type: ignore[typeddict-item]
+    def _predict(self, pixels: Sequence[torch.Tensor]) -> list[Seen]:
+        found = self._predictor.predict(torch.stack(list(pixels)))
+        answers = counted_items(found.probabilities, self.calibration)
+        return [Seen(Prediction(**one), table) for one, table in zip(answers, found.tables, strict=True)]  # type: ignore[typeddict-item]
 
 
 class Endpoint:
@@ -182,31 +193,37 @@ async def _predict_uploads(model: LoadedModel, uploads: Sequence[bodies.Upload],
         raise ClientDisconnect from None
     finally:
         disconnected.cancel()
-    predictions: list[Prediction] = []
+    seen: list[Seen] = []
     for number, outcome in enumerate(outcomes, 1):
         if isinstance(outcome, UserError) and len(uploads) > 1:
             raise UserError(f"image {number} of {len(uploads)}: {outcome}") from outcome
         if isinstance(outcome, BaseException):
             raise outcome
-        predictions.append(outcome)
-    await _add_records(model, uploads, predictions)
-    return predictions
+        seen.append(outcome)
+    await _add_records(model, uploads, seen)
+    return [one.prediction for one in seen]
 
 
-async def _add_records(model: LoadedModel, uploads: Sequence[bodies.Upload], predictions: Sequence[Prediction]) -> None:
+async def _add_records(model: LoadedModel, uploads: Sequence[bodies.Upload], seen: Sequence[Seen]) -> None:
     """Add to each prediction what is known by its record, or by the count of its record."""
     listed = []
-    for upload, prediction in zip(uploads, predictions, strict=True):
+    for upload, one in zip(uploads, seen, strict=True):
         if upload.products is not None:
-            listed.append((prediction, upload.products))
+            listed.append((one, upload.products))
         elif upload.expected is not None:
-            prediction["record"] = check_count(prediction["probabilities"], upload.expected, model.calibration)
+            probabilities = one.prediction["probabilities"]
+            one.prediction["record"] = check_count(probabilities, upload.expected, model.calibration)
     if not listed:
         return
-    probabilities = np.array([prediction["probabilities"] for prediction, _ in listed])
-    records = [products for _, products in listed]
-    readings = await model.batcher.in_decoder(read_records, model.records, model.calibration, probabilities, records)
-    for (prediction, _), reading in zip(listed, readings, strict=True):
+    readings = await model.batcher.in_decoder(
+        read_records,
+        model.records,
+        model.calibration,
+        np.array([one.prediction["probabilities"] for one, _ in listed]),
+        np.stack([one.table for one, _ in listed]),
+        [products for _, products in listed],
+    )
+    for (one, _), reading in zip(listed, readings, strict=True):
         if reading.given_products:
-            prediction["given_products"] = reading.given_products
-        prediction["record"] = reading.record
+            one.prediction["given_products"] = reading.given_products
+        one.prediction["record"] = reading.record

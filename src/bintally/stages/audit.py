@@ -19,6 +19,7 @@ from bintally.scoring import figures
 from bintally.scoring.audit import expected_recall_curve, found_by_kind, ranking_metrics, recall_curve
 from bintally.scoring.decoding import FOR_ACCURACY, decode_counts
 from bintally.scoring.judgement import judge
+from bintally.scoring.lists import Lists
 from bintally.scoring.metrics import Counts, Floats
 from bintally.scoring.record_errors import (
     ERROR_KINDS,
@@ -27,7 +28,7 @@ from bintally.scoring.record_errors import (
     error_probability,
     inject_errors,
 )
-from bintally.scoring.record_model import Lists, RecordModel, require_record_model
+from bintally.scoring.record_model import RecordModel, require_record_model
 from bintally.stages import run
 
 SEED = 1

@@ -18,18 +18,20 @@ from bintally.scoring.calibration import (
     fit_temperature,
     save_calibration,
 )
-from bintally.scoring.compositions import CompositionModel, fit_compositions
+from bintally.scoring.compositions import CompositionModel, count_by_products, fit_compositions
 from bintally.scoring.decoding import DECODINGS
-from bintally.scoring.metrics import DECIMALS, LabelledPredictions, evaluate, read_log_probabilities
+from bintally.scoring.evidence import FEATURES, load_list_features, log_evidence
+from bintally.scoring.lists import Lists
+from bintally.scoring.metrics import DECIMALS, LabelledPredictions, evaluate, read_outputs
 from bintally.scoring.record_errors import Totals
 from bintally.scoring.record_model import (
-    Lists,
+    ReadWithList,
     RecordModel,
     combined,
-    count_by_products,
-    fit_photograph,
-    photograph_evidence,
+    fit_weights,
+    log_probabilities,
     save_record_model,
+    weighted,
 )
 from bintally.stages import run
 
@@ -43,31 +45,39 @@ def main(params: Params) -> None:
     if not rows:
         raise UserError(f"no validation bin has one of the counts {counts}; change calibrate.counts or split.test_ids")
     truth = np.array([int(table[row]["count"]) for row in rows])
-    log_probabilities = read_log_probabilities(paths.LOG_PROBABILITIES, len(table), len(params.model_counts), rows)
+    answered, classes = np.searchsorted(params.model_counts, counts), len(params.model_counts)
+    outputs = read_outputs(paths.LOG_PROBABILITIES, (len(table), classes), rows)
+    tables = read_outputs(paths.EVIDENCE, (len(table), FEATURES, classes), rows)[..., answered]
+    features = load_list_features(paths.MODELS / "card.json")
 
-    answered = np.searchsorted(params.model_counts, counts)
-    temperature = fit_temperature(log_probabilities[:, answered], np.searchsorted(counts, truth))
-    probabilities = calibrated(log_probabilities, params.model_counts, counts, temperature)
+    temperature = fit_temperature(outputs[:, answered], np.searchsorted(counts, truth))
+    probabilities = calibrated(outputs, params.model_counts, counts, temperature)
     groups = [table[row]["group"] for row in rows]
     photograph = LabelledPredictions(probabilities, truth, groups, counts)
     metrics = evaluate(photograph, params.evaluate.resamples, SEED)
     calibration = _calibration(params, photograph, temperature, metrics)
-    save_calibration(paths.MODELS, calibration)
 
     totals = Totals(counts, calibration.open_ended)
-    compositions = _learn_compositions(table, totals)
-    by_products = count_by_products(compositions, totals, _lists(table, rows))
-    weight, offsets = fit_photograph(by_products, probabilities, np.searchsorted(counts, truth))
-    both = combined(by_products, photograph_evidence(probabilities, weight, offsets), probabilities)
+    compositions, lists = _learn_compositions(table, totals), _lists(table, rows)
+    by_products, logs = count_by_products(compositions, totals, lists), log_probabilities(probabilities)
+    true_class = np.searchsorted(counts, truth)
+    (weight,), offsets = fit_weights(by_products, [logs], true_class)
+    read = log_evidence(tables, features.of(lists.present, lists.sizes))
+    weights, offsets_with_list = fit_weights(by_products, [read, logs], true_class)
+    both = combined(by_products, weighted([read, logs], weights, offsets_with_list), probabilities)
     given_products = LabelledPredictions(both, truth, groups, counts)
     metrics_given_products = evaluate(given_products, params.evaluate.resamples, SEED)
     model = RecordModel(
         compositions=compositions,
         photograph_weight=weight,
         offsets=offsets,
+        with_list=ReadWithList(
+            features=features, evidence_weight=weights[0], photograph_weight=weights[1], offsets=offsets_with_list
+        ),
         error_shares=params.calibrate.error_shares,
         answers=_calibration(params, given_products, 1.0, metrics_given_products),
     )
+    save_calibration(paths.MODELS, calibration)
     save_record_model(paths.MODELS, model)
     content = {"temperature": temperature, **metrics, "given_products": metrics_given_products}
     write_json(paths.VALIDATION_METRICS, content, METRIC_DIGITS)

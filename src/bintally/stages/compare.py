@@ -16,7 +16,9 @@ from bintally.bins.contents import read_contents
 from bintally.files import METRIC_DIGITS, read_csv, write_json, write_text
 from bintally.params import Params
 from bintally.scoring import figures
-from bintally.scoring.record_model import Lists, count_by_products, require_record_model
+from bintally.scoring.compositions import count_by_products
+from bintally.scoring.lists import Lists
+from bintally.scoring.record_model import require_record_model
 from bintally.scoring.references import REFERENCES, BenchmarkRow, baselines, list_row, products_baseline
 from bintally.stages import run
 

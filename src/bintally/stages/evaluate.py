@@ -13,18 +13,20 @@ from bintally.errors import UserError
 from bintally.files import METRIC_DIGITS, read_csv, write_csv, write_json
 from bintally.params import Params
 from bintally.scoring import figures
-from bintally.scoring.calibration import Calibration, Floats, calibrated, load_calibration, predict_counts
+from bintally.scoring.calibration import Calibration, calibrated, load_calibration, predict_counts
 from bintally.scoring.decoding import DECODINGS, FOR_ACCURACY, decode_counts
+from bintally.scoring.evidence import FEATURES
+from bintally.scoring.lists import Lists
 from bintally.scoring.metrics import (
     LabelledPredictions,
     confusion,
     evaluate,
     per_class,
-    read_log_probabilities,
+    read_outputs,
     reliability,
     risk_coverage,
 )
-from bintally.scoring.record_model import Lists, RecordModel, require_record_model
+from bintally.scoring.record_model import require_record_model
 from bintally.stages import run
 
 SEED = 1  # of the bootstrap and of the examples
@@ -40,16 +42,21 @@ def main(params: Params) -> None:
     rows = [number for number, row in enumerate(table) if row["split"] == "test" and int(row["count"]) in counts]
     if not rows:
         raise UserError(f"no test bin has one of the counts {counts}; change calibrate.counts or split.test_ids")
-    log_probabilities = read_log_probabilities(paths.LOG_PROBABILITIES, len(table), len(params.model_counts), rows)
+    outputs = read_outputs(paths.LOG_PROBABILITIES, (len(table), len(params.model_counts)), rows)
     ids = [table[row]["id"] for row in rows]
     photograph = LabelledPredictions(
-        calibrated(log_probabilities, params.model_counts, counts, calibration.temperature),
+        calibrated(outputs, params.model_counts, counts, calibration.temperature),
         np.array([int(table[row]["count"]) for row in rows]),
         [table[row]["group"] for row in rows],
         counts,
     )
     records = require_record_model(paths.MODELS, beside_calibration=False)
-    given_products = replace(photograph, probabilities=_count_given_products(records, photograph.probabilities, ids))
+    answered = np.searchsorted(params.model_counts, counts)
+    evidence = read_outputs(paths.EVIDENCE, (len(table), FEATURES, len(params.model_counts)), rows)[..., answered]
+    contents = read_contents(paths.BINS, paths.CORRECTIONS, ids)
+    lists = Lists.of([one.products for one in contents])
+    both = records.count_given_products(photograph.probabilities, evidence, lists)
+    given_products = replace(photograph, probabilities=both)
     content = _metrics(photograph, calibration, params.evaluate.resamples)
     content["given_products"] = _metrics(given_products, records.answers, params.evaluate.resamples)
     write_json(paths.TEST_METRICS, content, METRIC_DIGITS)
@@ -64,12 +71,6 @@ def main(params: Params) -> None:
     title = f"{len(ids)} test bins ({source}), {FOR_ACCURACY.replace('_', ' ')} count"
     figures.save(figures.confusions_figure(tables, counts, title), paths.CONFUSION_FIGURE)
     _draw_examples(ids, photograph, f"Test bins ({source}), drawn at random")
-
-
-def _count_given_products(records: RecordModel, probabilities: Floats, ids: list[str]) -> Floats:
-    contents = read_contents(paths.BINS, paths.CORRECTIONS, ids)
-    lists = Lists.of([one.products for one in contents])
-    return records.count_given_products(probabilities, lists)
 
 
 def _metrics(scored: LabelledPredictions, calibration: Calibration, resamples: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from bintally.files import METRIC_DIGITS, SCRATCH, atomic_write, round_floats, w
 from bintally.interruption import Stopped, StopRequest, terminate_with_parent
 from bintally.monitor import TrainingMonitor, tensorboard_folder
 from bintally.params import Params, load_params
-from bintally.paths import ENCODED, LOG_PROBABILITIES, MODELS, TRAIN_METRICS, TRAINING_CURVES
+from bintally.paths import ENCODED, EVIDENCE, LOG_PROBABILITIES, MODELS, TRAIN_METRICS, TRAINING_CURVES
 from bintally.progress import log_to_stderr
 from bintally.stages import report_failure, run
 
@@ -109,10 +109,12 @@ def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", 
 
     network, model = setup.network, params.model
     rows = np.flatnonzero(np.isin(setup.splits, ("validation", "test")))
-    log_probabilities = np.full((len(setup.splits), len(params.model_counts)), np.nan, np.float32)
-    log_probabilities[rows] = predict_encoded(network, model.mirror, setup.encoded, rows, device)
-    with atomic_write(LOG_PROBABILITIES) as temporary, temporary.open("wb") as file:
-        np.save(file, log_probabilities)
+    predicted = predict_encoded(network, model.mirror, setup.encoded, rows, device)
+    for path, values in zip((LOG_PROBABILITIES, EVIDENCE), predicted, strict=True):
+        of_bins = np.full((len(setup.splits), *values.shape[1:]), np.nan, np.float32)
+        of_bins[rows] = values
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.save(file, of_bins)
     photographs = load_digests(ENCODED / ENCODED_FILE)[setup.train.rows]
     trained_on = save_digests(MODELS / FILE, sorted(photographs.tolist()))
     validation = round_floats({"loss": best.validation_loss, "accuracy": best.validation_accuracy}, METRIC_DIGITS)
@@ -126,6 +128,7 @@ def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", 
         counts=params.model_counts,
         hidden=params.train.hidden,
         ordinal=params.train.ordinal,
+        list_features=setup.list_features,
         parameters={name: getattr(params, name).model_dump() for name in ("model", "train", "augment")},
         data=setup.data_digest,
         trained_on=trained_on,

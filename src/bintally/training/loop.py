@@ -14,7 +14,7 @@ from torch.profiler import record_function
 
 from bintally.errors import UserError
 from bintally.interruption import Stopped, StopRequest
-from bintally.model.network import CountingNetwork
+from bintally.model.network import CountingNetwork, Heads
 from bintally.model.views import horizontal_flip
 from bintally.params import Params
 from bintally.progress import progress
@@ -82,7 +82,7 @@ def fit(
     """Train what `model.trainable` names and leave ``network`` with the weights of the best validated epoch.
 
     Args:
-        train, validation: if their kind is ``features``, only the head is used.
+        train, validation: if their kind is ``features``, only the heads are used.
         on_epoch: called on main ranks with every validated epoch, those before an interruption included.
         on_step: called on all ranks after every step, gradients still there, with the steps done and their total.
 
@@ -129,7 +129,7 @@ class _Trainer:
         for parameter in trainable:
             parameter.requires_grad_(True)
         self._backbone = network.backbone
-        self._network: nn.Module = network.head if train.kind == "features" else network
+        self._network = network.heads() if train.kind == "features" else network
         if context.world_size > 1:
             convert_batch_norm(self._network)
         self._network.to(context.device)
@@ -180,7 +180,7 @@ class _Trainer:
 
     def _distributed(self) -> nn.Module:
         """The network to call in a step: compiled, gradients exchanged between ranks."""
-        model = self._network
+        model: nn.Module = _Outputs(self._network)
         if self._params.compile:
             model = torch.compile(model)  # type: ignore[assignment]
         if self._context.world_size > 1:
@@ -222,17 +222,18 @@ class _Trainer:
             with record_function(FORWARD):
                 inputs = self._inputs(part)
                 with torch.autocast(context.device.type, torch.bfloat16, enabled=self._bfloat16):
-                    outputs = model(inputs).float()
-                losses = self._losses(outputs, part)
+                    outputs, tables = (output.float() for output in model(inputs))
+                of_photographs = self._losses(outputs, part)
+                losses = of_photographs + self._losses_with_lists(tables, part)
                 loss = losses.sum()
                 correct = (outputs.argmax(1) == part.targets).sum()
             with record_function(SUM):
                 stop = torch.tensor(float(self._stop.came), device=context.device)
-                sums = torch.stack([loss.detach(), correct, stop]).double()
+                sums = torch.stack([loss.detach(), of_photographs.detach().sum(), correct, stop]).double()
                 if context.world_size > 1:
                     all_reduce_sum(sums)
-                loss_sum, correct_sum, stop_sum = sums.tolist()
-            if not math.isfinite(loss_sum):
+                trained, loss_sum, correct_sum, stop_sum = sums.tolist()
+            if not math.isfinite(trained):
                 self._raise_not_finite(part, losses)
             self._stopping = stop_sum > 0
             self._state.loss += loss_sum
@@ -260,6 +261,13 @@ class _Trainer:
     def _losses(self, outputs: torch.Tensor, part: Batch) -> torch.Tensor:
         smoothing = self._params.label_smoothing
         return functional.cross_entropy(outputs, part.targets, reduction="none", label_smoothing=smoothing)
+
+    def _losses_with_lists(self, tables: torch.Tensor, part: Batch) -> torch.Tensor:
+        """The cross-entropy, (n,), of the count given the products, 0 without lists; its prior is not smoothed."""
+        if self._train.lists is None:
+            return tables.new_zeros(len(tables))
+        evidence = torch.einsum("nf,nfc->nc", part.list_features, tables)
+        return functional.cross_entropy(part.log_prior + evidence, part.targets, reduction="none")
 
     def _update(self) -> None:
         params = self._params
@@ -371,6 +379,17 @@ class _Trainer:
         self._state = TrainState(**saved["state"])
         self._best = {name: value.to(context.device) for name, value in saved["best"].items()}
         self._history = [EpochMetrics(**metrics) for metrics in saved["history"]]
+
+
+class _Outputs(nn.Module):
+    """Calls ``outputs`` of a network: DistributedDataParallel and torch.compile take a module's ``forward``."""
+
+    def __init__(self, network: Heads) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.network.outputs(inputs)
 
 
 def _loss(metrics: EpochMetrics) -> float:

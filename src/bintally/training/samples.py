@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bintally.model.encoded import Kind, MemoryMappedRows
 from bintally.training.augment import draw
 from bintally.training.distributed import RankContext
+from bintally.training.lists import ListInputs
 
 AHEAD_BYTES = 2**23  # read ahead at once, at least one batch
 VALIDATION_BATCH = 64
@@ -34,6 +35,8 @@ class Samples:
     groups: Sequence[str]
     """The group of each of ``rows``."""
     mirrored: bool
+    lists: ListInputs | None = None
+    """Of each of ``rows``; None: the network learns from photographs alone."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class Batch:
     """Whether to mirror, bool (n,); of pixels only."""
     draws: torch.Tensor
     """Random numbers for the augmentation, float32 (n, DRAWS)."""
+    list_features: torch.Tensor
+    """float32 (n, features) of the lists, or without features,"""
+    log_prior: torch.Tensor
+    """and float32 (n, classes), as in :class:`bintally.training.lists.ListInputs`, or empty."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +129,16 @@ def _batch(
     flip: NDArray[np.bool_] | None = None,
     epoch: Plan | None = None,
 ) -> Batch:
+    none = np.zeros((len(chosen), 0), np.float32)
+    lists = samples.lists
     return Batch(
         chosen,
         torch.from_numpy(inputs),
         torch.from_numpy(samples.classes[chosen]),
         torch.from_numpy(flip if flip is not None else np.zeros(0, bool)),
         torch.from_numpy(epoch.draws[chosen] if epoch else np.zeros(0, np.float32)),
+        torch.from_numpy(lists.features[chosen] if lists else none),
+        torch.from_numpy(lists.log_prior[chosen] if lists else none),
     )
 
 

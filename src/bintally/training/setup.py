@@ -6,17 +6,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bintally.bins.contents import read_contents
 from bintally.bins.groups import random_group_subset
 from bintally.files import read_csv
 from bintally.hashing import sha256_hex, source_code
 from bintally.model.backbone import Backbone
 from bintally.model.encoded import Encoded, load_encoded
-from bintally.model.network import CountingNetwork, Head
+from bintally.model.network import CountingNetwork, EvidenceHead, Head
 from bintally.params import Params
-from bintally.paths import ENCODED, SPLITS
+from bintally.paths import BINS, CORRECTIONS, ENCODED, SPLITS
+from bintally.scoring.evidence import FEATURES, ListFeatures
+from bintally.scoring.record_errors import Totals
+from bintally.training.lists import ListInputs, list_inputs
 from bintally.training.samples import Samples
 
-CODE = ("bins/groups.py", "model", "training")  # whose change may change what a resumed training comes to
+CODE = ("bins", "model", "scoring", "training")  # whose change may change what a resumed training comes to
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,10 @@ class TrainingSetup:
     encoded: Encoded
     splits: NDArray[np.str_]
     """The split of every bin, in the order of ``encoded``."""
+    list_features: ListFeatures
+    """How the features of lists are scaled."""
     data_digest: str
-    """SHA-256 of the encoded bins and their splits."""
+    """SHA-256 of the encoded bins, their splits and what is known of their lists."""
 
 
 def prepare(params: Params) -> TrainingSetup:
@@ -42,24 +48,34 @@ def prepare(params: Params) -> TrainingSetup:
     backbone.load_state_dict(encoded.backbone_state)
     encoded.configure(backbone)
     head = Head(backbone.width, train.hidden, len(counts), train.ordinal, train.seed)
+    evidence = EvidenceHead(backbone.width, train.hidden, FEATURES, len(counts), train.seed)
     table = read_csv(SPLITS)
     splits = np.array([row["split"] for row in table])
     truth = np.array([int(row["count"]) for row in table])
     classes = np.searchsorted(counts, truth)
+    totals = Totals(counts, params.fetch.open_ended and counts[-1] == params.fetch.counts[-1])
+    contents = read_contents(BINS, CORRECTIONS, [row["id"] for row in table])
+    lists, scale = list_inputs(contents, splits == "train", totals)
     in_share = random_group_subset([row["group"] for row in table], train.share, train.seed)
 
     def samples(chosen: NDArray[np.bool_]) -> Samples:
         rows = np.flatnonzero(chosen & np.isin(truth, counts))
         names, groups = ([table[row][column] for row in rows] for column in ("id", "group"))
-        return Samples(encoded.rows, encoded.encoding.kind, rows, classes[rows], names, groups, model.mirror)
+        chosen_lists = ListInputs(lists.features[rows], lists.log_prior[rows])
+        return Samples(
+            encoded.rows, encoded.encoding.kind, rows, classes[rows], names, groups, model.mirror, chosen_lists
+        )
 
     return TrainingSetup(
-        CountingNetwork(backbone, head),
+        CountingNetwork(backbone, head, evidence),
         samples((splits == "train") & in_share),
         samples(splits == "validation"),
         encoded,
         splits,
-        sha256_hex(encoded.encoding.digest.encode(), SPLITS.read_bytes()),
+        scale,
+        sha256_hex(
+            encoded.encoding.digest.encode(), SPLITS.read_bytes(), lists.features.tobytes(), lists.log_prior.tobytes()
+        ),
     )
 
 

@@ -3,24 +3,23 @@
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
-from bintally.model.network import log_probabilities
+from bintally.model.network import Heads, predict_views
 from bintally.model.views import stack_views
 from bintally.training.distributed import RankContext
 from bintally.training.samples import Batch, Samples, validation_batches
 
 
 def predict_batches(
-    network: nn.Module, samples: Samples, context: RankContext, bfloat16: bool = False
+    network: Heads, samples: Samples, context: RankContext, bfloat16: bool = False
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """This rank's share of all samples, each batch with its log-probabilities (n, classes), views averaged.
 
     Args:
-        network: a head if the samples are features, else a CountingNetwork.
+        network: Heads if the samples are features, else a CountingNetwork.
     """
     for batch in validation_batches(samples, context):
         inputs = stack_views(batch.inputs, samples.mirrored) if samples.kind == "pixels" else batch.inputs
         with torch.autocast(context.device.type, torch.bfloat16, enabled=bfloat16):
-            logs = log_probabilities(network, inputs)
+            logs, _ = predict_views(network, inputs)
         yield batch, logs

@@ -1,0 +1,56 @@
+"""The products that records list, as arrays."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bintally.bins.products import Product, product_arrays
+from bintally.scoring.metrics import Counts, Floats
+
+PRODUCTS_AT_ONCE = 100_000
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The products that n records list, m at most."""
+
+    quantities: Counts
+    """(n, m) of each product; 0 where a record lists fewer than m."""
+    sizes: Floats
+    """(n, m, sizes) as in :data:`bintally.bins.products.SIZES`, NaN where not known."""
+
+    @classmethod
+    def of(cls, bins: Sequence[Sequence[Product]]) -> "Lists":
+        """What the products of each bin are as arrays."""
+        return cls(*product_arrays(bins))
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        return self.quantities > 0
+
+    @property
+    def totals(self) -> Counts:
+        """(n,) the number of items."""
+        return np.asarray(self.quantities.sum(1))
+
+    def take(self, rows: Counts) -> "Lists":
+        return Lists(self.quantities[rows], self.sizes[rows])
+
+    def by_length(self) -> Iterator[tuple[Counts, Counts, "Lists"]]:
+        """Records of the same number of products: their rows, (k,), the places of the products, (k, number), and
+        lists, (k, number), without empty places. No more at once than PRODUCTS_AT_ONCE, so that memory has a bound.
+        """
+        number = self.present.sum(1)
+        for length in np.unique(number).tolist():
+            at_once = max(1, PRODUCTS_AT_ONCE // max(1, length))
+            of_length = np.flatnonzero(number == length)
+            yield from (
+                self._packed(of_length[start : start + at_once], length) for start in range(0, len(of_length), at_once)
+            )
+
+    def _packed(self, rows: Counts, length: int) -> tuple[Counts, Counts, "Lists"]:
+        places = np.argsort(~self.present[rows], 1, kind="stable")[:, :length]
+        chosen = rows[:, None], places
+        return rows, places, Lists(self.quantities[chosen], self.sizes[chosen])
