@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def remove_experiment(name: str) -> None:
             folder = Path(run["root_dir"]).resolve()
             if folder.parent == FOLDERS.resolve():
                 shutil.rmtree(folder, ignore_errors=True)
-            shutil.rmtree(info.parent)
+            with suppress(FileNotFoundError):  # an experiment that ends right now removes it, too
+                shutil.rmtree(info.parent)
 
 
 def read_metrics(name: str) -> dict[str, Any] | None:
