@@ -106,9 +106,9 @@ def remove_experiment(name: str) -> None:
         if done.returncode:
             raise UserError(f"the experiment '{name}' cannot be removed: {' '.join(done.stderr.split())[:MAX_REASON]}")
     # DVC lists a killed experiment as running for ever, and keeps its folder.
-    for info in RUNNING.glob("*/*.run"):
+    for running in RUNNING.glob("*"):  # not "*/*.run", which fails where a folder goes away meanwhile
         try:
-            run = json.loads(info.read_text(encoding="utf-8"))
+            run = json.loads((running / f"{running.name}.run").read_text(encoding="utf-8"))
         except (ValueError, FileNotFoundError):  # of another experiment that starts or ends right now
             continue
         if run["name"] == name:
@@ -116,7 +116,7 @@ def remove_experiment(name: str) -> None:
             if folder.parent == FOLDERS.resolve():
                 shutil.rmtree(folder, ignore_errors=True)
             with suppress(FileNotFoundError):  # an experiment that ends right now removes it, too
-                shutil.rmtree(info.parent)
+                shutil.rmtree(running)
 
 
 def read_metrics(name: str) -> dict[str, Any] | None:
