@@ -9,8 +9,8 @@ ceiling     the bare step, of both heads, on batches of a tensor in memory (on a
 study       ImageFolder, PIL transforms (resize, mirror), DataLoader, Adam; a frozen backbone runs in every epoch
 imagenet    ImageFolder, PIL transforms (random crop, mirror), DataLoader, SGD, as PyTorch's ImageNet example has them
 
-`full` trains the whole network. `maps` trains the last two stages from maps computed once, and is compared with the
-engine that trains the whole network from pixels. `frozen` trains the head from features. The study runs the backbone in
+`full` trains the whole network. `stages` trains the last three stages of five, and is compared with the engine that
+trains the whole network. `frozen` trains the head from features. The study runs the backbone in
 every epoch, the engine once: both are compared over `--frozen-epochs` epochs, few of which are measured. The engine and
 its ceiling are compared on HEAD_BINS bins of random numbers. The fastest epoch of `--rounds` runs counts; contenders
 take turns. `scaling` compares one rank with two. `growth` shows how seconds and peak memory of encoding and of an epoch
@@ -58,11 +58,11 @@ from bintally.training.loop import fit
 from bintally.training.samples import Samples
 from common import ROOT, make_bins, report, rounded, say, timed
 
-PARTS = ("frozen", "maps", "full", "scaling", "growth")
+PARTS = ("frozen", "stages", "full", "scaling", "growth")
 # The kind of the cached rows, and `model.trainable`.
 TRAINABLE: dict[str, tuple[Kind, str | int]] = {
     "full": ("pixels", "all"),
-    "maps": ("maps", 2),
+    "stages": ("pixels", 3),
     "frozen": ("features", "head"),
 }
 VALIDATION = 64
@@ -120,18 +120,16 @@ def _full(arguments: argparse.Namespace) -> dict[str, Any]:
     return _compared(best, arguments.bins)
 
 
-def _maps(arguments: argparse.Namespace) -> dict[str, Any]:
-    encoding = _run(arguments, "encode-maps")
+def _stages(arguments: argparse.Namespace) -> dict[str, Any]:
     _run(arguments, "encode-full")
-    best = _in_turn(arguments, ["engine-maps", "engine-full"])
-    maps, full = best["engine-maps"], best["engine-full"]
+    best = _in_turn(arguments, ["engine-stages", "engine-full"])
+    stages, full = best["engine-stages"], best["engine-full"]
     return {
-        "encode_images_per_second": rounded((arguments.bins + VALIDATION) / encoding["seconds"]),
-        "maps_images_per_second": rounded(arguments.bins / maps["epoch"]),
-        "maps_peak_mib": round(maps["peak_bytes"] / 2**20),
+        "stages_images_per_second": rounded(arguments.bins / stages["epoch"]),
+        "stages_peak_mib": round(stages["peak_bytes"] / 2**20),
         "full_images_per_second": rounded(arguments.bins / full["epoch"]),
         "full_peak_mib": round(full["peak_bytes"] / 2**20),
-        "maps_times_as_fast_as_full": rounded(full["epoch"] / maps["epoch"]),
+        "stages_times_as_fast_as_full": rounded(full["epoch"] / stages["epoch"]),
     }
 
 
@@ -251,13 +249,13 @@ def _network(arguments: argparse.Namespace) -> CountingNetwork:
 
 
 def _encode(part: str, arguments: argparse.Namespace) -> Figures:
-    kind, trainable = TRAINABLE[part]
+    kind, _ = TRAINABLE[part]
     network = _network(arguments)
     reader = ShardReader(arguments.folder / "bins")
     entries = read_index(arguments.folder / "bins")
     images = [partial(decode_bin, reader, entry, arguments.image_size) for entry in entries]
     with timed(f"encode {len(images)} images to {kind}") as clock:
-        options = (arguments.image_size, trainable, True, default_device())
+        options = (arguments.image_size, kind, True, default_device())
         encode(
             arguments.folder / kind, images, network.backbone, *options, scratch=arguments.folder / "scratch", key=kind
         )
@@ -281,11 +279,8 @@ def _samples(arguments: argparse.Namespace, part: str) -> tuple[Samples, Samples
 
 def _engine(part: str, arguments: argparse.Namespace) -> Figures:
     """Train and validate as the stage does; the first epoch is not timed."""
-    trainable = TRAINABLE[part][1]
-    params = _params(arguments, trainable)
+    params = _params(arguments, TRAINABLE[part][1])
     network = _network(arguments)
-    if isinstance(trainable, int):
-        network.backbone.split_at(trainable)
     train, validation = _samples(arguments, part)
     ends: list[float] = []
     with process_group(600) as context:

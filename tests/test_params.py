@@ -81,7 +81,7 @@ def test_sources_of_every_kind_are_allowed(tmp_path: Path, source: str) -> None:
         ("train.precision: float16", ["train.precision", "'float16'", "bfloat16"]),
         ("train.validate_every: 0", ["train.validate_every", "0", "1"]),
         ("train.initial_image_size: 31", ["train.initial_image_size", "31", "32"]),
-        ("train.initial_image_size: 64", ["train.initial_image_size", "64", "model.trainable: all", "not head"]),
+        ("train.initial_image_size: 64", ["train.initial_image_size", "64", "needs pixels", "model.trainable: head"]),
         ("train.counts: [1, 6]", ["train.counts", "[1, 6]", "among [1, 2, 3, 4, 5]"]),
         ("train.counts: [3, 1]", ["train.counts", "[3, 1]", "ascending"]),
         ("model.image_size: 31", ["model.image_size", "31", "32"]),

@@ -125,8 +125,9 @@ class TinyBackbone(Backbone):
         self.lower = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
         self.upper = nn.Sequential(nn.Conv2d(4, WIDTH, 3, stride=2, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU())
 
-    def stages(self) -> list[list[nn.Parameter]]:
-        return [list(self.lower.parameters()), list(self.upper.parameters())]
+    @property
+    def body(self) -> list[nn.Module]:  # type: ignore[override]
+        return [self.lower, self.upper]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         maps: torch.Tensor = self.upper(self.lower(images.float() / 255))

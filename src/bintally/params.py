@@ -20,6 +20,7 @@ from bintally.yaml_files import read_yaml
 
 PARAMS_FILE = Path("params.yaml")
 MAX_IMAGE_SIZE = 1024  # pixels
+MAX_NETWORKS = 16
 MAX_CLASS = 50  # items; nobody tells 51 from 52 in a photograph, and the last class may stand for all above
 
 
@@ -120,8 +121,8 @@ class Model(Section):
     features: Literal["every_scale", "last"]
     """Input of the head: the backbone's last feature vector alone, or with the mean of its map at every scale."""
     trainable: int | str
-    """What is trained: ``head``; ``all``; or the head and this many of the backbone's last stages. The rest is computed
-    once per image."""
+    """What is trained: ``head``, from features computed once; ``all``; or the head and this many of the backbone's last
+    stages."""
     image_size: ImageSize
     """Side of the square that photographs are resized to, pixels."""
     mirror: bool
@@ -142,6 +143,8 @@ class Train(Section):
     """Counts to train on, among `fetch.counts`; null: all."""
     share: Annotated[float, Field(gt=0, le=1)]
     """Fraction of the training bins to use, whole groups; a smaller subset is part of every larger one."""
+    networks: Annotated[int, Field(ge=1, le=MAX_NETWORKS)]
+    """Networks to train, one after the other, whose predictions are averaged."""
     hidden: Positive
     """Width of the head's hidden layer."""
     epochs: Positive
@@ -334,10 +337,10 @@ class Params(Section):
                 self._check_trial_value("space", key, value)
         for key, value in self.tune.fixed.items():
             self._check_trial_value("fixed", key, value)
-        if self.train.initial_image_size and self.model.trainable != "all":
+        if self.train.initial_image_size and self.model.trainable == "head":
             raise ValueError(
-                f"train.initial_image_size: {self.train.initial_image_size} needs model.trainable: all, not "
-                f"{self.model.trainable}, where images of one size are computed once"
+                f"train.initial_image_size: {self.train.initial_image_size} needs pixels; with model.trainable: "
+                f"{self.model.trainable} features of images of one size are computed once"
             )
         for key, counts, among in (
             ("train.counts", self.train.counts, self.fetch.counts),

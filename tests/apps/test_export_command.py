@@ -31,7 +31,7 @@ def project(model_workspace: Path) -> Path:
         images,
         counting_network().backbone,
         CARD.image_size,
-        "head",
+        "features",
         CARD.mirror,
         torch.device("cpu"),
         Path(".bintally"),

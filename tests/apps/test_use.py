@@ -94,7 +94,7 @@ def test_a_list_that_dvc_has_written_over_several_lines_is_replaced(counts: list
         ("training: {lr: 0.1}", r"training: there is no such parameter"),
         ("train: {lr: -1}", r"train\.lr: -1 is not allowed: "),
         ("train: 3", r"train: 3 is not allowed: "),
-        ("train: {initial_image_size: 96}", r"train\.initial_image_size: 96 needs model\.trainable: all"),
+        ("train: {initial_image_size: 96}", r"train\.initial_image_size: 96 needs pixels"),
         ("lr", r"settings\.yaml must hold sections of params\.yaml, such as `train:`, not 'lr'"),
         ("train: {lr: 0.1, lr: 0.2}", r"settings\.yaml is not valid YAML: .*'lr' is given twice"),
     ],

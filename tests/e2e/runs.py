@@ -48,7 +48,7 @@ def steps_done(text: str) -> int:
 
 def checkpoints(project: Project) -> list[Path]:
     """Newest last."""
-    return sorted((project.folder / ".bintally/train").glob("*/*.pt"))
+    return sorted((project.folder / ".bintally/train").glob("*/*/*.pt"))
 
 
 def wait_for_steps(project: Project, run: subprocess.Popen[str], steps: int) -> int:

@@ -104,6 +104,23 @@ def test_a_killed_training_resumes_to_the_same_bytes(slow: Project, victim: str)
     assert_resumes_to(slow, undisturbed)
 
 
+def test_a_training_of_two_networks_killed_in_the_second_resumes_to_the_same_bytes(slow: Project) -> None:
+    slow.set(train__networks=2, launch__ranks=1, train__epochs=60)
+    slow.must(*TRAIN)
+    undisturbed = outcome(slow)
+    run = slow.start(*TRAIN)
+    deadline = time.monotonic() + WAIT_S
+    while not list((slow.folder / ".bintally/train").glob("*/1/*.pt")):
+        assert time.monotonic() < deadline and run.poll() is None
+        time.sleep(0.01)
+    for process in running_stages(slow):
+        os.kill(process, signal.SIGKILL)
+    run.communicate(timeout=WAIT_S)
+    text = slow.must(*TRAIN)
+    assert steps_done(text) < 60 * 2 and text.count(" steps in") == 1, "the first network is not trained again"
+    assert outcome(slow) == undisturbed
+
+
 @pytest.mark.slow
 def test_torchrun_restarts_a_killed_rank_by_itself(slow: Project) -> None:
     undisturbed = outcome(slow)

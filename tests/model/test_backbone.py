@@ -65,7 +65,7 @@ def test_a_torchvision_network_gives_the_vector_its_classifier_takes(name: str, 
     features = one(images())
     assert features.shape == (3, width) == (3, one.width)
     assert features.isfinite().all() and features.std(0).max() > 0
-    assert [len(stage) for stage in one.stages()] == [len(list(one.parameters()))]
+    assert [len(stage) for stage in one.trainable_stages("all")] == [len(list(one.parameters()))]
 
 
 @pytest.mark.slow
@@ -113,38 +113,26 @@ def test_only_batch_normalisation_with_trainable_weights_is_in_training_mode(nam
     assert not any(module.training for module in network.modules())
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name", [LITE[0], "resnet18"])
-@pytest.mark.parametrize("features", ["every_scale", "last"])
-def test_a_split_backbone_gives_the_same_features_from_rows_as_from_images(name: str, features: str) -> None:
-    one = backbone(name, features)
-    expected = one(images())
-    for trainable_stages in range(1, 5):
-        one.split_at(trainable_stages)
-        rows = one.frozen_forward(images())
-        assert torch.equal(one(rows), expected)
-        assert torch.equal(one.pack_rows(*one.unpack_rows(rows)), rows)
-        assert not torch.equal(one(rows + 1), expected)
-        assert torch.equal(one(images()), expected)
-        frozen = {id(one.get_parameter(key)) for key in one.frozen_names() if key in dict(one.named_parameters())}
-        assert frozen == {id(parameter) for stage in one.stages()[:-trainable_stages] for parameter in stage}
-
-
-def test_all_stages_may_be_trainable() -> None:
+def test_trainable_stages_are_the_last_ones() -> None:
     one = backbone()
-    one.split_at(5)
-    assert one.frozen_stages == 0 and one.frozen_names() == []
+    stages = [[*map(id, stage.parameters())] for stage in one.body]
+    expected: list[tuple[str | int, int]] = [("head", 0), (1, 1), (2, 2), (5, 5), ("all", 5)]
+    for trainable, number in expected:
+        found = one.trainable_stages(trainable)
+        assert [[*map(id, stage)] for stage in found] == stages[len(stages) - number :]
 
 
-def test_a_split_into_more_stages_than_there_are_is_a_user_error() -> None:
-    with pytest.raises(UserError, match=r"^model\.trainable: 6 must be from 1 to the 5 stages of resnet18"):
-        backbone().split_at(6)
+def test_more_stages_than_there_are_is_a_user_error() -> None:
+    with pytest.raises(
+        UserError, match=r"^model\.trainable: 6 is more than the 5 stages of resnet18; take fewer, or all"
+    ):
+        backbone().trainable_stages(6)
 
 
 def test_a_network_without_named_stages_has_only_head_or_all_and_only_its_last_features() -> None:
     needs = r"needs a network with named stages \(ResNets, EfficientNet-Lites\), not mobilenet_v3_small"
     with pytest.raises(UserError, match=rf"^model\.trainable: 1 {needs}; take head or all$"):
-        backbone("mobilenet_v3_small").split_at(1)
+        backbone("mobilenet_v3_small").trainable_stages(1)
     with pytest.raises(UserError, match=rf"^model\.features: every_scale {needs}; take last$"):
         backbone("mobilenet_v3_small", "every_scale")
 
@@ -176,15 +164,12 @@ def test_threads_may_share_a_backbone() -> None:
 
 
 @torch.no_grad()
-def test_a_split_backbone_is_captured_as_one_graph() -> None:
+def test_a_backbone_is_captured_as_one_graph() -> None:
     one = backbone(features="every_scale")
-    one.split_at(2)
-    rows = one.frozen_forward(images())
-    for inputs in (images(), rows):
-        program = torch.export.export(one, (inputs,), dynamic_shapes=({0: torch.export.Dim("n")},))
-        torch.testing.assert_close(program.module()(inputs[:2]), one(inputs[:2]))
+    program = torch.export.export(one, (images(),), dynamic_shapes=({0: torch.export.Dim("n")},))
+    torch.testing.assert_close(program.module()(images()[:2]), one(images()[:2]))
     compiled = torch.compile(one, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(rows), one(rows))
+    torch.testing.assert_close(compiled(images()), one(images()))
 
 
 @pytest.mark.parametrize("name", ["resnet19", "raft_small", "efficientnet_lite3", ""])

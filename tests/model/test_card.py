@@ -68,6 +68,22 @@ def test_an_older_model_whose_card_names_no_features_of_lists_has_no_head_for_th
     assert torch.equal(loaded.head.get_parameter("2.bias"), network.head.get_parameter("2.bias"))
 
 
+@torch.no_grad()
+def test_a_model_of_several_networks_is_loaded_as_it_was_saved(tmp_path: Path, network: CountingNetwork) -> None:
+    torch.manual_seed(2)
+    backbone = Backbone(CARD.backbone, 64, CARD.features)
+    heads = Head(backbone.width, 8, 3, CARD.ordinal, seed=2), EvidenceHead(backbone.width, 8, FEATURES, 3, 2)
+    both = CountingNetwork.of([network, CountingNetwork(backbone, *heads).eval()])
+    save_model(tmp_path, both, CARD.model_copy(update={"networks": 2}))
+    loaded, card = load_model(tmp_path)
+    images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    assert card.networks == 2 and all(map(torch.equal, loaded.outputs(images), both.outputs(images)))
+    for number in (1, 3):
+        write_json(tmp_path / "card.json", CARD.model_copy(update={"networks": number}).model_dump())
+        with pytest.raises(UserError, match="the weights do not fit the card"):
+            load_model(tmp_path)
+
+
 def test_equal_models_give_equal_files(folder: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "again", *load_model(folder))
     names = sorted(path.name for path in folder.iterdir())

@@ -13,7 +13,7 @@ from PIL import Image
 from bintally.errors import UserError
 from bintally.model import encoded as encoded_module
 from bintally.model.backbone import LITE, Backbone
-from bintally.model.encoded import Encoded, MemoryMappedRows, load_encoded
+from bintally.model.encoded import Encoded, Kind, MemoryMappedRows, load_encoded
 from bintally.model.encoding import encode
 from bintally.model.images import decode
 from bintally.model.network import CountingNetwork, EvidenceHead, Head, predict_views
@@ -44,14 +44,14 @@ def backbone() -> Backbone:
     return one.eval()
 
 
-def encode_to(folder: Path, backbone: Backbone, trainable: str | int, mirror: bool = True) -> Encoded:
-    encode(folder, IMAGES, backbone, SIZE, trainable, mirror, CPU, folder.parent / "scratch", "key")
+def encode_to(folder: Path, backbone: Backbone, kind: Kind, mirror: bool = True) -> Encoded:
+    encode(folder, IMAGES, backbone, SIZE, kind, mirror, CPU, folder.parent / "scratch", "key")
     return load_encoded(folder)
 
 
 @pytest.mark.parametrize("mirror", [True, False])
 def test_features_are_of_every_image_and_its_mirror_image(tmp_path: Path, backbone: Backbone, mirror: bool) -> None:
-    got = encode_to(tmp_path, backbone, "head", mirror)
+    got = encode_to(tmp_path, backbone, "features", mirror)
     assert got.encoding.kind == "features"
     assert got.rows.shape == (11, 1 + mirror, backbone.width)
     array = got.rows.take(ALL)
@@ -64,12 +64,9 @@ def test_features_are_of_every_image_and_its_mirror_image(tmp_path: Path, backbo
                 np.testing.assert_allclose(array[row, view], backbone(pixels)[0], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("trainable", ["all", 5])
-def test_pixels_are_of_every_image_where_all_stages_are_trainable(
-    tmp_path: Path, backbone: Backbone, trainable: str | int
-) -> None:
-    got = encode_to(tmp_path, backbone, trainable)
-    assert (got.encoding.kind, got.encoding.trainable_stages) == ("pixels", 0)
+def test_pixels_are_of_every_image(tmp_path: Path, backbone: Backbone) -> None:
+    got = encode_to(tmp_path, backbone, "pixels")
+    assert got.encoding.kind == "pixels"
     expected = torch.stack([decode(body, SIZE) for body in BODIES]).numpy()
     array = got.rows.take(ALL)
     assert array.dtype == np.uint8
@@ -77,28 +74,13 @@ def test_pixels_are_of_every_image_where_all_stages_are_trainable(
 
 
 @torch.no_grad()
-def test_from_maps_the_backbone_continues_to_the_features_of_every_image(tmp_path: Path, backbone: Backbone) -> None:
-    got = encode_to(tmp_path, backbone, 2)
-    assert (got.encoding.kind, got.encoding.trainable_stages) == ("maps", 2)
-    # 40 maps of an eighth of the side, then the means of 16, 24 and 40 maps.
-    assert got.rows.shape == (11, 2, 40 * 8 * 8 + 16 + 24 + 40)
-    other = Backbone(LITE[0], SIZE, "every_scale").eval()
-    other.load_state_dict(got.backbone_state)
-    got.configure(other)
-    pixels = torch.stack([decode(body, SIZE) for body in BODIES])
-    for view, images in enumerate([pixels, pixels.flip(3)]):
-        rows = torch.from_numpy(got.rows.take(ALL)[:, view])
-        torch.testing.assert_close(other(rows), backbone(images), atol=1e-4, rtol=1e-4)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("trainable", ["head", 2, "all"])
+@pytest.mark.parametrize("kind", ["features", "pixels"])
 def test_predictions_of_encoded_rows_are_those_of_the_network_on_images(
-    tmp_path: Path, backbone: Backbone, trainable: str | int
+    tmp_path: Path, backbone: Backbone, kind: Kind
 ) -> None:
     head, evidence = Head(backbone.width, 16, 3, ordinal=False, seed=1), EvidenceHead(backbone.width, 16, 2, 3, seed=2)
     network = CountingNetwork(backbone, head, evidence)
-    rows, encoded = np.array([10, 2, 3]), encode_to(tmp_path, backbone, trainable)
+    rows, encoded = np.array([10, 2, 3]), encode_to(tmp_path, backbone, kind)
     found = predict_encoded(network, True, encoded, rows, CPU)
     pixels = torch.stack([decode(BODIES[row], SIZE) for row in rows])
     expected = predict_views(network, stack_views(pixels, True))
@@ -107,11 +89,11 @@ def test_predictions_of_encoded_rows_are_those_of_the_network_on_images(
     assert [one.shape for one in of_none] == [(0, 3), (0, 2, 3)]
 
 
-@pytest.mark.parametrize("trainable", ["head", 2, "all"])
+@pytest.mark.parametrize("kind", ["features", "pixels"])
 def test_two_runs_write_the_same_bytes_and_other_weights_give_another_digest(
-    tmp_path: Path, backbone: Backbone, trainable: str | int
+    tmp_path: Path, backbone: Backbone, kind: Kind
 ) -> None:
-    first, again = (encode_to(tmp_path / name, backbone, trainable) for name in ("first", "again"))
+    first, again = (encode_to(tmp_path / name, backbone, kind) for name in ("first", "again"))
     assert first.encoding == again.encoding
     files = sorted(path.name for path in (tmp_path / "first").iterdir())
     assert files == ["array.npy", "backbone.safetensors", "encoding.json"]
@@ -120,13 +102,13 @@ def test_two_runs_write_the_same_bytes_and_other_weights_give_another_digest(
         assert torch.equal(first.backbone_state[key], value)
 
     torch.manual_seed(0)
-    other = encode_to(tmp_path / "other", Backbone(LITE[0], SIZE, "every_scale"), trainable)
+    other = encode_to(tmp_path / "other", Backbone(LITE[0], SIZE, "every_scale"), kind)
     assert other.encoding.digest != first.encoding.digest
 
 
-@pytest.mark.parametrize("trainable", ["head", 2, "all"])
+@pytest.mark.parametrize("kind", ["features", "pixels"])
 def test_an_interrupted_encoding_resumes_to_the_same_bytes(
-    tmp_path: Path, backbone: Backbone, trainable: str | int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, backbone: Backbone, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bintally.model.encoding.SYNC_INTERVAL_S", 0)
     read: list[int] = []
@@ -143,7 +125,7 @@ def test_an_interrupted_encoding_resumes_to_the_same_bytes(
 
     def run(name: str, last: int, key: str = "key") -> bytes:
         read.clear()
-        encode(tmp_path / name, images(last), backbone, SIZE, trainable, True, CPU, tmp_path / "scratch", key)
+        encode(tmp_path / name, images(last), backbone, SIZE, kind, True, CPU, tmp_path / "scratch", key)
         return (tmp_path / name / "array.npy").read_bytes()
 
     complete = run("first", 99)
@@ -170,7 +152,7 @@ def test_an_interrupted_encoding_resumes_to_the_same_bytes(
 def test_an_image_that_does_not_decode_is_a_user_error_and_leaves_no_array(tmp_path: Path, backbone: Backbone) -> None:
     with pytest.raises(UserError, match="does not decode"):
         images = [*IMAGES, lambda: decode(b"garbage", SIZE)]
-        encode(tmp_path, images, backbone, SIZE, "head", True, CPU, tmp_path.parent / "scratch", "key")
+        encode(tmp_path, images, backbone, SIZE, "features", True, CPU, tmp_path.parent / "scratch", "key")
     assert not list(tmp_path.glob("*array*")) and not (tmp_path / "encoding.json").exists()
 
 

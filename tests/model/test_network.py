@@ -54,6 +54,38 @@ def test_the_heads_on_features_give_what_the_network_gives_on_images(network: Co
 
 
 @torch.no_grad()
+def test_several_networks_predict_their_mean(network: CountingNetwork) -> None:
+    views = stack_views(images(), True)
+    others = [network]
+    for seed in (2, 3):
+        torch.manual_seed(seed)
+        one = backbone("resnet18", "every_scale")
+        head, evidence = Head(one.width, 16, 4, ordinal=True, seed=seed), EvidenceHead(one.width, 16, 2, 4, seed=seed)
+        others.append(CountingNetwork(one, head, evidence).eval())
+    found = [predict_views(other, views) for other in others]
+    together = CountingNetwork.of(others)
+    logs, tables = predict_views(together, views)
+    torch.testing.assert_close(logs.exp(), torch.stack([logs.exp() for logs, _ in found]).mean(0))
+    torch.testing.assert_close(tables, torch.stack([tables for _, tables in found]).mean(0))
+    torch.testing.assert_close(together(images()), together.outputs(images())[0])
+    alone = CountingNetwork.of([network])
+    assert alone.state_dict().keys() == network.state_dict().keys()
+    assert torch.equal(predict_views(alone, views)[0], found[0][0])
+
+
+@torch.no_grad()
+def test_the_heads_of_several_networks_are_those_of_all(network: CountingNetwork) -> None:
+    width = network.backbone.width
+    heads = Head(width, 16, 4, ordinal=False, seed=2), EvidenceHead(width, 16, 2, 4, seed=2)
+    together = CountingNetwork.of([network, CountingNetwork(network.backbone, *heads)])
+    both = stack_views(images(), True)
+    features = network.backbone(both.flatten(0, 1)).unflatten(0, (3, 2))
+    expected = predict_views(together, both)
+    torch.testing.assert_close(predict_views(together.heads(), features), expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(expected[0], predict_views(network, both)[0], atol=1e-3)
+
+
+@torch.no_grad()
 def test_the_table_of_an_image_is_the_mean_of_those_of_its_views(network: CountingNetwork) -> None:
     _, tables = predict_views(network, stack_views(images(), True))
     (_, one), (_, other) = (network.outputs(views) for views in (images(), horizontal_flip(images())))

@@ -1,9 +1,8 @@
 """The loop trains, resumes where it stopped, and gives the same result in one process as in two."""
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from bintally.errors import UserError
 from bintally.interruption import Stopped, StopRequest
-from bintally.model.backbone import Backbone
-from bintally.model.encoded import Kind
-from bintally.model.network import CountingNetwork, EvidenceHead, Head, Heads, predict_views
+from bintally.model.network import CountingNetwork, Heads, predict_views
 from bintally.params import Augment, Params
 from bintally.training.checkpoint import Checkpoints, read_state
 from bintally.training.distributed import RankContext
@@ -27,7 +23,6 @@ from bintally.training.optimizer import rate
 from bintally.training.samples import Samples, plan
 from training_helpers import (
     CLASSES,
-    LIST_FEATURES,
     Tensors,
     TinyBackbone,
     copy_state,
@@ -311,38 +306,6 @@ def test_only_trainable_stages_change_their_statistics_included(
         )
 
 
-def test_trainable_stages_train_from_maps_as_from_pixels(context: RankContext, tmp_path: Path) -> None:
-    random = np.random.default_rng(1)
-    classes = random.integers(0, CLASSES, 12)
-    images = torch.from_numpy(random.integers(0, 256, (12, 3, 64, 64), dtype=np.uint8))
-    torch.manual_seed(1)
-    backbone = Backbone("efficientnet_lite0", 64, "every_scale").eval()
-    backbone.split_at(2)
-    width = backbone.width
-    with torch.no_grad():
-        maps = torch.stack([backbone.frozen_forward(view) for view in (images, images.flip(3))], 1)
-
-    def train(array: NDArray[Any], kind: Kind, augment: dict[str, float]) -> tuple[Tensors, TrainingResult]:
-        head, evidence = Head(width, 8, CLASSES, False, 1), EvidenceHead(width, 8, LIST_FEATURES, CLASSES, 1)
-        network = CountingNetwork(copy.deepcopy(backbone), head, evidence)
-        source = memory_mapped(array, tmp_path / kind)
-        first, second = (replace(part, kind=kind) for part in split_samples(source, classes, mirrored=True))
-        params = make_params(2, augment, epochs=2, batch_size=4, optimizer="sgd", ema_decay=0.9)
-        result = Run(context, (first, second), params, tmp_path / "run")(network)
-        return copy_state(network), result
-
-    state, result = train(maps.numpy(), "maps", NO_AUGMENT)
-    expected_state, expected = train(images.numpy(), "pixels", NO_AUGMENT)
-    for metrics, expected_metrics in zip(result.history, expected.history, strict=True):
-        assert astuple(metrics) == pytest.approx(astuple(expected_metrics), rel=1e-3)
-    torch.testing.assert_close(state, expected_state, rtol=1e-2, atol=1e-3)
-    frozen = set(backbone.frozen_names())
-    same = {key for key, value in backbone.state_dict().items() if torch.equal(value, state[f"backbone.{key}"])}
-    assert frozen <= same and not any(key.endswith("weight") for key in same - frozen)
-    shifted, _ = train(maps.numpy(), "maps", NO_AUGMENT | {"shift": 0.2})
-    assert not torch.allclose(shifted["head.2.weight"], state["head.2.weight"], atol=1e-5)
-
-
 def test_pixels_are_mirrored_and_augmented_in_full_precision(context: RankContext, tmp_path: Path) -> None:
     train, validation = pixel_samples(tmp_path)
 
@@ -535,8 +498,8 @@ class InfiniteSlope(TinyBackbone):
         super().__init__()
         self.zero = nn.Parameter(torch.zeros(1))
 
-    def stages(self) -> list[list[nn.Parameter]]:
-        return [*super().stages()[:1], [*super().stages()[1], self.zero]]
+    def trainable_stages(self, trainable: str | int) -> list[list[nn.Parameter]]:
+        return [*super().trainable_stages(trainable), [self.zero]]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(images) + self.zero.sqrt()

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from bintally.errors import UserError
 from bintally.training.optimizer import make_optimizer, parameter_groups, rate, set_rate, trainable_stages
 from training_helpers import make_params, tiny_network
 
@@ -87,14 +86,9 @@ def test_only_matrices_and_kernels_decay() -> None:
 @pytest.mark.parametrize(("trainable", "number"), [("head", 1), (1, 2), (2, 3), ("all", 3)])
 def test_the_trainable_stages_are_the_last_ones_and_the_heads(trainable: str | int, number: int) -> None:
     network = tiny_network()
-    stages = [*network.backbone.stages(), list(network.heads().parameters())]
+    stages = [*network.backbone.trainable_stages("all"), list(network.heads().parameters())]
     found = trainable_stages(network, trainable)
     assert [list(map(id, stage)) for stage in found] == [list(map(id, stage)) for stage in stages[-number:]]
-
-
-def test_more_stages_than_the_backbone_has_are_an_error() -> None:
-    with pytest.raises(UserError, match=r"^model\.trainable: 3 is more than the 2 stages of the backbone; take all$"):
-        trainable_stages(tiny_network(), 3)
 
 
 def test_the_rate_is_set_in_every_group() -> None:

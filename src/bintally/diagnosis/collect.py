@@ -81,7 +81,6 @@ def _outputs(params: Params) -> ValidationOutputs | None:
     network, card = load_model(paths.MODELS)
     if card.parameters != {name: getattr(params, name).model_dump() for name in card.parameters}:
         return None
-    load_encoded(paths.ENCODED).configure(network.backbone)
     return validation_outputs(network, prepare(params).validation, card.counts)
 
 
@@ -111,7 +110,7 @@ def _near_duplicates(counts: Sequence[int]) -> float:
     signatures = []
     for start in range(0, len(counts), SIGNATURE_WIDTH):
         part = rows.take(np.arange(start, min(start + SIGNATURE_WIDTH, len(counts))))
-        # Rows of features and maps are (views, width): the first view. Pixels are uint8 (3, size, size).
+        # Rows of features are (views, width): the first view. Pixels are uint8 (3, size, size).
         values: NDArray[Any] = part.reshape(len(part), -1) if part.dtype == np.uint8 else part[:, 0]
         pieces = np.array_split(np.arange(values.shape[1]), min(SIGNATURE_WIDTH, values.shape[1]))
         signatures.append(np.add.reduceat(values.astype(np.float32), [piece[0] for piece in pieces], axis=1))

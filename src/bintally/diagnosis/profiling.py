@@ -249,7 +249,7 @@ def run_rank() -> int:
     def setup() -> tuple[CountingNetwork, Samples, Samples]:
         nonlocal training
         training = prepare(params)
-        return training.network, training.train, training.validation
+        return training.networks[0], training.train, training.validation
 
     try:
         with process_group(params.launch.timeout_s) as context, disk_full_as_user_error(PROFILE.parent):

@@ -21,8 +21,7 @@ class Backbone(nn.Module):
 
     ``body`` is a sequence of stages, five of a ResNet or EfficientNet-Lite, one of every other network. Each gives maps
     of a lower resolution, the last the vector that the network's classifier would take. Parameters have the network's
-    own names behind ``body.<stage>.``. After :meth:`split_at` the first stages are frozen, and the backbone takes their
-    outputs, the rows of :meth:`frozen_forward`, as well as images.
+    own names behind ``body.<stage>.``.
 
     Args:
         name: of LITE or ``torchvision.models.list_models()``.
@@ -40,7 +39,6 @@ class Backbone(nn.Module):
         super().__init__()
         self.name = name
         self.every_scale = features == "every_scale"
-        self.frozen_stages = 0
         stages = _stages(name)
         if self.every_scale and len(stages) == 1:
             raise UserError(f"model.features: every_scale {_needs_stages(name)}; take last")
@@ -50,83 +48,41 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.eval()
         try:
-            self._map_shapes, self.width = self._probe(image_size)
+            self.width = self._probe(image_size)
         except (AssertionError, RuntimeError) as error:
             raise UserError(f"model.image_size: {name} does not take images of {image_size} pixels: {error}") from error
         self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def _probe(self, image_size: int) -> tuple[list[torch.Size], int]:
-        """The shape of each stage's map, (channels, height, width), and the width of the features."""
-        images = torch.zeros(1, 3, image_size, image_size)
-        maps, shapes = images, []
+    def _probe(self, image_size: int) -> int:
+        """The width of the features."""
+        return self(torch.zeros(1, 3, image_size, image_size)).shape[1]  # type: ignore[no-any-return]
+
+    def trainable_stages(self, trainable: str | int) -> list[list[nn.Parameter]]:
+        """The parameters of each stage that `model.trainable` names, from the image on.
+
+        Raises UserError if there are fewer.
+        """
+        stages = [list(stage.parameters()) for stage in self.body]
+        if isinstance(trainable, str):
+            return {"head": [], "all": stages}[trainable]
+        if len(stages) == 1:
+            raise UserError(f"model.trainable: {trainable} {_needs_stages(self.name)}; take head or all")
+        if trainable > len(stages):
+            raise UserError(
+                f"model.trainable: {trainable} is more than the {len(stages)} stages of {self.name}; take fewer, or all"
+            )
+        return stages[len(stages) - trainable :]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, 3, size, size) of 0–255, any dtype, to float32 (n, width)."""
+        maps = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        means = []
         for stage in list(self.body)[:-1]:
             maps = stage(maps)
-            shapes.append(maps.shape[1:])
-        last: torch.Tensor = self.body[-1](maps)
-        return shapes, last.shape[1] + self.every_scale * sum(shape[0] for shape in shapes)
-
-    def stages(self) -> list[list[nn.Parameter]]:
-        """The parameters of each stage, from the image on."""
-        return [list(stage.parameters()) for stage in self.body]
-
-    def split_at(self, trainable_stages: int) -> None:
-        """Freeze all stages but the last ``trainable_stages``. Raises UserError if there are fewer."""
-        if len(self.body) == 1:
-            raise UserError(f"model.trainable: {trainable_stages} {_needs_stages(self.name)}; take head or all")
-        if not 0 < trainable_stages <= len(self.body):
-            raise UserError(
-                f"model.trainable: {trainable_stages} must be from 1 to the {len(self.body)} stages of {self.name}; "
-                "take fewer, or all"
-            )
-        self.frozen_stages = len(self.body) - trainable_stages
-
-    def frozen_names(self) -> list[str]:
-        """Names of the frozen stages' parameters and buffers in the state dict."""
-        frozen = tuple(f"body.{stage}." for stage in range(self.frozen_stages))
-        return [name for name in self.state_dict() if name.startswith(frozen)]
-
-    def frozen_forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Run the frozen stages: (n, 3, size, size) of 0–255, any dtype, to rows that :meth:`forward` takes.
-
-        A row is float32: the last frozen stage's map, channels last, and the means that ``every_scale`` takes.
-        """
-        maps, means = self._normalised(images), []
-        for stage in list(self.body)[: self.frozen_stages]:
-            maps = stage(maps)
-            means.append(self._scale(maps))
-        return self.pack_rows(maps, torch.cat(means, 1))
-
-    @staticmethod
-    def pack_rows(maps: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
-        """Join maps (n, channels, height, width) and means (n, ·) to rows."""
-        return torch.cat([maps.permute(0, 2, 3, 1).flatten(1), means], 1)
-
-    def unpack_rows(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Split rows into the maps (n, channels, height, width) and the means (n, ·)."""
-        channels, height, width = self._map_shapes[self.frozen_stages - 1]
-        maps, means = rows.tensor_split([channels * height * width], 1)
-        return maps.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2), means
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(n, 3, size, size) of 0–255, any dtype, or rows of :meth:`frozen_forward`, to float32 (n, width)."""
-        stages, means = list(self.body), []
-        if inputs.dim() == 2:
-            maps, frozen_means = self.unpack_rows(inputs)
-            maps = maps.contiguous(memory_format=torch.channels_last)
-            stages, means = stages[self.frozen_stages :], [frozen_means]
-        else:
-            maps = self._normalised(inputs)
-        for stage in stages[:-1]:
-            maps = stage(maps)
-            means.append(self._scale(maps))
-        return torch.cat([stages[-1](maps), *means], 1)
-
-    def _scale(self, maps: torch.Tensor) -> torch.Tensor:
-        return maps.mean((2, 3)) if self.every_scale else maps.new_zeros(len(maps), 0)
-
-    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
-        return ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+            if self.every_scale:
+                means.append(maps.mean((2, 3)))
+        return torch.cat([self.body[-1](maps), *means], 1)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Set training mode for trainable batch normalisation alone: dropout's draws would differ between ranks."""

@@ -12,7 +12,7 @@ from bintally.errors import UserError, first_wrong_field
 from bintally.files import atomic_write, write_text
 from bintally.model.backbone import Backbone
 from bintally.model.network import CountingNetwork, EvidenceHead, Head
-from bintally.params import MAX_IMAGE_SIZE, Counts
+from bintally.params import MAX_IMAGE_SIZE, MAX_NETWORKS, Counts
 from bintally.scoring.evidence import FEATURES, ListFeatures
 
 MAX_CARD_BYTES = 1_000_000
@@ -37,6 +37,8 @@ class ModelCard(BaseModel):
     """The count of each class."""
     hidden: int = Field(ge=1)
     ordinal: bool = False
+    networks: int = Field(default=1, ge=1, le=MAX_NETWORKS)
+    """Number of networks whose predictions are averaged."""
     list_features: ListFeatures | None = None
     """Of a network that reads a photograph with the list of products in its bin; None: of an older one, which does
     not."""
@@ -88,11 +90,8 @@ def load_model(folder: Path) -> tuple[CountingNetwork, ModelCard]:
     # Before the network is made, which takes as much memory as the card says.
     if "head.0.bias" not in state or state["head.0.bias"].shape != (card.hidden,):
         raise UserError(f"{folder}: the weights do not fit the card: they have no hidden layer of {card.hidden} units")
-    backbone = Backbone(card.backbone, card.image_size, card.features)
-    classes = len(card.counts)
-    head = Head(backbone.width, card.hidden, classes, card.ordinal, seed=0)
-    evidence = EvidenceHead(backbone.width, card.hidden, FEATURES, classes, seed=0) if card.list_features else None
-    network = CountingNetwork(backbone, head, evidence)
+    network = CountingNetwork.of([_network(card) for _ in range(card.networks)])
+    backbone = network.backbone
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -104,6 +103,13 @@ def load_model(folder: Path) -> tuple[CountingNetwork, ModelCard]:
         if not torch.equal(torch.tensor(ours), theirs.flatten()):
             raise UserError(f"{folder}: the card's {name} is {ours}, the network's is {theirs.flatten().tolist()}")
     return network.eval(), card
+
+
+def _network(card: ModelCard) -> CountingNetwork:
+    backbone, classes = Backbone(card.backbone, card.image_size, card.features), len(card.counts)
+    head = Head(backbone.width, card.hidden, classes, card.ordinal, seed=0)
+    evidence = EvidenceHead(backbone.width, card.hidden, FEATURES, classes, seed=0) if card.list_features else None
+    return CountingNetwork(backbone, head, evidence)
 
 
 def _incomplete(folder: Path, reason: object) -> UserError:

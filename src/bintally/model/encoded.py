@@ -1,4 +1,4 @@
-"""Read what the frozen part of the backbone has computed from photographs: an array behind a memory map."""
+"""Read pixels or features of photographs, computed once: an array behind a memory map."""
 
 import mmap
 from dataclasses import dataclass
@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file
 
-from bintally.model.backbone import Backbone
-
 TOUCHED_BYTES = 2**26
 FAULT_AROUND_BYTES = 2**16  # Linux reads the pages around a missing one, too
 
-Kind = Literal["features", "maps", "pixels"]
+Kind = Literal["features", "pixels"]
 
 
 class Encoding(BaseModel):
@@ -25,11 +23,8 @@ class Encoding(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Kind
-    """``features`` of the backbone, or ``maps`` and means of its frozen stages, float32 (bins, views, width); or
-    ``pixels``, uint8 (bins, 3, size, size)."""
+    """``features`` of the frozen backbone, float32 (bins, views, width); or ``pixels``, uint8 (bins, 3, size, size)."""
     image_size: int
-    trainable_stages: int = 0
-    """Number of stages of the backbone that take the maps."""
     digest: str
     """SHA-256 of the array and the backbone's weights."""
 
@@ -71,11 +66,6 @@ class Encoded:
     rows: MemoryMappedRows
     encoding: Encoding
     backbone_state: dict[str, torch.Tensor]
-
-    def configure(self, backbone: Backbone) -> None:
-        """Split a backbone where these rows need it to be."""
-        if self.encoding.kind == "maps":
-            backbone.split_at(self.encoding.trainable_stages)
 
 
 def load_encoded(folder: Path) -> Encoded:

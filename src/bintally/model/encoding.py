@@ -1,4 +1,4 @@
-"""Decode photographs, run the frozen part of the backbone on them, once, and write the result."""
+"""Decode photographs, run the backbone on them if it is frozen, once, and write the result."""
 
 import hashlib
 import io
@@ -36,7 +36,7 @@ def encode(
     images: Sequence[Callable[[], torch.Tensor]],
     backbone: Backbone,
     image_size: int,
-    trainable: str | int,
+    kind: Kind,
     mirror: bool,
     device: torch.device,
     scratch: Path,
@@ -48,26 +48,19 @@ def encode(
 
     Args:
         images: functions that decode each image, uint8 (3, image_size, image_size); called in threads.
-        trainable: `model.trainable`.
-        mirror: encode mirror images as well.
+        kind: features of the backbone, or the pixels that it is to be trained on.
+        mirror: compute features of mirror images as well.
         key: hash of the images and of all else that the array depends on.
     """
     backbone.to(device).eval()
-    kind: Kind = "features" if trainable == "head" else "pixels"
-    trainable_stages = 0
-    if isinstance(trainable, int):
-        backbone.split_at(trainable)
-        if backbone.frozen_stages:
-            kind, trainable_stages = "maps", trainable
 
     @torch.inference_mode()
     def rows(pixels: torch.Tensor) -> NDArray[Any]:
         if kind == "pixels":
             return pixels.numpy()
         views = stack_views(pixels.to(device), mirror)
-        frozen_part = backbone if kind == "features" else backbone.frozen_forward
-        outputs = frozen_part(views.flatten(0, 1)).unflatten(0, views.shape[:2])
-        return np.ascontiguousarray(outputs.cpu().numpy(), dtype=np.float32)
+        features = backbone(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+        return np.ascontiguousarray(features.cpu().numpy(), dtype=np.float32)
 
     weights = save({name: value.cpu().contiguous() for name, value in backbone.state_dict().items()})
     digest = hashlib.sha256(weights)
@@ -82,7 +75,7 @@ def encode(
     digest.update(array.finish(folder / "array.npy"))
     with atomic_write(folder / "backbone.safetensors") as temporary:
         temporary.write_bytes(weights)
-    encoding = Encoding(kind=kind, image_size=image_size, trainable_stages=trainable_stages, digest=digest.hexdigest())
+    encoding = Encoding(kind=kind, image_size=image_size, digest=digest.hexdigest())
     write_text(folder / "encoding.json", encoding.model_dump_json(indent=2) + "\n")
 
 

@@ -67,15 +67,16 @@ class Heads(nn.Module):
 
     Args:
         evidence: None for a model that was trained before there were such heads.
+        others: networks whose probabilities and tables are averaged with its own.
     """
 
-    def __init__(self, head: Head, evidence: EvidenceHead | None = None) -> None:
+    def __init__(self, head: Head, evidence: EvidenceHead | None = None, others: "Sequence[Heads]" = ()) -> None:
         super().__init__()
-        self.head, self.evidence = head, evidence
+        self.head, self.evidence, self.others = head, evidence, nn.ModuleList(others)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Features (n, width) to logits of the photograph alone, (n, classes)."""
-        return self.head(self.features(inputs))  # type: ignore[no-any-return]
+        return self.outputs(inputs)[0]
 
     def outputs(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The same logits, and tables of evidence, (n, features of a list, classes), with no features without a head
@@ -84,7 +85,11 @@ class Heads(nn.Module):
         features = self.features(inputs)
         logits: torch.Tensor = self.head(features)
         tables = self.evidence(features) if self.evidence else logits[:, None][:, :0]
-        return logits, tables
+        if not self.others:
+            return logits, tables
+        found = [(logits, tables), *(other.outputs(inputs) for other in self.others)]  # type: ignore[operator]
+        logs = torch.stack([logits.log_softmax(1) for logits, _ in found]).logsumexp(0) - math.log(len(found))
+        return logs, torch.stack([tables for _, tables in found]).mean(0)
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         return inputs
@@ -93,13 +98,26 @@ class Heads(nn.Module):
 class CountingNetwork(Heads):
     """A backbone and its heads, for images, or rows that the backbone takes in their place."""
 
-    def __init__(self, backbone: Backbone, head: Head, evidence: EvidenceHead | None = None) -> None:
-        super().__init__(head, evidence)
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Head,
+        evidence: EvidenceHead | None = None,
+        others: "Sequence[CountingNetwork]" = (),
+    ) -> None:
+        super().__init__(head, evidence, others)
         self.backbone = backbone
 
+    @staticmethod
+    def of(networks: "Sequence[CountingNetwork]") -> "CountingNetwork":
+        """A network that predicts the mean of ``networks``."""
+        first = networks[0]
+        return CountingNetwork(first.backbone, first.head, first.evidence, networks[1:])
+
     def heads(self) -> Heads:
-        """The same heads, for features that the backbone has computed."""
-        return Heads(self.head, self.evidence)
+        """The same heads, for features that the backbones, all with the same weights, have computed."""
+        others = [other.heads() for other in self.others]  # type: ignore[operator]
+        return Heads(self.head, self.evidence, others)
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.backbone(inputs)  # type: ignore[no-any-return]

@@ -25,13 +25,12 @@ def predict_encoded(
 
     Args:
         network: moved to ``device`` (by default CUDA where it is available) and set to evaluation mode.
-        mirror: average over mirror images where the rows are pixels; features and maps hold their views.
+        mirror: average over mirror images where the rows are pixels; features hold their views.
 
     Returns log-probabilities of the classes, not calibrated, (rows, classes), and tables of evidence, (rows, features
     of a list, classes).
     """
     device = device or default_device()
-    encoded.configure(network.backbone)
     network.to(device).eval()
     model = network.heads() if encoded.encoding.kind == "features" else network
     logs: list[NDArray[np.float32]] = []

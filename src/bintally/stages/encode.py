@@ -1,4 +1,4 @@
-"""Decode and resize every image and run the frozen part of the backbone on it, once."""
+"""Decode and resize every image, and run the backbone on it if it is frozen, once."""
 
 from functools import partial
 
@@ -10,6 +10,7 @@ from bintally.files import SCRATCH
 from bintally.hashing import sha256_hex, source_code
 from bintally.memory import configure_malloc
 from bintally.model.backbone import Backbone
+from bintally.model.encoded import Kind
 from bintally.model.encoding import encode
 from bintally.model.images import decode_bin
 from bintally.model.pretrained import load_weights
@@ -36,11 +37,13 @@ def main(params: Params) -> None:
     torch.manual_seed(SEED)
     backbone = Backbone(model.backbone, model.image_size, model.features)
     load_weights(backbone, model.weights)
+    backbone.trainable_stages(model.trainable)  # says now, not after an hour, if it has fewer
+    kind: Kind = "features" if model.trainable == "head" else "pixels"
     reader, entries = ShardReader(BINS), read_index(BINS)
     images = [partial(decode_bin, reader, entry, model.image_size) for entry in entries]
     key = sha256_hex((BINS / "index.csv").read_bytes(), model.model_dump_json().encode(), source_code(*CODE))
     scratch, device = SCRATCH / "encode", default_device()
-    encode(ENCODED, images, backbone, model.image_size, model.trainable, model.mirror, device, scratch=scratch, key=key)
+    encode(ENCODED, images, backbone, model.image_size, kind, model.mirror, device, scratch=scratch, key=key)
     save_digests(ENCODED / ENCODED_FILE, (photograph_digest(reader.image(entry)) for entry in entries))
 
 

@@ -6,6 +6,7 @@
 
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -65,14 +66,14 @@ def run_rank() -> int:
 def _train(params: Params, stop: StopRequest) -> None:
     from bintally.training.checkpoint import Checkpoints
     from bintally.training.distributed import is_main_process, process_group
-    from bintally.training.loop import fit
-    from bintally.training.setup import prepare, run_key
+    from bintally.training.loop import TrainingResult, fit
+    from bintally.training.setup import prepare, run_key, seeds
 
     setup = prepare(params)
     key = run_key(params, setup.data_digest)
-    monitor = TrainingMonitor(SCRATCH / "live", key, params.train.epochs)
+    results: list[TrainingResult] = []
+    monitor = TrainingMonitor(SCRATCH / "live", key, params.train.networks * params.train.epochs)
     with monitor if is_main_process() else nullcontext(), process_group(params.launch.timeout_s) as context:
-        checkpoints = Checkpoints(SCRATCH / "train", key, params.launch.checkpoint_s)
         curves = None
         if context.is_main:
             from bintally.training.curves import TrainingCurves
@@ -80,34 +81,39 @@ def _train(params: Params, stop: StopRequest) -> None:
             curves = TrainingCurves(TRAINING_CURVES)
 
         def on_epoch(metrics: "EpochMetrics") -> None:
-            monitor.on_epoch(metrics)
-            if curves:
+            earlier = len(results) * params.train.epochs
+            monitor.on_epoch(replace(metrics, epoch=earlier + metrics.epoch))
+            if curves and not results:  # of the first network
                 curves.on_epoch(metrics)
 
         def on_step(done: int, total: int) -> None:
             if context.is_main:
-                monitor.on_step(done, total)
+                monitor.on_step(len(results) * total + done, params.train.networks * total)
 
-        result = fit(
-            setup.network, setup.train, setup.validation, params, context, checkpoints, stop, on_epoch, on_step
-        )
+        for number, (network, seed) in enumerate(zip(setup.networks, seeds(params), strict=True)):
+            checkpoints = Checkpoints(SCRATCH / "train", key, params.launch.checkpoint_s, number)
+            ours = params.model_copy(update={"train": params.train.model_copy(update={"seed": seed})})
+            results.append(
+                fit(network, setup.train, setup.validation, ours, context, checkpoints, stop, on_epoch, on_step)
+            )
         if curves:
             curves.end()
-            _write_outs(params, setup, context.device, result.best)
+            _write_outs(params, setup, context.device, [result.best for result in results])
         if stop.came:
             raise Stopped
         if context.is_main:
             checkpoints.remove()
 
 
-def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", best: "EpochMetrics") -> None:
+def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", best: "list[EpochMetrics]") -> None:
     import numpy as np
 
     from bintally.bins.trained_on import ENCODED_FILE, FILE, load_digests, save_digests
     from bintally.model.card import ModelCard, save_model
+    from bintally.model.network import CountingNetwork
     from bintally.model.prediction import predict_encoded
 
-    network, model = setup.network, params.model
+    network, model = CountingNetwork.of(setup.networks), params.model
     rows = np.flatnonzero(np.isin(setup.splits, ("validation", "test")))
     predicted = predict_encoded(network, model.mirror, setup.encoded, rows, device)
     for path, values in zip((LOG_PROBABILITIES, EVIDENCE), predicted, strict=True):
@@ -117,7 +123,11 @@ def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", 
             np.save(file, of_bins)
     photographs = load_digests(ENCODED / ENCODED_FILE)[setup.train.rows]
     trained_on = save_digests(MODELS / FILE, sorted(photographs.tolist()))
-    validation = round_floats({"loss": best.validation_loss, "accuracy": best.validation_accuracy}, METRIC_DIGITS)
+    train, validation = (
+        {key: float(np.mean([getattr(one, f"{split}_{key}") for one in best])) for key in ("loss", "accuracy")}
+        for split in ("train", "validation")
+    )
+    validation = round_floats(validation, METRIC_DIGITS)
     card = ModelCard(
         backbone=model.backbone,
         features=model.features,
@@ -128,6 +138,7 @@ def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", 
         counts=params.model_counts,
         hidden=params.train.hidden,
         ordinal=params.train.ordinal,
+        networks=params.train.networks,
         list_features=setup.list_features,
         parameters={name: getattr(params, name).model_dump() for name in ("model", "train", "augment")},
         data=setup.data_digest,
@@ -135,8 +146,7 @@ def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", 
         validation=validation,
     )
     save_model(MODELS, network, card)
-    train = {"loss": best.train_loss, "accuracy": best.train_accuracy}
-    metrics = {"best_epoch": best.epoch, "train": train, "validation": validation}
+    metrics = {"best_epoch": best[0].epoch, "train": train, "validation": validation}
     write_json(TRAIN_METRICS, metrics, METRIC_DIGITS)
 
 

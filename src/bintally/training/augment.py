@@ -22,7 +22,7 @@ def draw(samples: int, seed: int, epoch: int) -> NDArray[np.float32]:
 
 
 def random_affine(images: torch.Tensor, draws: torch.Tensor, params: Augment) -> torch.Tensor:
-    """Shift, scale and rotate images or maps: (n, c, side, side) to the same shape.
+    """Shift, scale and rotate images: (n, c, side, side) to the same shape.
 
     Args:
         draws: float32 (n, DRAWS) from :func:`draw`.

@@ -21,15 +21,16 @@ State = dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints of an unfinished run, in a folder named by its key, a hash of everything the run depends on.
+    """The checkpoints of a network of an unfinished run, in a folder named by its key, a hash of all it depends on.
 
     They are no out of DVC, so that the run-cache works and no run resumes from the state of other parameters. A file is
     named by the number of steps done and holds a SHA-256 digest, then the content that it is the digest of.
     """
 
-    def __init__(self, root: Path, key: str, every_s: float) -> None:
+    def __init__(self, root: Path, key: str, every_s: float, network: int = 0) -> None:
         self.key = key
-        self._folder = root / key[:16]
+        self._run = root / key[:16]
+        self._folder = self._run / str(network)
         self._every_s = every_s
         self._last = time.monotonic()
 
@@ -38,7 +39,7 @@ class Checkpoints:
 
     def save(self, step: int, state: State) -> None:
         """Write a checkpoint. Raises UserError if the disk is full; earlier checkpoints stay."""
-        if not self._folder.exists():
+        if not self._run.exists():
             self._forget_other_runs()
         content = io.BytesIO()
         torch.save({"key": self.key, **state}, content)
@@ -60,13 +61,14 @@ class Checkpoints:
         return -1, b""
 
     def remove(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Remove those of all networks."""
+        shutil.rmtree(self._run, ignore_errors=True)
 
     def _newest(self) -> list[Path]:
         return sorted(self._folder.glob("*.pt"), reverse=True)
 
     def _forget_other_runs(self) -> None:
-        runs = sorted(self._folder.parent.glob("*/"), key=lambda run: run.stat().st_mtime, reverse=True)
+        runs = sorted(self._run.parent.glob("*/"), key=lambda run: run.stat().st_mtime, reverse=True)
         for run in runs[KEPT_RUNS - 1 :]:
             shutil.rmtree(run, ignore_errors=True)
 

@@ -18,7 +18,7 @@ from bintally.model.network import CountingNetwork, Heads
 from bintally.model.views import horizontal_flip
 from bintally.params import Params
 from bintally.progress import progress
-from bintally.training.augment import Augmentation, random_affine
+from bintally.training.augment import Augmentation
 from bintally.training.checkpoint import Checkpoints, State, read_state
 from bintally.training.distributed import RankContext, all_gather, all_reduce_sum, broadcast_bytes, convert_batch_norm
 from bintally.training.optimizer import make_optimizer, parameter_groups, rate, set_rate, trainable_stages
@@ -128,14 +128,12 @@ class _Trainer:
         network.requires_grad_(False)
         for parameter in trainable:
             parameter.requires_grad_(True)
-        self._backbone = network.backbone
         self._network = network.heads() if train.kind == "features" else network
         if context.world_size > 1:
             convert_batch_norm(self._network)
         self._network.to(context.device)
         self._optimizer = make_optimizer(parameter_groups(trainable, self._params), self._params)
         self._averaged = copy.deepcopy(self._network).eval() if self._params.ema_decay else self._network
-        self._augment = params.augment
         self._augmentation = (
             Augmentation(params.augment, train.source.shape[-1], self._params.seed, context.device)
             if train.kind == "pixels"
@@ -173,6 +171,7 @@ class _Trainer:
                     if self._context.is_main:
                         on_epoch(metrics)
                 self._state = TrainState(done)
+        self._save()
         if not self._best:
             raise UserError(f"the validation loss is not finite in any epoch; lower train.lr ({self._params.lr})")
         self._network.load_state_dict(self._best)
@@ -243,9 +242,6 @@ class _Trainer:
                 (loss * (context.world_size / batch_size)).backward()
 
     def _inputs(self, part: Batch) -> torch.Tensor:
-        if self._train.kind == "maps":
-            maps, means = self._backbone.unpack_rows(part.inputs)
-            return self._backbone.pack_rows(random_affine(maps, part.draws, self._augment), means)
         if self._augmentation is None:
             return part.inputs
         pixels = torch.where(part.flip[:, None, None, None], horizontal_flip(part.inputs), part.inputs)

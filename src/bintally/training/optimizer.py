@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from bintally.errors import UserError
 from bintally.model.network import CountingNetwork
 from bintally.params import Train
 
@@ -15,13 +14,8 @@ START, END = 1 / 25, 1 / 250_000  # of one_cycle, relative to the peak: the defa
 
 def trainable_stages(network: CountingNetwork, trainable: str | int) -> list[list[nn.Parameter]]:
     """The parameters of the stages that `model.trainable` names, the heads' last. UserError if there are fewer."""
-    stages = network.backbone.stages()
-    last = {"head": 0, "all": len(stages)}.get(str(trainable), trainable)
-    assert isinstance(last, int)
-    if last > len(stages):
-        raise UserError(f"model.trainable: {trainable} is more than the {len(stages)} stages of the backbone; take all")
     heads = [*network.head.parameters(), *(network.evidence.parameters() if network.evidence else ())]
-    return [*stages[len(stages) - last :], heads]
+    return [*network.backbone.trainable_stages(trainable), heads]
 
 
 def parameter_groups(parameters: Sequence[nn.Parameter], params: Train) -> list[dict[str, object]]:

@@ -24,7 +24,7 @@ class Samples:
     """The encoded bins of one split."""
 
     source: MemoryMappedRows
-    """(bins, views, width) features or maps, or (bins, 3, size, size) pixels, of every bin."""
+    """(bins, views, width) features, or (bins, 3, size, size) pixels, of every bin."""
     kind: Kind
     rows: NDArray[np.int64]
     """Rows of ``source`` that are in the split."""
@@ -46,7 +46,7 @@ class Batch:
     chosen: NDArray[np.int64]
     """Indices of the samples within their split."""
     inputs: torch.Tensor
-    """(n, width) features or maps of one view, (n, views, width) of all, or uint8 (n, 3, size, size) pixels."""
+    """(n, width) features of one view, (n, views, width) of all, or uint8 (n, 3, size, size) pixels."""
     targets: torch.Tensor
     flip: torch.Tensor
     """Whether to mirror, bool (n,); of pixels only."""

@@ -25,9 +25,9 @@ CODE = ("bins", "model", "scoring", "training")  # whose change may change what 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """A network with its initial weights, and the bins to train, validate and test it on."""
+    """Networks with their initial weights, and the bins to train, validate and test them on."""
 
-    network: CountingNetwork
+    networks: list[CountingNetwork]
     train: Samples
     validation: Samples
     encoded: Encoded
@@ -40,15 +40,17 @@ class TrainingSetup:
 
 
 def prepare(params: Params) -> TrainingSetup:
-    """Read the encoded bins and their splits, and build the network from the encoded backbone."""
+    """Read the encoded bins and their splits, and build the networks from the encoded backbone."""
     model, train, counts = params.model, params.train, params.model_counts
     torch.manual_seed(train.seed)
     encoded = load_encoded(ENCODED)
-    backbone = Backbone(model.backbone, model.image_size, model.features)
-    backbone.load_state_dict(encoded.backbone_state)
-    encoded.configure(backbone)
-    head = Head(backbone.width, train.hidden, len(counts), train.ordinal, train.seed)
-    evidence = EvidenceHead(backbone.width, train.hidden, FEATURES, len(counts), train.seed)
+
+    def network(seed: int) -> CountingNetwork:
+        backbone = Backbone(model.backbone, model.image_size, model.features)
+        backbone.load_state_dict(encoded.backbone_state)
+        head = Head(backbone.width, train.hidden, len(counts), train.ordinal, seed)
+        return CountingNetwork(backbone, head, EvidenceHead(backbone.width, train.hidden, FEATURES, len(counts), seed))
+
     table = read_csv(SPLITS)
     splits = np.array([row["split"] for row in table])
     truth = np.array([int(row["count"]) for row in table])
@@ -67,7 +69,7 @@ def prepare(params: Params) -> TrainingSetup:
         )
 
     return TrainingSetup(
-        CountingNetwork(backbone, head, evidence),
+        [network(seed) for seed in seeds(params)],
         samples((splits == "train") & in_share),
         samples(splits == "validation"),
         encoded,
@@ -77,6 +79,11 @@ def prepare(params: Params) -> TrainingSetup:
             encoded.encoding.digest.encode(), SPLITS.read_bytes(), lists.features.tobytes(), lists.log_prior.tobytes()
         ),
     )
+
+
+def seeds(params: Params) -> list[int]:
+    """The seed of each network; the first one's is `train.seed`, and no other seed of a few hundred has the rest."""
+    return [(params.train.seed + 1000 * number) % 2**32 for number in range(params.train.networks)]
 
 
 def run_key(params: Params, data_digest: str) -> str:
