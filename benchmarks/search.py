@@ -2,8 +2,8 @@
 
 A row is one line that a person can type too, `bintally use settings/... && dvc exp run -S ...`, once per seed. Metrics
 of finished runs are kept in benchmarks/search.json; the tables are written from there into docs/results.md, between
-the markers. A row with a commit needs options that have been removed since: its metrics are history, and its line can
-be run at that commit.
+the markers. A row with a commit needs options, presets or a script that have been removed since: its metrics are
+history, and its line can be run at that commit.
 
     python benchmarks/search.py                          write tables and plot again
     python benchmarks/search.py --run real02             run this row first, the seeds that have no metrics yet
@@ -30,6 +30,7 @@ from common import ROOT, say
 ROWS, METRICS = ROOT / "benchmarks/search.yaml", ROOT / "benchmarks/search.json"
 PAGE, PLOT = ROOT / "docs/results.md", ROOT / "docs/bins.png"
 START, END = "<!-- search.py: from here -->", "<!-- search.py: to here -->"
+FIRST = "0c62deb"  # where presets were files of options
 CHALLENGE = {"bins": 324_735, "accuracy": 0.5567, "rmse": 0.930}  # ABID challenge
 EXTRAPOLATED = 325_000
 Json = dict[str, Any]
@@ -48,7 +49,7 @@ def main() -> None:
         if name not in rows:
             parser.error(f"--run: {ROWS} has no row '{name}', only {', '.join(rows)}")
         if "commit" in rows[name]:
-            parser.error(f"--run: {name} uses options that have been removed; run it at commit {rows[name]['commit']}")
+            parser.error(f"--run: {name} needs what has been removed; run its line at commit {rows[name]['commit']}")
         for seed in rows[name].get("seeds", [1]):
             if arguments.again or str(seed) not in metrics.get(name, {}):
                 metrics.setdefault(name, {})[str(seed)] = _run(rows[name], seed, arguments.options)
@@ -63,10 +64,13 @@ def main() -> None:
 
 def command(row: Json, seed: int) -> str:
     """The line that runs a row; at the row's commit if it has one."""
+    if "script" in row:
+        return f"python {row['script']}"
     if "of" in row:
         return f"python benchmarks/search.py --run {row['of']} {row['name']}"
-    use = "" if "commit" in row else f"bintally use settings/{row['settings']}.yaml && "
-    settings = [f"$(cat settings/{row['settings']})"] if "commit" in row else []
+    first = row.get("commit") == FIRST
+    use = "" if first else f"bintally use settings/{row['settings']}.yaml && "
+    settings = [f"$(cat settings/{row['settings']})"] if first else []
     options = [row["options"]] if "options" in row else []
     seeds = [f"-S train.seed={seed}"] if seed != 1 else []
     return use + " ".join(["dvc exp run", *settings, *options, *seeds])
