@@ -142,7 +142,7 @@ def test_two_at_once_lose_nothing(folder: Path) -> None:
 def test_one_file_of_settings_after_another_leaves_nothing_of_the_first(folder: Path) -> None:
     files = sorted((ROOT / "settings").glob("*.yaml"))
     keys = [{(section, key) for section, values in read_yaml(file).items() for key in values} for file in files]
-    assert len(files) == 5 and all(one == keys[0] for one in keys)
+    assert len(files) > 2 and all(one == keys[0] for one in keys)
     for file in files:
         run(argparse.Namespace(file=file))
         params = load_params().model_dump()
