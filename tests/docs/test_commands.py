@@ -135,7 +135,7 @@ NOT_RUN = {
     "python benchmarks/soak.py --model models": BENCHMARK,
     "python benchmarks/predict.py --model models --images FOLDER --price 0.10": BENCHMARK,
     "python benchmarks/train.py": BENCHMARK,
-    "python benchmarks/train.py --only maps": BENCHMARK,
+    "python benchmarks/train.py --only stages --image-size 192": BENCHMARK,
     "python benchmarks/train.py --only full --backbone resnet50 --image-size 224 --batch-size 256 --bins 8192": (
         "needs a GPU and downloads weights"
     ),
