@@ -286,7 +286,6 @@ def _engine(part: str, arguments: argparse.Namespace) -> Figures:
     with process_group(600) as context:
         checkpoints = Checkpoints(arguments.folder / "checkpoints", "0" * 64, params.launch.checkpoint_s)
         fit(network, train, validation, params, context, checkpoints, StopRequest(), lambda _: ends.append(_now()))
-        checkpoints.remove()  # the next round starts anew
     return {"epoch": min(np.diff(ends), default=0.0)}
 
 

@@ -171,7 +171,8 @@ class _Trainer:
                     if self._context.is_main:
                         on_epoch(metrics)
                 self._state = TrainState(done)
-        self._save()
+        if self._params.networks > 1:
+            self._save()  # the next one may be interrupted
         if not self._best:
             raise UserError(f"the validation loss is not finite in any epoch; lower train.lr ({self._params.lr})")
         self._network.load_state_dict(self._best)
