@@ -1,4 +1,4 @@
-"""Ways to learn the count that docs/results.md compares, most of which are not kept: a plain training on one thread.
+"""Ways to learn the count that docs/results.md compares, most of which are not kept; on a GPU or one thread.
 
 It takes `data/` as `bintally use settings/real.yaml && dvc repro encode` leaves it, and trains and scores a network for
 every name; with `--mean` it scores the mean probabilities of networks that were trained before. Metrics are for the
@@ -15,6 +15,7 @@ import json
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -37,13 +38,14 @@ from bintally.model.backbone import Backbone
 from bintally.model.images import squash
 from bintally.model.network import EvidenceHead, Head, continuation_ratio_log_probs
 from bintally.model.pretrained import load_weights
-from bintally.params import Params, load_params
+from bintally.params import Params, Train, load_params
+from bintally.resources import default_device
 from bintally.scoring.calibration import calibrated, fit_temperature
 from bintally.scoring.decoding import DECODINGS
 from bintally.scoring.evidence import FEATURES
 from bintally.scoring.metrics import LabelledPredictions, evaluate
 from bintally.training.augment import Augmentation
-from bintally.training.optimizer import make_optimizer, parameter_groups, rate, set_rate
+from bintally.training.optimizer import make_optimizer, parameter_groups, rate
 from bintally.training.samples import Samples, plan, steps_an_epoch
 from bintally.training.setup import prepare
 from common import say
@@ -80,6 +82,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--weights", default="DEFAULT")
     parser.add_argument("--bfloat16", action="store_true")
     parser.add_argument("--frozen", type=int, default=0, help="number of first stages that stay ImageNet's")
+    parser.add_argument(
+        "--lr-decay", type=float, default=1.0, help="of the rate of a stage, from the last to the first"
+    )
+    parser.add_argument("--sam", type=float, default=0.0, help="radius of sharpness-aware minimization")
     parser.add_argument("--head", choices=["pooled", "sum", "both"], default="pooled", help="sum: a map of amounts")
     parser.add_argument("--letterbox", action="store_true", help="keep proportions where the photograph has them")
     parser.add_argument("--augment", nargs="+", default=[], metavar="NAME=VALUE", help="of params.yaml's augment")
@@ -154,6 +160,7 @@ class Pixels:
     jpeg: int | None = None
 
     def take(self, rows: NDArray[np.int64], numbers: NDArray[np.int64] | None = None, epoch: int = 0) -> torch.Tensor:
+        """Photographs on the device."""
         images = self.source[rows] if isinstance(self.source, np.ndarray) else self.source.take(rows)
         for place, number in enumerate(numbers if self.jpeg and numbers is not None else []):
             random = np.random.default_rng([epoch, int(number), 7])
@@ -162,7 +169,7 @@ class Pixels:
                 quality = int(random.integers(self.jpeg or 1, 96))
                 Image.fromarray(images[place].transpose(1, 2, 0)).save(file, "JPEG", quality=quality)
                 images[place] = np.array(Image.open(file)).transpose(2, 0, 1)
-        return torch.from_numpy(images)
+        return torch.from_numpy(images).to(default_device())
 
 
 def _letterboxed(size: int) -> NDArray[np.uint8]:
@@ -190,19 +197,24 @@ def train(params: Params, arguments: argparse.Namespace, target: Path) -> None:
             "augment": params.augment.model_copy(update=augment),
         }
     )
-    settings, epochs = params.train, arguments.epochs
+    settings, epochs, device = params.train, arguments.epochs, default_device()
     setup = prepare(params)
     torch.manual_seed(settings.seed)
-    network = Network(arguments, len(params.model_counts), settings.hidden)
+    network = Network(arguments, len(params.model_counts), settings.hidden).to(device)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(parameter_groups(trained, settings), settings)
+    groups = _parameter_groups(network, settings, arguments.lr_decay)
+    optimizer = make_optimizer(groups, settings)
+    factors = [float(str(group.pop("factor"))) for group in groups]
     source = _letterboxed(arguments.image_size) if arguments.letterbox else setup.encoded.rows
     pixels, size = Pixels(source, arguments.jpeg), source.shape[-1]
-    augmentation = Augmentation(params.augment, size, settings.seed, torch.device("cpu"))
+    augmentation = Augmentation(params.augment, size, settings.seed, device)
     samples, lists = setup.train, setup.train.lists
     assert lists
     averaged: dict[str, torch.Tensor] = {}
-    bfloat16 = partial(torch.autocast, "cpu", torch.bfloat16, enabled=arguments.bfloat16)
+    features, prior, classes = (
+        torch.from_numpy(values).to(device) for values in (lists.features, lists.log_prior, samples.classes)
+    )
+    bfloat16 = partial(torch.autocast, device.type, torch.bfloat16, enabled=arguments.bfloat16)
     steps = steps_an_epoch(len(samples.rows), settings.batch_size)
     done = 0
     with ThreadPoolExecutor(1) as pool:
@@ -211,37 +223,45 @@ def train(params: Params, arguments: argparse.Namespace, target: Path) -> None:
             side = _side(epoch, arguments)
             planned = plan(len(samples.rows), settings.batch_size, settings.seed, epoch)
             following = _read(pool, pixels, samples, planned.batches[0], epoch)
-            loss_sum = 0.0
+            flips, draws = (torch.from_numpy(values).to(device) for values in (planned.flip, planned.draws))
+            loss_sum = torch.zeros((), device=device)
             for number, batch in enumerate(planned.batches):
                 images = following.result()
                 if number + 1 < steps:
                     following = _read(pool, pixels, samples, planned.batches[number + 1], epoch)
-                flip = torch.from_numpy(planned.flip[batch])[:, None, None, None]
-                images = augmentation(
-                    torch.where(flip, images.flip(3), images), torch.from_numpy(planned.draws[batch]), side
-                )
-                targets = torch.from_numpy(samples.classes[batch])
-                share, other = 1.0, torch.arange(len(batch))
+                chosen = torch.from_numpy(batch).to(device)
+                flip = flips[chosen][:, None, None, None]
+                images = augmentation(torch.where(flip, images.flip(3), images), draws[chosen], side)
+                targets = classes[chosen]
+                share, other = 1.0, torch.arange(len(batch), device=device)
                 if arguments.mixup:
                     share = np.random.default_rng([settings.seed, done]).beta(arguments.mixup, arguments.mixup)
-                    other = torch.randperm(len(batch))
+                    other = torch.randperm(len(batch)).to(device)
                     images = share * images + (1 - share) * images[other]
-                with bfloat16():
-                    outputs, tables = (output.float() for output in network(images))
-                smoothed = partial(functional.cross_entropy, outputs, label_smoothing=settings.label_smoothing)
-                loss = share * smoothed(targets) + (1 - share) * smoothed(targets[other])
-                if not arguments.mixup:
-                    evidence = torch.einsum("nf,nfc->nc", torch.from_numpy(lists.features[batch]), tables)
-                    loss = loss + functional.cross_entropy(torch.from_numpy(lists.log_prior[batch]) + evidence, targets)
-                set_rate(optimizer, settings.lr * rate(settings, done, steps * epochs))
-                optimizer.zero_grad()
-                loss.backward()
+
+                def backward() -> torch.Tensor:
+                    with bfloat16():
+                        outputs, tables = (output.float() for output in network(images))  # noqa: B023
+                    smoothed = partial(functional.cross_entropy, outputs, label_smoothing=settings.label_smoothing)
+                    loss = share * smoothed(targets) + (1 - share) * smoothed(targets[other])  # noqa: B023
+                    if not arguments.mixup:
+                        evidence = torch.einsum("nf,nfc->nc", features[chosen], tables)  # noqa: B023
+                        loss = loss + functional.cross_entropy(prior[chosen] + evidence, targets)  # noqa: B023
+                    optimizer.zero_grad()
+                    loss.backward()
+                    return loss.detach()
+
+                loss = backward()
+                if arguments.sam:
+                    _at_the_worst_neighbour(trained, arguments.sam, backward)
+                for group, factor in zip(optimizer.param_groups, factors, strict=True):
+                    group["lr"] = settings.lr * factor * rate(settings, done, steps * epochs)
                 nn.utils.clip_grad_norm_(trained, settings.clip_grad_norm or math.inf)
                 optimizer.step()
                 done += 1
-                loss_sum += loss.item()
+                loss_sum += loss
                 _average(averaged, network, min(settings.ema_decay, (1 + done) / (10 + done)))
-            say(f"epoch {epoch}, {side} pixels: loss {loss_sum / steps:.3f}")
+            say(f"epoch {epoch}, {side} pixels: loss {loss_sum.item() / steps:.3f}")
     network.load_state_dict({**network.state_dict(), **averaged})
     torch.save(network.state_dict(), target.with_suffix(".pt"))
     outputs = np.full((len(setup.splits), len(params.model_counts)), np.nan, np.float32)
@@ -253,8 +273,34 @@ def train(params: Params, arguments: argparse.Namespace, target: Path) -> None:
             if size != arguments.image_size:
                 images = functional.interpolate(images, (arguments.image_size,) * 2, mode="bilinear", antialias=True)
             views = torch.stack([network(view)[0].float().log_softmax(1) for view in (images, images.flip(3))])
-            outputs[some] = views.logsumexp(0) - math.log(2)
+            outputs[some] = (views.logsumexp(0) - math.log(2)).cpu()
     np.save(target.with_suffix(".npy"), outputs)
+
+
+def _parameter_groups(network: Network, settings: Train, decay: float) -> list[dict[str, Any]]:
+    """Groups as the pipeline has them, of every stage and of the heads, each with a factor of its learning rate."""
+    stages = [list(stage.parameters()) for stage in network.backbone.body]
+    known = {id(parameter) for stage in stages for parameter in stage}
+    stages.append([parameter for parameter in network.parameters() if id(parameter) not in known])
+    groups: list[dict[str, Any]] = []
+    for number, stage in enumerate(stages):
+        trained = [parameter for parameter in stage if parameter.requires_grad]
+        factor = decay ** (len(stages) - 1 - number)
+        groups += [group | {"factor": factor} for group in parameter_groups(trained, settings) if group["params"]]
+    return groups
+
+
+@torch.no_grad()
+def _at_the_worst_neighbour(trained: list[nn.Parameter], radius: float, backward: Callable[[], torch.Tensor]) -> None:
+    """Leave the gradient of the point ``radius`` up the present one (Foret and others 2021)."""
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    scale = radius / (nn.utils.get_total_norm(gradients) + 1e-12)
+    steps = [gradient * scale for gradient in gradients]
+    moved: list[torch.Tensor] = [parameter for parameter in trained if parameter.grad is not None]
+    torch._foreach_add_(moved, steps)
+    with torch.enable_grad():
+        backward()
+    torch._foreach_add_(moved, steps, alpha=-1)
 
 
 def _read(
