@@ -145,9 +145,15 @@ def _table(table: Json, metrics: Json) -> str:
             given_products = ", ".join(_with_intervals(runs, "given_products"))
         lines.append(
             f"| {row['name']} | {what} | {validation} | {' | '.join(_with_intervals(runs, 'test'))} | {given_products} "
-            f"| {sum(run['seconds'] for run in runs) / len(runs) / 60:.0f} | {end}"
+            f"| {_minutes(runs)} | {end}"
         )
     return "\n".join(lines)
+
+
+def _minutes(runs: list[Json]) -> str:
+    """The mean duration of the runs that were timed, of which there may be none."""
+    timed = [run["seconds"] for run in runs if run["seconds"] is not None]
+    return f"{sum(timed) / len(timed) / 60:.0f}" if timed else "not timed"
 
 
 def _with_intervals(runs: list[Json], name: str) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""Every line of docs/results.md that is not history is accepted as it stands."""
+"""Every preset, and every line of docs/results.md that is not history, is accepted as it stands."""
 
 import argparse
 import shlex
@@ -33,3 +33,11 @@ def test_the_settings_and_options_of_a_row_are_allowed(
         params[section][key] = yaml.safe_load(value)
     Path("params.yaml").write_text(yaml.safe_dump(params))
     assert load_params().answer_counts == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "settings").iterdir()), ids=lambda preset: preset.stem)
+def test_a_preset_is_allowed(preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    run(argparse.Namespace(file=preset))
+    assert load_params().fetch.source == "s3://aft-vbi-pds"

@@ -1,4 +1,4 @@
-"""Settings of the memory allocator."""
+"""Settings of the memory allocator, and what says that memory has run out."""
 
 import ctypes
 import platform
@@ -6,6 +6,14 @@ import platform
 # malloc.h
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 TOP_PAD_BYTES = 2**26
+# Messages of CUDA, PyTorch's allocator, C++, oneDNN and Python's threads when memory is short.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "bad_alloc",
+    "could not create a primitive",
+    "can't start new thread",
+)
 
 
 def configure_malloc() -> None:
@@ -20,3 +28,8 @@ def configure_malloc() -> None:
     for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, TOP_PAD_BYTES), (_ARENA_MAX, 1)):
         if not libc.mallopt(option, value):
             raise OSError(f"mallopt({option}, {value}) was refused")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of PyTorch or of Python says that memory has run out."""
+    return isinstance(error, MemoryError) or any(message in str(error) for message in OUT_OF_MEMORY)

@@ -76,8 +76,9 @@ class Augmentation:
             share = (params.blur * (blur + 1) / 6)[:, None, None, None]
             for axis in (2, 3):
                 before, middle, after = (images.narrow(axis, start, side - 2) for start in range(3))
+                change = (before + after).sub_(middle, alpha=2)
                 images = images.clone()
-                images.narrow(axis, 1, side - 2).add_(share * (before + after - 2 * middle))
+                images.narrow(axis, 1, side - 2).addcmul_(share, change)
         if params.light or params.colour:
             mean = images.mean((1, 2, 3), keepdim=True)
             factor = (1 + params.light * contrast)[:, None, None, None]

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -92,6 +92,25 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     """Sum ``values`` over all ranks, in place."""
     distributed.all_reduce(values)
     return values
+
+
+def start_sum(values: torch.Tensor, context: RankContext) -> Callable[[], list[float]]:
+    """Start to sum ``values``, (n,), over all ranks, in place; the result waits for the sums and returns them.
+
+    On a GPU the call does not wait, and its result not for work that was started after the call.
+    """
+    if context.world_size > 1:
+        all_reduce_sum(values)
+    if values.device.type != "cuda":
+        return values.tolist
+    copied = values.to("cpu", non_blocking=True)
+    done = torch.cuda.current_stream(values.device).record_event()
+
+    def read() -> list[float]:
+        done.synchronize()
+        return copied.tolist()
+
+    return read
 
 
 def all_gather(values: torch.Tensor, context: RankContext) -> torch.Tensor:

@@ -14,21 +14,27 @@ from torch.profiler import record_function
 
 from bintally.errors import UserError
 from bintally.interruption import Stopped, StopRequest
+from bintally.memory import is_out_of_memory
 from bintally.model.network import CountingNetwork, Heads
 from bintally.model.views import horizontal_flip
 from bintally.params import Params
 from bintally.progress import progress
 from bintally.training.augment import Augmentation
 from bintally.training.checkpoint import Checkpoints, State, read_state
-from bintally.training.distributed import RankContext, all_gather, all_reduce_sum, broadcast_bytes, convert_batch_norm
+from bintally.training.distributed import (
+    RankContext,
+    all_gather,
+    all_reduce_sum,
+    broadcast_bytes,
+    convert_batch_norm,
+    start_sum,
+)
 from bintally.training.optimizer import make_optimizer, parameter_groups, rate, set_rate, trainable_stages
 from bintally.training.samples import Batch, Samples, plan, steps_an_epoch, training_batches
 from bintally.training.validation import predict_batches
 
 MAX_NAMED = 5  # images that an error message names
-# Messages of PyTorch's allocator, C++, oneDNN and Python's threads when memory is short.
-OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "could not create a primitive", "can't start new thread")
-# The parts of a step, as a profile names them. SUM waits for the other ranks and for the GPU.
+# The parts of a step, as a profile names them. On a CPU, SUM waits for the other ranks.
 MARKS = INPUT, FORWARD, SUM, BACKWARD, UPDATE = ("input", "forward", "sum over ranks", "backward", "update")
 GROWING = 2 / 3  # of the epochs, in which `train.initial_image_size` grows to the full size
 
@@ -95,7 +101,7 @@ def fit(
     try:
         return trainer.fit(on_epoch, on_step)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"out of memory on {context.device}: lower train.batch_size ({params.train.batch_size}) or "
@@ -230,17 +236,16 @@ class _Trainer:
             with record_function(SUM):
                 stop = torch.tensor(float(self._stop.came), device=context.device)
                 sums = torch.stack([loss.detach(), of_photographs.detach().sum(), correct, stop]).double()
-                if context.world_size > 1:
-                    all_reduce_sum(sums)
-                trained, loss_sum, correct_sum, stop_sum = sums.tolist()
+                read_sums = start_sum(sums, context)
+            with record_function(BACKWARD):
+                # DistributedDataParallel averages over ranks; the mean over the global batch is wanted.
+                (loss * (context.world_size / batch_size)).backward()
+            trained, loss_sum, correct_sum, stop_sum = read_sums()
             if not math.isfinite(trained):
                 self._raise_not_finite(part, losses)
             self._stopping = stop_sum > 0
             self._state.loss += loss_sum
             self._state.correct += correct_sum
-            with record_function(BACKWARD):
-                # DistributedDataParallel averages over ranks; the mean over the global batch is wanted.
-                (loss * (context.world_size / batch_size)).backward()
 
     def _inputs(self, part: Batch) -> torch.Tensor:
         if self._augmentation is None:
@@ -392,9 +397,3 @@ class _Outputs(nn.Module):
 def _loss(metrics: EpochMetrics) -> float:
     """The validation loss, infinite if it is not a number."""
     return math.inf if math.isnan(metrics.validation_loss) else metrics.validation_loss
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(message in str(error) for message in OUT_OF_MEMORY)
