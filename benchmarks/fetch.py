@@ -32,8 +32,8 @@ from bintally.bins.shards import ShardReader, write_shards
 from bintally.bins.source import open_source
 from bintally.bins.staging import Staging
 from bintally.bins.subset import iter_bins, select_bins
-from bintally.params import Fetch
-from common import COUNTS, Clock, make_bins, report, rounded, say, timed
+from bintally.params import Fetch, load_params
+from common import COUNTS, ROOT, Clock, make_bins, report, rounded, say, timed
 
 BUCKET = "bins"
 REGION = "us-east-1"
@@ -105,6 +105,7 @@ def _measure(
         concurrency=concurrency,
         seed=1,
         demo_bins=1,
+        table=load_params(ROOT / "params.yaml").fetch.table,
     )
     keys = sorted(objects)
     # Each method opens a new client, as a process does once, and keeps all bytes until the end.

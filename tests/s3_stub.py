@@ -11,6 +11,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 from bintally.params import Fetch
+from bintally.yaml_files import read_yaml
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass
@@ -108,6 +111,7 @@ def fetch_params(source: object, endpoint: str | None = None, **changes: object)
     return Fetch.model_validate(
         {
             "source": str(source),
+            "table": read_yaml(ROOT / "params.yaml")["fetch"]["table"],
             "endpoint": endpoint,
             "region": "us-east-1",
             "anonymous": True,

@@ -44,11 +44,53 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
+class Table(Section):
+    """The columns of a table as source: CSV, JSON Lines or Parquet, a row for each photograph."""
+
+    photograph: Text
+    """Path of the photograph from the table's folder on, or s3://bucket/key."""
+    count: Text
+    """How many items the bin should hold; may be missing where its items are listed."""
+    id: Text
+    """Id of the photograph; the name of its file if there is no such column."""
+    bin: Text
+    """The bin: photographs of one bin are one group; each is its own if there is no such column."""
+    time: Text
+    """When the photograph was taken; only kept."""
+    location: Text
+    """Where the bin is, for the count sheet."""
+    value: Text
+    """Value of one item, in any currency."""
+    items: Text
+    """The bin's products as JSON: [{"product": "B00…", "quantity": 2}, …] or {"B00…": 2, …}."""
+    items_file: Text | None
+    """A second table of the bins' products, a row for each, with the photograph's id or the bin, and what follows."""
+    product: Text
+    """Key of a product, such as an ASIN or EAN."""
+    quantity: Text
+    """How many of it."""
+    name: Text
+    """Name of the product."""
+    length: Text
+    """Length of one item, in `fetch.table.length_unit`."""
+    width: Text
+    """Width."""
+    height: Text
+    """Height."""
+    weight: Text
+    """Weight, in `fetch.table.weight_unit`."""
+    length_unit: Literal["mm", "cm", "m", "in", "ft"]
+    """Unit of lengths."""
+    weight_unit: Literal["g", "kg", "oz", "lb"]
+    """Unit of weights."""
+
+
 class Fetch(Section):
     """Which bins are taken, and from where."""
 
     source: Text
-    """``demo``, ``s3://bucket[/prefix]`` or a folder with ``metadata/<id>.json`` and ``bin-images/<id>.jpg``."""
+    """``demo``; ``s3://bucket[/prefix]`` or a folder with ``metadata/<id>.json`` and ``bin-images/<id>.jpg``; or a
+    table, whose name ends in .csv, .jsonl or .parquet."""
     endpoint: Text | None
     """URL of an S3 server; null: AWS."""
     region: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$")]
@@ -69,6 +111,8 @@ class Fetch(Section):
     """Seed of the draw, and of the demo warehouse."""
     demo_bins: Annotated[int, Field(ge=1, le=1_000_000)]
     """Number of bins in the demo warehouse."""
+    table: Table
+    """The columns of a table as source."""
 
     @model_validator(mode="after")
     def _check(self) -> "Fetch":

@@ -13,9 +13,10 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from bintally import cli, paths
 from bintally.apps.audit_page import thumbnails
+from bintally.bins.contents import read_contents
 from bintally.bins.groups import group_bins
 from bintally.bins.objects import image_key, record_key
-from bintally.bins.products import listed_products, product_arrays
+from bintally.bins.products import UNNAMED, listed_products, product_arrays
 from bintally.bins.record import parse_record
 from bintally.bins.shards import Bin, write_shards
 from bintally.bins.trained_on import FILE, photograph_digest, save_digests
@@ -391,8 +392,8 @@ def test_recounting_by_the_page_changes_a_label(
     with page.expect_download() as download:
         page.click("#export")
     download.value.save_as("marks.csv")
-    lines = "".join(f"{one},{n},,\n" for one, n in sorted(marks.items()))
-    assert Path("marks.csv").read_text() == f"id,count,product,quantity\n{lines}"
+    lines = "".join(f"{one},,{record[one]},{n},{n - record[one]},,\n" for one, n in sorted(marks.items()))
+    assert Path("marks.csv").read_text() == f"id,location,expected,counted,difference,product,quantity\n{lines}"
     page.evaluate("localStorage.clear()")
     page.reload()
     assert not any(page.locator("output").all_text_contents())
@@ -480,11 +481,12 @@ def test_marks_name_the_item_that_was_wrong(
         page.click("#export")
     download.value.save_as("marks.csv")
     lines = Path("marks.csv").read_text().splitlines()
-    assert lines[0] == "id,count,product,quantity" and f"{one.id},1,B01,0" in lines and len(lines) == 3
+    assert lines[0] == "id,location,expected,counted,difference,product,quantity" and len(lines) == 3
+    assert f"{one.id},,3,1,-2,B01,0" in lines
     page.evaluate("localStorage.clear()")
     page.reload()
     saved = [line.replace(",", ";") for line in lines]
-    Path("saved.csv").write_text("\ufeff" + "\r\n".join([*saved, f'"{two.id}";"9";B0;"9,0"']), encoding="utf-8")
+    Path("saved.csv").write_text("\ufeff" + "\r\n".join([*saved, f'"{two.id}";"";2;"9";7;B0;"9,0"']), encoding="utf-8")
     page.set_input_files("#import", "saved.csv")
     expect(page.locator("#status")).to_contain_text(
         "2 marks imported, 1 ignored: they are of no bin on this page or do"
@@ -495,7 +497,7 @@ def test_marks_name_the_item_that_was_wrong(
     capsys.readouterr()
     run(monkeypatch, "--accept", "marks.csv")
     assert "data/corrections.csv: 2 bins new, 0 changed" in capsys.readouterr().out
-    assert paths.CORRECTIONS.read_text().splitlines() == lines
+    assert f"{one.id},1,B01,0" in paths.CORRECTIONS.read_text().splitlines()
 
 
 def test_the_page_has_a_filter_for_each_kind_of_error_and_says_both_counts(
@@ -523,3 +525,31 @@ def test_the_page_has_a_filter_for_each_kind_of_error_and_says_both_counts(
             counted = f"{caption}{row[f'{prefix}most_probable']}, set {low}" + (f"–{high}" if high > low else "")
             assert str(card.locator("figcaption").nth(number).text_content()).startswith(counted)
     page.close()
+
+
+def test_a_bin_without_named_products_is_counted_and_goes_into_the_count_sheet_with_its_location(
+    project: list[Bin], browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *rest = project
+    record = {"BIN_FCSKU_DATA": {UNNAMED: {"quantity": 3, "name": "its items"}}, "EXPECTED_QUANTITY": 3}
+    bare = replace(first, count=3, record=json.dumps(record | {"location": '=1+1, "left"'}).encode())
+    write_shards(paths.BINS, [bare, *rest])
+    run(monkeypatch)
+    row = next(row for row in table() if row["id"] == bare.id)
+    assert row["location"] == '\'=1+1, "left"' and row["given_products_most_probable"] == ""
+    page = browser.new_page(viewport={"width": 1366, "height": 768})
+    page.goto(Path("exports/audit/index.html").resolve().as_uri())
+    card = page.get_by_label(f"bin {bare.id}", exact=True)
+    expect(card.locator("h2")).to_contain_text('=1+1, "left"')
+    assert card.locator(".items li").count() == 0 and "given the products" not in card.inner_text()
+    card.focus()
+    page.keyboard.type("2")
+    page.keyboard.press("Enter")
+    with page.expect_download() as download:
+        page.click("#export")
+    download.value.save_as("marks.csv")
+    assert Path("marks.csv").read_text().splitlines()[1:] == [f'{bare.id},"\'=1+1, ""left""",3,2,-1,,']
+    page.close()
+    run(monkeypatch, "--accept", "marks.csv")
+    assert paths.CORRECTIONS.read_text() == f"id,count\n{bare.id},2\n"
+    assert read_contents(paths.BINS, paths.CORRECTIONS, [bare.id])[0].products[0].quantity == 2

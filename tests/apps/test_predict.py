@@ -199,7 +199,7 @@ def test_missing_and_broken_files_are_rejected_with_the_reason(
     assert [row["id"] for row in read_csv(Path("predicted.csv"))] == ["good.jpg"]
     assert read_csv(Path("predicted-rejected.csv")) == [
         {"id": "none.jpg", "reason": "No such file or directory"},
-        {"id": "bad.png", "reason": "image does not decode: it is neither JPEG nor PNG"},
+        {"id": "bad.png", "reason": "image does not decode: it is neither JPEG, PNG, WebP, TIFF nor AVIF"},
     ]
     assert "predicted-rejected.csv: 2 that could not be scored" in capsys.readouterr().out
     Path("ids.txt").write_text(f"99\n{bins()[2].id}\n")

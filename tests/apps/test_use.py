@@ -16,7 +16,7 @@ from bintally.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[2]
 PARAMS = (ROOT / "params.yaml").read_text(encoding="utf-8")
-ADDED = {
+ADDED: dict[tuple[str, ...], object] = {
     ("fetch", "source"): "s3://aft-vbi-pds",
     ("fetch", "counts"): [0, 1, 2],
     ("fetch", "per_count"): None,
@@ -148,3 +148,15 @@ def test_one_file_of_settings_after_another_leaves_nothing_of_the_first(folder: 
         params = load_params().model_dump()
         for section, values in read_yaml(file).items():
             assert params[section] | values == params[section]
+
+
+def test_keys_of_sections_within_sections_are_replaced_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text("fetch:\n  source: stock.csv\n  table: {photograph: Bild, count: Soll}\n")
+    run(argparse.Namespace(file=Path("mine.yaml")))
+    table = load_params().fetch.table
+    assert (table.photograph, table.count, table.id) == ("Bild", "Soll", "id")
+    assert "fetch.table.count:      count → Soll" in capsys.readouterr().out
+    space = "tune:\n  space: {train.epochs: [1, 2]}\n"
+    Path("space.yaml").write_text(space)
+    run(argparse.Namespace(file=Path("space.yaml")))
+    assert load_params().tune.space == {"train.epochs": [1, 2]}

@@ -188,8 +188,8 @@ DAMAGED = "image does not decode: "
     ("body", "reason"),
     [
         (b"", DAMAGED + "it is empty"),
-        (b"garbage" * 100, DAMAGED + "it is neither JPEG nor PNG"),
-        (saved(photograph("P"), "GIF"), DAMAGED + "it is neither JPEG nor PNG"),
+        (b"garbage" * 100, DAMAGED + "it is neither JPEG, PNG, WebP, TIFF nor AVIF"),
+        (saved(photograph("P"), "GIF"), DAMAGED + "it is neither JPEG, PNG, WebP, TIFF nor AVIF"),
         (b"\xff\xd8\xff", DAMAGED + "its header is damaged"),
         (JPEG[:30], DAMAGED + "it is truncated"),
         (JPEG[: len(JPEG) * 3 // 5], DAMAGED + "it is truncated"),

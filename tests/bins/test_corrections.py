@@ -54,7 +54,7 @@ LISTED = [product("B01", 2), product("0099", 1)]
         ("id,count\n\x1b[2Jx,3\n", "line 2: '\\x1b[2Jx,3' must be an id"),
         ('id,count\n=HYPERLINK("x"),3\n', "must be an id, a comma and a count"),
         ("id;count\n1,5;3\n", "line 2: '1,5;3' must be an id, a comma and a count"),
-        ("id,count,product\n1,5,B\n", "must begin with the line id,count or id,count,product,quantity"),
+        ("id,count,product\n1,5,B\n", "must begin with the line id,count, id,count,product,quantity or id,location"),
         (f"{WITH_ITEMS}\n1,5,B\n", "and a count, and the key of a product with its quantity or neither"),
         (f"{WITH_ITEMS}\n1,5,=B,1\n", "must have the key of a product in the record, or unlisted, in the third column"),
         (f"{WITH_ITEMS}\n1,5,,1\n", "must have the key of a product in the record"),

@@ -9,7 +9,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "deploy/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-NOT_COMMANDS = ("mermaid", "json", "csv", "text")  # languages of fenced blocks
+NOT_COMMANDS = ("mermaid", "json", "csv", "text", "yaml")  # languages of fenced blocks
 LISTINGS = ("dvc.yaml  params.yaml  dvc.lock", "mybins/")  # how indented blocks begin that show files
 
 

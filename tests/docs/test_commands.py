@@ -95,6 +95,11 @@ RUN_BY = {
         "tests/serving/test_endpoint.py",
         '("records", ("bin.json"',
     ),
+    "python docs/example_stock.py exports/stock": (SCRIPTS, "docs/example_stock.py"),
+    "bintally use exports/stock/columns.yaml": (SCRIPTS, "columns.yaml"),
+    "bintally audit exports/stock/Bestand.csv --budget 10": (SCRIPTS, "Bestand.csv"),
+    "bintally audit exports/stock/Bestand.csv --budget 10 --by value --tolerance 1": (SCRIPTS, '"--by", "value"'),
+    "dvc exp run -S fetch.source=../stock/Bestand.csv -S fetch.per_count=null": ("tests/e2e/test_table.py", "Bestand"),
     "python docs/judge_bin.py 02133": (SCRIPTS, "docs/judge_bin.py"),
     "python docs/recount_demo.py 50": (SCRIPTS, "docs/recount_demo.py"),
     "python docs/generate.py": ("tests/docs/test_generated.py", "docs/generate.py"),
@@ -136,9 +141,8 @@ NOT_RUN = {
     "python benchmarks/predict.py --model models --images FOLDER --price 0.10": BENCHMARK,
     "python benchmarks/train.py": BENCHMARK,
     "python benchmarks/train.py --only stages --image-size 192": BENCHMARK,
-    "python benchmarks/train.py --only full --backbone resnet50 --image-size 224 --batch-size 256 --bins 8192": (
-        "needs a GPU and downloads weights"
-    ),
+    "python benchmarks/train.py --only full --backbone resnet50 --image-size 224 --batch-size 256 --bins 6144 "
+    "--rounds 1 --epochs 3 --workers 16": "needs a GPU",
     "sudo ufw default deny incoming && sudo ufw allow OpenSSH": FIREWALL,
     "sudo ufw allow proto tcp from 10.0.0.0/24": FIREWALL,
     "sudo ufw enable": FIREWALL,

@@ -24,6 +24,7 @@ from small_records import record_model
 
 ROOT = Path(__file__).parents[2]
 JUDGE, RECOUNT = ROOT / "docs/judge_bin.py", ROOT / "docs/recount_demo.py"
+STOCK = ROOT / "docs/example_stock.py"
 SEED = 3  # of the warehouse that `bins` are from
 
 
@@ -136,3 +137,29 @@ def test_the_worked_bin_in_the_page_can_be_checked_with_a_calculator() -> None:
         assert 100 * weight / whole == pytest.approx(float(row[6].rstrip("%")), abs=0.15), row
     assert sum(weights) == pytest.approx(whole, rel=0.01)
     assert sum(weights[1:]) / weights[0] == pytest.approx(15.1, rel=0.01)
+
+
+def test_an_office_s_photographs_and_spreadsheet_are_audited(
+    model_workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_digests(paths.MODELS / FILE, [photograph_digest(LEARNED)])
+    save_record_model(paths.MODELS, record_model())
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    run(STOCK, "exports/stock", monkeypatch)
+
+    def bintally(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["bintally", *words])
+        cli.main()
+        return capsys.readouterr().out
+
+    assert "fetch.table.count:" in bintally("use", "exports/stock/columns.yaml")
+    printed = bintally("audit", "exports/stock/Bestand.csv", "--budget", "10")
+    table = read_csv(Path("exports/audit/audit.csv"))
+    assert len(table) == 60 and sum(row["recount"] == "1" for row in table) == 10
+    assert all(row["location"].startswith("R") and not row["given_products_most_probable"] for row in table)
+    assert table[0]["location"] in printed and "of its items" in printed
+    reasons = [row["reason"] for row in read_csv(Path("exports/audit/rejected.csv"))]
+    assert len(reasons) == 2 and all("row 1" in reason for reason in reasons)
+    assert "of value in items" in bintally("audit", "exports/stock/Bestand.csv", "--by", "value", "--tolerance", "1")
+    stakes = [float(row["at_stake"]) for row in read_csv(Path("exports/audit/audit.csv")) if row["rank"]]
+    assert stakes == sorted(stakes, reverse=True) and stakes[0] > 1

@@ -9,7 +9,7 @@ from test_record_model import WITH_LIST, model, photographs
 from bintally.params import ErrorShares
 from bintally.scoring.judgement import Judgements, judge
 from bintally.scoring.lists import Lists
-from bintally.scoring.record_errors import inject_errors, offsets, possible_errors
+from bintally.scoring.record_errors import error_probability, inject_errors, offsets, possible_errors
 from bintally.scoring.record_model import RecordModel
 from sampled_bins import TOTALS, sampled_lists
 
@@ -162,3 +162,22 @@ def test_a_record_is_judged_without_the_evidence_that_is_read_with_its_list() ->
     probabilities = photographs(lists.totals, random)
     both = [judge(model(0.7, with_list=one), probabilities, lists, RATE).error.tolist() for one in (None, WITH_LIST)]
     assert both[0] == both[1]
+
+
+def test_a_record_without_names_is_judged_by_its_number_of_items_and_others_beside_it_as_before() -> None:
+    record_model = model()
+    quantities = np.array([[2, 0], [2, 1], [1, 0], [4, 0]])
+    sizes, seen = np.full((4, 2, 4), np.nan), np.random.default_rng(1).dirichlet(np.ones(4), 4)
+    named = judge(record_model, seen, Lists(quantities, sizes), RATE)
+    mixed = Lists(quantities, sizes, np.array([True, True, False, False]))
+    judged = judge(record_model, seen, mixed, RATE)
+    for field in Judgements.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(judged, field)[:2], getattr(named, field)[:2])
+    expected = error_probability(seen[2:], record_model.answers.counts, np.array([1, 4]), RATE)
+    np.testing.assert_allclose(judged.error[2:], expected, atol=1e-8)
+    np.testing.assert_allclose(judged.quantities[2:].sum((1, 2)), expected, atol=1e-8)
+    assert not judged.unlisted[2:].any() and judged.quantities[2, 0, 1] == judged.quantities[3, 0, 4] == 0
+    np.testing.assert_allclose(judged.counts[2:, 1], judged.quantities[2:, 0, 2])
+    assert record_model.can_count(mixed).tolist() == [True, True, False, False]
+    given = record_model.count_given_products(seen, np.zeros((4, 0, 4)), mixed)
+    np.testing.assert_array_equal(given[2:], seen[2:])

@@ -18,6 +18,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--error-rate", type=fraction, metavar="FRACTION", help=help_line)
     add("--all", action="store_true", help="include bins that the model was trained on")
     add("--budget", type=positive_int, metavar="N", help="number of bins that can be recounted: mark the first N")
+    add(
+        "--by",
+        choices=("error", "value"),
+        default="error",
+        help="rank by how likely an error is (default), or by the value at stake",
+    )
+    add("--tolerance", type=positive_int, default=0, metavar="N", help="leave out errors of no more than N items")
     add("--show", type=positive_int, metavar="N", help="number of bins on the page (default: 300, or the budget)")
     add("--accept", type=Path, metavar="MARKS.csv", help="merge what the page exported into data/corrections.csv")
     parser.set_defaults(func=run)
@@ -51,7 +58,7 @@ def write_audit(arguments: argparse.Namespace) -> None:
     model = require_record_model(arguments.model)
     photographs = open_photographs(arguments.source, source_access(arguments), arguments.ids)
     with read_bins(photographs, arguments.model, arguments.all) as bins:
-        audit = judge_bins(bins, model, arguments.error_rate)
+        audit = judge_bins(bins, model, arguments.error_rate, arguments.by == "value", arguments.tolerance)
         notes, estimates = summary(audit), recount_estimates(audit, arguments.budget)
         html = render_page(audit, photographs.images, [*notes, *estimates], arguments.budget, arguments.show)
         with file_lock(table):  # the three files of one audit, where two write to the same folder

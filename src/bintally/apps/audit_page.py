@@ -15,7 +15,7 @@ from bintally.apps.photographs import ReadFiles
 from bintally.apps.predictions import PREDICTION_COLUMNS
 from bintally.bins.corrections import PRODUCT_PATTERN, UNLISTED
 from bintally.bins.images import decode_image
-from bintally.bins.products import Product
+from bintally.bins.products import Product, are_named
 from bintally.errors import UserError, printable
 from bintally.page import curves
 from bintally.progress import progress
@@ -56,12 +56,15 @@ def _bin(audit: Audit, row: int, recount: bool) -> dict[str, Any]:
     found, verdict = audit.explain(row)
     products = audit.bins.records[row]
     error = next((one for one in found if one.kind != "right"), None)
-    factors = {"the list": audit.evidence.list, "the photograph": audit.evidence.photograph}
+    named = are_named(products)
+    factors = {"the list": audit.evidence.list} if named else {}
+    factors["the photograph"] = audit.evidence.photograph
     return {
         "id": audit.bins.ids[row],
         "rank": row + 1,
         "recount": recount,
         "record": int(audit.record_counts[row]),
+        "location": audit.bins.locations[row],
         "likely_count": int(audit.likely_counts[row]),
         "error_probability": float(audit.judged.error[row]),
         "verdict": verdict,
@@ -71,7 +74,8 @@ def _bin(audit: Audit, row: int, recount: bool) -> dict[str, Any]:
         "evidence": [evidence_in_words(float(factor[row]), what) for what, factor in factors.items()],
         "photograph": _count(audit.photograph[row], audit.bins.probabilities[row]),
         "given_products": _count(audit.given_products[row], audit.given_products_probabilities[row]),
-        "products": [_product(one, place, found) for place, one in enumerate(products)],
+        "named": named,
+        "products": [_product(one, place, found) for place, one in enumerate(products) if named],
         "unlisted": _percent(sum(one.probability for one in found if one.kind == "unlisted")),
     }
 
@@ -114,12 +118,13 @@ def _percent(probability: float) -> str:
 
 def _recall_svg(audit: Audit, recounts: int) -> str:
     """The fraction of the wrong records that each number of recounts is expected to find."""
-    recall = 100 * expected_recall_curve(audit.judged.error)
+    recall = 100 * expected_recall_curve(audit.at_stake)
     numbers = np.unique(np.linspace(0, audit.ranked, 101).round().astype(int))
     ranked = [(float(number), float(recall[number])) for number in numbers]
     random = [(0.0, 0.0), (float(audit.ranked), 100.0)]
     marked = (float(recounts), float(recall[recounts]), f"{recounts:,} recounts") if recounts else None
-    return curves("Wrong records found, %", "bins recounted", {"as ranked": ranked, "at random": random}, marked)
+    title = "Wrong records found, %" if audit.stakes.values is None else "Wrong value found, %"
+    return curves(title, "bins recounted", {"as ranked": ranked, "at random": random}, marked)
 
 
 def thumbnails(read_images: ReadFiles, ids: Sequence[str]) -> dict[str, dict[str, str]]:

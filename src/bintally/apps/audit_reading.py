@@ -12,7 +12,7 @@ import numpy as np
 from bintally import paths
 from bintally.apps.arguments import require_outs
 from bintally.apps.photographs import Photographs, ReadFile
-from bintally.apps.records import read_products
+from bintally.apps.records import read_record
 from bintally.apps.scores import score_photographs
 from bintally.bins.corrections import read_corrections
 from bintally.bins.images import BadImage
@@ -38,6 +38,8 @@ class AuditedBins:
     ids: list[str]
     records: list[list[Product]]
     """The products that each lists."""
+    locations: list[str]
+    """Where each bin is; "" where the record does not say."""
     probabilities: Floats
     """(bins, counts) of the photographs alone,"""
     tables: Floats
@@ -53,6 +55,7 @@ class AuditedBins:
             self,
             ids=[self.ids[row] for row in rows],
             records=[self.records[row] for row in rows],
+            locations=[self.locations[row] for row in rows],
             probabilities=self.probabilities[rows],
             tables=self.tables[rows],
         )
@@ -93,7 +96,8 @@ def read_bins(photographs: Photographs, model_folder: Path, with_learned: bool) 
             source=photographs.name,
             calibration=scores.calibration,
             ids=ids,
-            records=[records[bin_id] for bin_id in ids],
+            records=[records[bin_id][0] for bin_id in ids],
+            locations=[records[bin_id][1] for bin_id in ids],
             probabilities=np.concatenate([part.probabilities for part in parts]),
             tables=np.concatenate([part.tables for part in parts]),
             left_out=left_out,
@@ -123,15 +127,15 @@ def _without_learned(photographs: Photographs, model_folder: Path) -> Photograph
 
 def _read_records(
     photographs: Photographs, ids: Sequence[str]
-) -> tuple[dict[str, list[Product]], list[tuple[str, str]]]:
-    """What each usable record lists by id, and the ids of the others with the reason."""
+) -> tuple[dict[str, tuple[list[Product], str]], list[tuple[str, str]]]:
+    """What each usable record lists and where the bin is, by id, and the ids of the others with the reason."""
     assert photographs.records
-    records: dict[str, list[Product]] = {}
+    records: dict[str, tuple[list[Product], str]] = {}
     rejected = []
     with progress("records", len(ids), "bins", brief=True) as advance:
         for bin_id, read in photographs.records(ids):
             try:
-                records[bin_id] = read_products(read)
+                records[bin_id] = read_record(read)
             except BadBin as error:
                 rejected.append((bin_id, str(error)))
             advance(1)

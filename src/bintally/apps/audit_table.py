@@ -20,15 +20,16 @@ def write_table(path: Path, audit: Audit, budget: int | None) -> None:
     """Write every bin, the first ``budget`` marked to be recounted; bins that are not ranked have no judgement."""
     header = ["rank", "id", "record", "error_probability", "recount", *JUDGEMENT_COLUMNS, *PREDICTION_COLUMNS]
     header += [*(GIVEN_PRODUCTS + name for name in GIVEN_PRODUCTS_COLUMNS), "group"]
-    header += [*(f"p{count}" for count in audit.bins.calibration.counts), "items"]
+    header += [*(f"p{count}" for count in audit.bins.calibration.counts), "location", "at_stake", "items"]
     write_csv(path, header, (_row(audit, row, budget or 0) for row in range(len(audit.bins.ids))))
 
 
 def _row(audit: Audit, row: int, budget: int) -> list[object]:
     products, judged = audit.bins.records[row], audit.judged
     rank: object = ""
-    probability, judgement = "", [""] * len(JUDGEMENT_COLUMNS)
+    probability, at_stake, judgement = "", "", [""] * len(JUDGEMENT_COLUMNS)
     if row < audit.ranked:
+        at_stake = f"{audit.at_stake[row]:.8g}"
         rank, probability = row + 1, f"{judged.error[row]:.8g}"
         numbers = judged.error_by_list[row], audit.evidence.list[row], audit.evidence.photograph[row]
         verdict = spreadsheet_text(audit.explain(row)[1])
@@ -45,6 +46,8 @@ def _row(audit: Audit, row: int, budget: int) -> list[object]:
         *(given_products[name] if audit.can_count[row] else "" for name in GIVEN_PRODUCTS_COLUMNS),
         audit.groups[row],
         *(f"{value:.8g}" for value in audit.bins.probabilities[row]),
+        spreadsheet_text(audit.bins.locations[row]),
+        at_stake,
         spreadsheet_text("; ".join(f"{one.quantity} × {one.name}" for one in products)),
     ]
 
@@ -62,6 +65,8 @@ def summary(audit: Audit) -> list[str]:
         f"{bins.source}: {audit.ranked:,} records ranked, {audit.judged.error.sum():,.1f} expected to be wrong "
         f"({audit.error_rate:.1%} before their lists and photographs are seen)"
     ]
+    if audit.stakes.tolerance or audit.stakes.values is not None:
+        lines.append(f"{audit.at_stake.sum():,.{_digits(audit)}f} {_what(audit)} expected; ranked by these")
     unknown = Counter(audit.record_counts[audit.ranked :].tolist())
     if unknown:
         values = ", ".join(f"{count} ({number:,})" for count, number in sorted(unknown.items())[:8])
@@ -75,17 +80,28 @@ def summary(audit: Audit) -> list[str]:
 
 
 def recount_estimates(audit: Audit, budget: int | None) -> list[str]:
-    """The wrong records that recounting the first bins is expected to find: for the budget, or for BUDGETS."""
+    """What recounting the first bins is expected to find: for the budget, or for BUDGETS."""
     if not audit.ranked:
         return []
     numbers = [budget] if budget else sorted({math.ceil(share * audit.ranked) for share in BUDGETS})
-    estimates = [estimate_recounts(audit.judged.error, number) for number in numbers]
+    estimates = [estimate_recounts(audit.at_stake, number) for number in numbers]
     return [
-        f"recounting the first {estimate.recounts:,} is expected to find {estimate.errors:,.1f} wrong records, "
+        f"recounting the first {estimate.recounts:,} is expected to find {estimate.errors:,.{_digits(audit)}f} "
+        f"{_what(audit)}, "
         f"{estimate.recall:.1%} of all; a random {estimate.recounts:,} would find "
         f"{estimate.recounts / audit.ranked:.1%}"
         for estimate in estimates
     ]
+
+
+def _what(audit: Audit) -> str:
+    """What the ranking is by, as words that follow a number of it."""
+    beyond = f" by more than {audit.stakes.tolerance}" if audit.stakes.tolerance else ""
+    return f"wrong records{beyond}" if audit.stakes.values is None else f"of value in items that are wrong{beyond}"
+
+
+def _digits(audit: Audit) -> int:
+    return 1 if audit.stakes.values is None else 2
 
 
 def print_ranking(audit: Audit) -> None:
@@ -93,11 +109,15 @@ def print_ranking(audit: Audit) -> None:
     if not audit.ranked:
         return
     first = PREDICTION_COLUMNS.index("most_probable")
-    print(f"{'rank':>4}  {'id':<12} {'record':>6} {'likely':>6} {'photograph':>10} {'given products':>14} {'error':>6}")
+    places = [f"{audit.bins.ids[row]} {printable(audit.bins.locations[row])}".rstrip() for row in range(audit.ranked)]
+    width = max(12, *map(len, places[:PRINTED]))
+    columns = f"{'record':>6} {'likely':>6} {'photograph':>10} {'given products':>14} {'error':>6}"
+    print(f"{'rank':>4}  {'id':<{width}} {columns}")
     for row, probability in enumerate(audit.judged.error[:PRINTED]):
+        given_products = audit.given_products[row, first] if audit.can_count[row] else ""
         print(
-            f"{row + 1:>4}  {audit.bins.ids[row]:<12} {audit.record_counts[row]:>6} {audit.likely_counts[row]:>6} "
-            f"{audit.photograph[row, first]:>10} {audit.given_products[row, first]:>14} {probability:>6.1%}  "
+            f"{row + 1:>4}  {places[row]:<{width}} {audit.record_counts[row]:>6} {audit.likely_counts[row]:>6} "
+            f"{audit.photograph[row, first]:>10} {given_products:>14} {probability:>6.1%}  "
             f"{printable(audit.explain(row)[1])}"
         )
     if audit.ranked > PRINTED:

@@ -24,12 +24,14 @@ from bintally.bins.images import MAX_BYTES
 from bintally.bins.objects import Unread, image_key, record_key
 from bintally.bins.shards import ShardReader, read_index
 from bintally.bins.source import Source, open_source
+from bintally.bins.table_source import TableSource
+from bintally.bins.tables import is_table
 from bintally.demo.warehouse import DemoSource
 from bintally.errors import UserError, disk_full_as_user_error, printable
 from bintally.files import SCRATCH, check_writable
 from bintally.params import Fetch, load_params
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".avif")
 READ_AHEAD = 256  # objects of a source read at a time
 NAMED = 5  # links in a message
 
@@ -57,8 +59,8 @@ def open_photographs(source: str, access: Mapping[str, object] | None = None, id
     """The photographs of ``source``.
 
     Args:
-        source: ``data``, the bins of the last `dvc repro`; a value of `fetch.source`; a folder with .jpg, .jpeg and
-            .png files at any depth; such a file; or a text file that lists such files, or ids of the bins in ``data``,
+        source: ``data``, the bins of the last `dvc repro`; a value of `fetch.source`; a folder with files of SUFFIXES
+            at any depth; such a file; or a text file that lists such files, or ids of the bins in ``data``,
             one a line.
         access: replaces some parameters of `fetch`, which are read for a value of `fetch.source` alone.
         ids: a file with the ids to use; None: all.
@@ -77,7 +79,7 @@ def open_photographs(source: str, access: Mapping[str, object] | None = None, id
 def _open(source: str, access: Mapping[str, object], ids: Path | None) -> Photographs:
     path = Path(source)
     is_bin_source = (path / "metadata").is_dir() and (path / "bin-images").is_dir()
-    if source == "demo" or source.startswith("s3:") or is_bin_source:
+    if source == "demo" or source.startswith("s3:") or is_bin_source or is_table(source):
         return _from_bin_source(source, access, ids)
     if source == "data":
         photographs = _from_shards()
@@ -137,7 +139,10 @@ def _from_bin_source(source: str, access: Mapping[str, object], listed: Path | N
     # A given list spares the listing, which may be forbidden.
     ids = read_id_list(listed, "--ids") if listed else opened.ids()
     folder = Path(source).resolve()
-    local = f"{folder} {_file_stamps(folder / image_key(bin_id) for bin_id in ids)}" if folder.is_dir() else source
+    if isinstance(opened, TableSource):
+        local = f"{folder} {_file_stamps(opened.files())}"
+    else:
+        local = f"{folder} {_file_stamps(folder / image_key(bin_id) for bin_id in ids)}" if folder.is_dir() else source
     version = f"{local} {fetch.endpoint} {fetch.region} {fetch.anonymous} {fetch.demo_bins} {fetch.seed}"
     images, records = partial(_read_ahead, opened, image_key), partial(_read_ahead, opened, record_key)
     return Photographs(source, ids, version, images, records)

@@ -3,8 +3,11 @@
 import argparse
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from typing import Any
 
 from bintally.errors import UserError
 from bintally.files import file_lock, write_text
@@ -12,6 +15,8 @@ from bintally.params import PARAMS_FILE, load_params, validate_params
 from bintally.yaml_files import read_yaml
 
 SETTINGS = Path("settings")
+Keys = tuple[str, ...]
+MAPPINGS = [("tune", "space"), ("tune", "fixed")]  # values, whose keys are no parameters
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,29 +41,38 @@ def _use(file: Path) -> None:
     current, settings = read_yaml(PARAMS_FILE), read_yaml(file)
     if not isinstance(settings, dict):
         raise UserError(f"{file} must hold sections of params.yaml, such as `train:`, not {settings!r}")
-    merged = current | {
-        section: current[section] | values if isinstance(values, dict) and section in current else values
-        for section, values in settings.items()
-    }
-    validate_params(merged, f"{PARAMS_FILE} with {file}")
-    changes = {
-        (section, key): value
-        for section, values in settings.items()
-        for key, value in values.items()
-        if current[section][key] != value
-    }
+    validate_params(_merged(current, settings), f"{PARAMS_FILE} with {file}")
+    before = dict(_leaves(current))
+    changes = {path: value for path, value in _leaves(settings, current) if before.get(path) != value}
     if not changes:
         print(f"{PARAMS_FILE}: nothing changed, it has the values of {file} already")
         return
     write_text(PARAMS_FILE, replace_values(PARAMS_FILE.read_bytes().decode(), changes))
-    width = max(len(f"{section}.{key}") for section, key in changes)
-    for (section, key), value in changes.items():
-        print(f"{f'{section}.{key}:':{width + 1}} {_text(current[section][key])} → {_text(value)}")
+    width = max(len(".".join(path)) for path in changes)
+    for path, value in changes.items():
+        print(f"{'.'.join(path) + ':':{width + 1}} {_text(before.get(path))} → {_text(value)}")
     print(f"`git checkout {PARAMS_FILE}` restores what is committed.")
 
 
-def replace_values(text: str, changes: Mapping[tuple[str, str], object]) -> str:
-    """A YAML text with other values of some keys, by (section, key), and every other byte as it was."""
+def _merged(current: Any, settings: Any) -> Any:
+    """``settings`` over what there is, section within section."""
+    if not isinstance(current, dict) or not isinstance(settings, dict):
+        return settings
+    return current | {key: _merged(current.get(key), value) for key, value in settings.items()}
+
+
+def _leaves(values: Any, like: Any = None, path: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """The values that are no sections, each with the keys that lead to it; ``like`` says what is a section."""
+    is_section = isinstance(values, dict) and (like is None or isinstance(like, dict)) and path not in MAPPINGS
+    if not is_section:
+        yield path, values
+        return
+    for key, value in values.items():
+        yield from _leaves(value, None if like is None else like.get(key), (*path, key))
+
+
+def replace_values(text: str, changes: Mapping[Keys, object]) -> str:
+    """A YAML text with other values at some paths of keys, and every other byte as it was."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedSeq
 
@@ -71,8 +85,8 @@ def replace_values(text: str, changes: Mapping[tuple[str, str], object]) -> str:
         type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
     )
     document = yaml.load(text.removeprefix(mark).replace("\r\n", "\n"))
-    for (section, key), value in changes.items():
-        values = document[section]
+    for path, value in changes.items():
+        values, key = reduce(getitem, path[:-1], document), path[-1]
         old = values[key]
         if isinstance(old, CommentedSeq) and isinstance(value, list):
             old[:] = value

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bintally.bins.corrections import corrected_products, read_corrections
-from bintally.bins.products import Product, listed_products
+from bintally.bins.products import Product, are_named, listed_products
 from bintally.bins.shards import ShardReader, read_index
 
 
@@ -16,7 +16,8 @@ class Contents:
     products: list[Product]
     """Of the record, as corrected."""
     is_known: bool
-    """False: a recount found another number of items, and does not say of which product."""
+    """False: the record does not name products, or a recount found another number of items, and does not say of which
+    product."""
 
 
 def read_contents(bins: Path, corrections: Path, ids: Sequence[str]) -> list[Contents]:
@@ -27,5 +28,6 @@ def read_contents(bins: Path, corrections: Path, ids: Sequence[str]) -> list[Con
     for bin_id in ids:
         listed = listed_products(reader.record(entries[bin_id]))
         products = corrected_products(listed, corrected.get(bin_id))
-        contents.append(Contents(listed if products is None else products, products is not None))
+        is_known = products is not None and are_named(listed)
+        contents.append(Contents(listed if products is None else products, is_known))
     return contents

@@ -4,18 +4,20 @@ import csv
 import io
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from bintally.bins.id_list import with_lost_zeros
-from bintally.bins.products import Product, recounted_products
+from bintally.bins.products import Product, are_named, recounted_products
 from bintally.bins.record import ID_PATTERN, MAX_COUNT
 from bintally.errors import UserError, printable
 from bintally.files import file_lock, write_csv
 
 HEADER = ("id", "count")
 HEADER_WITH_ITEMS = (*HEADER, "product", "quantity")
+# What the audit's page exports: a count sheet, of which the count is called "counted" here.
+SHEET = ("id", "location", "expected", "counted", "difference", "product", "quantity")
 UNLISTED = "unlisted"  # in place of a product: something that the record does not list
 SEPARATORS = ",;\t"
 PRODUCT_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,100}")  # the keys that a correction can name
@@ -41,7 +43,9 @@ def corrected_products(listed: Sequence[Product], correction: Correction | None)
     """What lies in a bin whose record lists these products; None if the correction does not tell."""
     if correction is None:
         return list(listed)
-    if correction.product is None:
+    if not are_named(listed):
+        contents = [replace(one, quantity=correction.count) for one in listed]
+    elif correction.product is None:
         contents = list(listed)
     else:
         contents = recounted_products(listed, correction.product, correction.quantity or 0)
@@ -51,9 +55,9 @@ def corrected_products(listed: Sequence[Product], correction: Correction | None)
 def read_corrections(path: Path) -> dict[str, Correction]:
     """Return the correction of each bin; empty if the file does not exist.
 
-    It is a CSV file of ``id,count`` or ``id,count,product,quantity`` with each id once, as the audit's page exports it
-    or as a spreadsheet saves that: with other separators, quotes, empty columns, decimals of a number, or a byte order
-    mark.
+    It is a CSV file of ``id,count``, ``id,count,product,quantity`` or SHEET with each id once, as the audit's page
+    exports it or as a spreadsheet saves that: with other separators, quotes, empty columns, decimals of a number, or a
+    byte order mark.
 
     Raises UserError that names the line if it is not.
     """
@@ -76,14 +80,19 @@ def _read(path: Path) -> dict[str, _Line]:
         lines = [_without_empty_end(line) for line in csv.reader(io.StringIO(text, newline=""), delimiter=separator)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"'{path}' is not a readable CSV file in UTF-8: {error}") from error
-    if not lines or tuple(lines[0]) not in (HEADER, HEADER_WITH_ITEMS):
-        raise UserError(f"'{path}' must begin with the line id,count or id,count,product,quantity")
+    if not lines or tuple(lines[0]) not in (HEADER, HEADER_WITH_ITEMS, SHEET):
+        kinds = ", ".join(map(",".join, (HEADER, HEADER_WITH_ITEMS)))
+        raise UserError(f"'{path}' must begin with the line {kinds} or {','.join(SHEET)}")
+    is_sheet = tuple(lines[0]) == SHEET
     found: dict[str, _Line] = {}
     for number, line in enumerate(lines[1:], 2):
         if not line:
             continue
         where = f"'{path}', line {number}: '{printable(separator.join(line)[:80])}'"
-        bin_id, correction = _parse(line, len(lines[0]), where)
+        if is_sheet:
+            cells = [*line, *[""] * (len(SHEET) - len(line))]
+            line = _without_empty_end([cells[0], cells[3], *cells[5:]])
+        bin_id, correction = _parse(line, len(HEADER if tuple(lines[0]) == HEADER else HEADER_WITH_ITEMS), where)
         if bin_id in found:
             raise UserError(f"{where} repeats an id; remove one of the two lines")
         found[bin_id] = _Line(correction, where)

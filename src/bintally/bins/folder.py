@@ -49,14 +49,11 @@ class FolderSource:
         return read_concurrently(keys, self._read, self._threads)
 
     def _read(self, key: str, memory: Memory) -> bytes | Unread | None:
-        path = self._root / key
         try:
-            status = path.lstat()
-            if stat.S_ISLNK(status.st_mode):
-                status = path.stat()
-                path = path.resolve()
-                if not path.is_relative_to(self._root):
-                    return Unread("is a link that leads out of the source's folder")
+            path = Path(os.path.realpath(self._root / key, strict=True))
+            if not path.is_relative_to(self._root):
+                return Unread("is a link that leads out of the source's folder")
+            status = path.stat()
             if not stat.S_ISREG(status.st_mode):  # to open another kind may already do something, or wait
                 return Unread("is not an ordinary file")
             if status.st_size > max_bytes(key):

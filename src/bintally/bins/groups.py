@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 MAX_ID_DISTANCE = 2
 
 
-def group_bins(asins: Mapping[str, frozenset[str]]) -> dict[str, str]:
+def group_bins(asins: Mapping[str, frozenset[str]], bins: Mapping[str, str] | None = None) -> dict[str, str]:
     """Map each id to its group, which is named by its smallest id.
 
-    Two photographs are linked if their ids are at most 2 apart and they share an ASIN; a group is a connected
-    component of these links. The distance ignores leading zeros, so 00777 and 777 are linked if they share an ASIN
-    although they are different photographs. An id that is not a number is a group of its own.
+    Photographs of which ``bins`` says the bin are one group for each bin. Two others are linked if their ids are at
+    most 2 apart and they share an ASIN; a group is a connected component of these links. The distance ignores leading
+    zeros, so 00777 and 777 are linked if they share an ASIN although they are different photographs. An id that is not
+    a number is a group of its own.
     """
     parent = {bin_id: bin_id for bin_id in asins}
 
@@ -24,8 +25,11 @@ def group_bins(asins: Mapping[str, frozenset[str]]) -> dict[str, str]:
         return bin_id
 
     by_number: dict[int, list[str]] = {}
+    first_of: dict[str, str] = {}  # the first photograph of each known bin
     for bin_id in sorted(asins):
-        if bin_id.isdecimal():
+        if bins and bin_id in bins:
+            parent[bin_id] = first_of.setdefault(bins[bin_id], bin_id)
+        elif bin_id.isdecimal():
             by_number.setdefault(int(bin_id), []).append(bin_id)
     for number, ids in by_number.items():
         neighbours = [id_ for distance in range(MAX_ID_DISTANCE + 1) for id_ in by_number.get(number + distance, [])]

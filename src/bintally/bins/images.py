@@ -1,13 +1,16 @@
-"""Decode photographs, JPEG and PNG files, the same way wherever one is read, in bounded memory and time.
+"""Decode photographs the same way wherever one is read, in bounded memory and time.
 
-Pillow is given only the parts of a file that its pixels depend on. Texts, profiles, previews, films behind the picture
-and EXIF tags other than the orientation can thus cost nothing, and cannot fail.
+Of JPEG and PNG files Pillow is given only the parts that the pixels depend on. Texts, profiles, previews, films behind
+the picture and EXIF tags other than the orientation can thus cost nothing, and cannot fail. WebP, TIFF and AVIF files
+are given to it as they are, and are read from the user's own sources alone, not from requests.
 """
 
 import io
 import re
 import struct
+import warnings
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -20,13 +23,24 @@ MAX_SCANS = 64  # of a JPEG, each as slow to decode as the whole image; cameras 
 MAX_PARTS = 2**16  # segments of a JPEG or chunks of a PNG
 MAX_TABLES = 2**20  # bytes of a JPEG's tables; those of 64 scans are about 200 KB
 
+HEIC = re.compile(rb"....ftyp(hei[cx]|mif1|heim|heis)", re.DOTALL)
+
 # Any marker but those that stand in the data of a scan: FF00 is a byte of it, FFD0 to FFD7 part it.
+WEB = ("JPEG", "PNG")
+FORMATS = (*WEB, "WEBP", "TIFF", "AVIF")
 MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
 SOI, EOI, SOS, APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # how large the picture is and how it is coded
 TABLES = {*FRAMES, 0xC4, 0xCC, 0xDB, 0xDD}  # those, Huffman's, of arithmetic coding, quantization, restart interval
 APPLICATIONS = {0xE0: b"JFIF", 0xEE: b"Adobe"}  # segments that say which colours the channels are
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SIGNATURES = {
+    "PNG": re.compile(re.escape(PNG_SIGNATURE)),
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "TIFF": re.compile(rb"II\*\0|MM\0\*"),
+    "AVIF": re.compile(rb"....ftypavi[fs]", re.DOTALL),
+}
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,42 +53,49 @@ TURNS = {
 }
 
 
+warnings.filterwarnings("ignore", module="PIL")  # of tags that are damaged
+
+
 class BadImage(UserError):
     """A file that is not decoded; the message is the reason, the same for the same bytes."""
 
 
-def decode_image(body: bytes, smallest: int | None = None) -> Image.Image:
-    """Decode a JPEG or PNG file to RGB, turned as its EXIF orientation says; transparency is ignored.
+def decode_image(body: bytes, smallest: int | None = None, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Decode the first picture of a file to RGB, turned as its EXIF orientation says; transparency is ignored.
 
     Args:
         smallest: a JPEG may be decoded at a half, quarter or eighth of its size, which is quicker, if no side becomes
             shorter than this.
+        formats: those of FORMATS that are taken.
 
-    Raises BadImage if the file is neither JPEG nor PNG, is truncated or damaged, or is too large.
+    Raises BadImage if the file is of none of the ``formats``, is truncated or damaged, or is too large.
     """
     if len(body) > MAX_BYTES:
         raise BadImage(f"image of {len(body):,} bytes is too large; at most {MAX_BYTES:,} are allowed")
-    if body.startswith(PNG_SIGNATURE):
-        kind, (essence, exif) = "PNG", _png_essence(body)
-    elif body.startswith(b"\xff\xd8\xff"):
-        kind, (essence, exif) = "JPEG", _jpeg_essence(body)
-    else:
-        raise _damaged("it is neither JPEG nor PNG" if body else "it is empty")
+    kind = next((kind for kind, start in SIGNATURES.items() if start.match(body)), "")
+    if kind not in formats:
+        names = f"{', '.join(formats[:-1])} nor {formats[-1]}".replace("WEBP", "WebP")
+        is_heic = "; it is HEIC: save it as JPEG" if HEIC.match(body) else ""
+        raise _damaged(f"it is neither {names}{is_heic}" if body else "it is empty")
+    essence, exif = {"PNG": _png_essence, "JPEG": _jpeg_essence}.get(kind, _whole)(body)
     image: Image.Image
     try:
         with Image.open(io.BytesIO(essence), formats=[kind]) as image:
+            _check_size(*image.size)
             if smallest:
                 image.draft(None, (smallest, smallest))
             image.load()
+            exif = exif or image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+            turned = image.getexif().get(ORIENTATION, 1) if kind == "TIFF" else _orientation(exif)
     except UnidentifiedImageError as error:  # its message holds an address in memory
         raise _damaged("its header is damaged") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise _damaged("it is truncated" if "runcated" in str(error) else str(error)) from error
-    if image.mode == "I;16":  # convert() would clip
+    if image.mode.startswith("I;16"):  # convert() would clip
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode != "RGB":
         image = image.convert("RGB")
-    turn = TURNS.get(_orientation(exif))
+    turn = TURNS.get(turned)
     return image if turn is None else image.transpose(turn)
 
 
@@ -94,6 +115,10 @@ def _damaged(reason: str) -> BadImage:
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise BadImage(f"image of {width} x {height} pixels is too large; at most {MAX_PIXELS:,} are allowed")
+
+
+def _whole(body: bytes) -> tuple[bytes, bytes]:
+    return body, b""
 
 
 def _jpeg_essence(body: bytes) -> tuple[bytes, bytes]:

@@ -42,7 +42,7 @@ UNCHANGED = Unread("is unchanged")
 
 def max_bytes(key: str) -> int:
     """The largest size of the object of a key, a record or a photograph, in bytes."""
-    return MAX_RECORD_BYTES if key.startswith(RECORDS) else MAX_BYTES
+    return MAX_RECORD_BYTES if key.startswith(f"{RECORDS}/") and key.endswith(".json") else MAX_BYTES
 
 
 def too_large(key: str) -> Unread:

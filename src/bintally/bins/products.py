@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ UNITS = {  # of the inch and of the pound
 }  # fmt: skip
 
 
+UNNAMED = "unnamed items"  # key of the one product of a bin whose products are not known
+
+
 @dataclass(frozen=True)
 class Product:
     """One product in a record."""
@@ -31,21 +34,31 @@ class Product:
     """1 or more."""
     sizes: tuple[float, ...]
     """SIZES; not a number where the record does not say."""
+    value: float = math.nan
+    """Of one item, in any currency; not a number where the record does not say."""
 
 
 def listed_products(record: bytes) -> list[Product]:
-    """The products of a record that :func:`bintally.bins.record.parse_record` accepts, without those of quantity 0."""
+    """The products of a record that :func:`bintally.bins.record.parse_record` accepts.
+
+    Those of quantity 0 are left out, but for UNNAMED.
+    """
     items = json.loads(record)["BIN_FCSKU_DATA"].items()
     return [
-        Product(key, _name(item.get("name") or key), item["quantity"], _sizes(item))
+        Product(key, one_line(item.get("name") or key), item["quantity"], _sizes(item), _value(item.get("value")))
         for key, item in items
-        if item["quantity"]
+        if item["quantity"] or key == UNNAMED
     ]
+
+
+def are_named(products: Sequence[Product]) -> bool:
+    """Whether it is known which products lie in a bin, and not only how many items."""
+    return all(one.key != UNNAMED for one in products)
 
 
 def recounted_products(listed: Sequence[Product], key: str, quantity: int) -> list[Product]:
     """The products of a bin after a recount of one of them; ``key`` may be of a product that is not listed."""
-    changed = [Product(one.key, one.name, quantity, one.sizes) if one.key == key else one for one in listed]
+    changed = [replace(one, quantity=quantity) if one.key == key else one for one in listed]
     if key not in {one.key for one in listed}:
         changed.append(Product(key, "not in the record", quantity, (math.nan,) * len(SIZES)))
     return [one for one in changed if one.quantity]
@@ -62,7 +75,8 @@ def product_arrays(bins: Sequence[Sequence[Product]]) -> tuple[NDArray[np.int64]
     return quantities, sizes
 
 
-def _name(name: object) -> str:
+def one_line(name: object) -> str:
+    """A name in one line of at most MAX_NAME characters."""
     start = str(name)[: 2 * MAX_NAME]  # a name may have a megabyte
     return printable(" ".join(start.split()))[:MAX_NAME] or "no name"
 
@@ -72,6 +86,10 @@ def _sizes(item: dict[str, object]) -> tuple[float, ...]:
     if not all(map(math.isfinite, sides)):
         return math.nan, math.nan, math.nan, weight
     return sum(sides), max(sides), min(sides), weight
+
+
+def _value(value: object) -> float:
+    return float(value) if type(value) in (int, float) and 0 <= value < 1e12 else math.nan  # type: ignore[operator,arg-type]
 
 
 def _measure(value: object) -> float:

@@ -22,6 +22,7 @@ class Record:
 
     count: int  # EXPECTED_QUANTITY: how many items the bin should hold
     asins: frozenset[str]  # the products in it, without those of quantity 0
+    bin: str | None = None  # which bin it is, where the source says so
 
 
 def parse_record(body: bytes) -> Record:
@@ -54,7 +55,8 @@ def parse_record(body: bytes) -> Record:
         raise BadBin(f"the key of an item is longer than {MAX_PRODUCT_NAME} characters")
     if not all(map(str.isprintable, asins)):
         raise BadBin("the key of an item has characters that cannot be shown")
-    return Record(count, asins)
+    name = content.get("bin")
+    return Record(count, asins, name if isinstance(name, str) else None)
 
 
 def _is_count(value: object) -> bool:

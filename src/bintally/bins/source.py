@@ -10,6 +10,8 @@ from typing import Protocol
 from bintally.bins.folder import FolderSource
 from bintally.bins.objects import Unread
 from bintally.bins.s3 import S3Source
+from bintally.bins.table_source import TableSource
+from bintally.bins.tables import is_table
 from bintally.errors import UserError
 from bintally.params import Fetch
 
@@ -31,13 +33,16 @@ class Source(Protocol):
 
 
 def open_source(fetch: Fetch) -> Source:
-    """Open the bucket or folder `fetch.source`. Raises UserError if the folder does not exist.
+    """Open the bucket, folder or table `fetch.source`. Raises UserError if it does not exist.
 
-    `demo` is neither; the caller opens it as a :class:`bintally.demo.warehouse.DemoSource`.
+    `demo` is none of them; the caller opens it as a :class:`bintally.demo.warehouse.DemoSource`.
     """
+    if is_table(fetch.source):
+        return TableSource(fetch)
     if fetch.source.startswith("s3://"):
         return S3Source(fetch)
     folder = Path(fetch.source)
     if not folder.is_dir():
-        raise UserError(f"fetch.source: '{fetch.source}' is neither demo, nor s3://…, nor an existing folder")
+        kinds = "demo, nor s3://…, nor an existing folder, nor a table (.csv, .jsonl, .parquet)"
+        raise UserError(f"fetch.source: '{fetch.source}' is neither {kinds}")
     return FolderSource(folder, fetch.source, fetch.concurrency)

@@ -108,7 +108,8 @@ def select_bins(source: Source, fetch: Fetch, staging: Staging) -> Subset:
             log.warning("count %d: %d bins, fewer than fetch.per_count (%d)", count, selected[count], fetch.per_count)
         if not selected[count]:
             raise UserError(f"{fetch.source} has no usable bin with count {count}; remove it from fetch.counts")
-    groups = group_bins({bin_id: record.asins for bin_id, record in records.items()})
+    bins = {bin_id: record.bin for bin_id, record in records.items() if record.bin is not None}
+    groups = group_bins({bin_id: record.asins for bin_id, record in records.items()}, bins)
     return Subset(counts, {bin_id: groups[bin_id] for bin_id in counts}, rejected)
 
 

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from bintally.bins.images import FORMATS
 from bintally.inference.runtime import load_runner
 from bintally.model.card import ModelCard
 from bintally.model.encoding import BATCH, decoded_batches
@@ -27,7 +28,7 @@ class Predictions:
 
 
 class Predictor:
-    """A loaded model that predicts from JPEG and PNG files; thread-safe."""
+    """A loaded model that predicts from photographs' files; thread-safe."""
 
     def __init__(
         self, network: CountingNetwork, card: ModelCard, calibration: Calibration, device: torch.device | None = None
@@ -37,9 +38,9 @@ class Predictor:
         self.list_features = network.evidence.list_features if network.evidence else 0
         self._run = load_runner(network, card, calibration, device)
 
-    def decode(self, file: bytes) -> torch.Tensor:
-        """The model's input for a JPEG or PNG file, uint8 (3, size, size). Raises UserError as :func:`decode` does."""
-        return decode(file, self.card.image_size)
+    def decode(self, file: bytes, formats: Sequence[str] = FORMATS) -> torch.Tensor:
+        """The model's input for a file, uint8 (3, size, size). Raises UserError as :func:`decode` does."""
+        return decode(file, self.card.image_size, formats)
 
     def predict(self, pixels: torch.Tensor) -> Predictions:
         """Predictions for decoded images."""
@@ -47,7 +48,7 @@ class Predictor:
         return Predictions(probabilities.double().numpy(), tables.double().numpy())
 
     def __call__(self, files: Sequence[bytes]) -> Floats:
-        """Probabilities, (n, counts), for JPEG or PNG files. Raises UserError if one does not decode."""
+        """Probabilities, (n, counts), for files. Raises UserError if one does not decode."""
         batches = decoded_batches([partial(self.decode, file) for file in files], self.batch_size)
         no_rows = np.empty((0, len(self.calibration.counts)))
         return np.concatenate([no_rows, *(self.predict(batch).probabilities for batch in batches)])

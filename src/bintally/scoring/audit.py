@@ -9,16 +9,57 @@ from numpy.typing import NDArray
 from bintally.scoring.judgement import Judgements, judge
 from bintally.scoring.lists import Lists
 from bintally.scoring.metrics import Counts, Floats
-from bintally.scoring.record_errors import ERROR_KINDS
+from bintally.scoring.record_errors import DECIMALS, ERROR_KINDS
 from bintally.scoring.record_model import RecordModel
 
 RECOUNT_SHARES = (0.05, 0.1, 0.2)
 
 
+@dataclass(frozen=True)
+class Stakes:
+    """What makes an error worth finding: the number of items that are wrong, or their value."""
+
+    tolerance: int = 0
+    """Errors of no more items do not matter."""
+    values: Floats | None = None
+    """(n, m) of one item of each product that is listed, NaN where not known; None: every error counts as one."""
+
+    def of(self, judged: Judgements, lists: Lists) -> Floats:
+        """(n,) the probability of an error that matters, or the expected value of the items that are wrong."""
+        if not self.tolerance and self.values is None:
+            return judged.error
+        last = judged.quantities.shape[2] - 1
+        of_products = np.abs(np.arange(last + 1) - lists.quantities[..., None])  # (n, m, last + 1) items
+        unlisted = np.arange(1, last + 1)
+        if self.values is None:
+            worth = of_products > self.tolerance, (unlisted > self.tolerance)[None]
+        else:
+            known = self.values[np.isfinite(self.values) & lists.present]
+            typical = float(np.median(known)) if len(known) else 0.0
+            values = np.where(np.isfinite(self.values), self.values, typical)
+            of_none = np.where(
+                lists.present.any(1), values.mean(1, where=lists.present), typical
+            )  # as the others there
+            worth = (
+                of_products * (of_products > self.tolerance) * values[..., None],
+                unlisted * (unlisted > self.tolerance) * of_none[:, None],
+            )
+        stakes = (judged.quantities * worth[0]).sum((1, 2)) + (judged.unlisted * worth[1]).sum(1)
+        return np.asarray(stakes.round(DECIMALS))
+
+    def take(self, rows: Counts) -> "Stakes":
+        return self if self.values is None else Stakes(self.tolerance, self.values[rows])
+
+
 def rank_records(
-    model: RecordModel, probabilities: Floats, lists: Lists, error_rate: float, ids: Sequence[str]
-) -> tuple[Counts, Judgements]:
-    """Rank bins by the probability that their record is wrong, equal ones by id.
+    model: RecordModel,
+    probabilities: Floats,
+    lists: Lists,
+    error_rate: float,
+    ids: Sequence[str],
+    stakes: Stakes = Stakes(),
+) -> tuple[Counts, Judgements, Floats]:
+    """Rank bins by what is at stake, as it is the probability that their record is wrong; equal ones by id.
 
     Records whose number of items is none of the model's counts cannot be judged and come last, by id.
 
@@ -27,15 +68,16 @@ def rank_records(
         lists: what the records list.
         error_rate: fraction of records assumed to be wrong.
 
-    Returns (n,) the rows in order, and the judgements of those that can be judged, in this order.
+    Returns (n,) the rows in order, and the judgements and stakes of those that can be judged, in this order.
     """
     names = np.asarray(ids)
     known = model.totals.allow(lists.totals)
     rows = np.flatnonzero(known)
     judged = judge(model, probabilities[rows], lists.take(rows), error_rate)
-    order = np.lexsort((names[rows], -judged.error))
+    at_stake = stakes.take(rows).of(judged, lists.take(rows))
+    order = np.lexsort((names[rows], -judged.error, -at_stake))
     unknown = np.flatnonzero(~known)
-    return np.concatenate([rows[order], unknown[np.argsort(names[unknown])]]), judged.take(order)
+    return np.concatenate([rows[order], unknown[np.argsort(names[unknown])]]), judged.take(order), at_stake[order]
 
 
 @dataclass(frozen=True)

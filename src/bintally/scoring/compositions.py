@@ -137,12 +137,16 @@ def _convolved(left: Floats, right: Floats, saturate: bool) -> Floats:
 
 
 def count_by_products(compositions: CompositionModel, totals: Totals, lists: Lists) -> Floats:
-    """Probabilities of the counts given the products alone, (n, counts); rows of zeros where no count is possible."""
+    """Probabilities of the counts given the products alone, (n, counts).
+
+    Rows of zeros where no count is possible, or the products are not named.
+    """
     sums = np.zeros((len(lists.quantities), len(totals.counts)))
     for rows, _, packed in lists.by_length():  # so that one long list costs the others nothing
         number = np.full(packed.quantities.shape, packed.quantities.shape[1])
         tables = quantity_tables(compositions.terms(packed.sizes, number), packed.present)
         sums[rows] = convolve(tables, totals.open_ended).of_all[:, totals.counts]
+    sums = sums * lists.named.reshape(-1, 1)
     whole = sums.sum(1, keepdims=True)
     return np.asarray(sums / np.where(whole > 0, whole, 1))
 

@@ -4,6 +4,9 @@ A record may be right, or the true contents of the bin may be others that an err
 a listed product, one more product, or one fewer. Each of these has a probability before the photograph is seen: how
 frequent such contents are, times how often that error happens. The photograph's evidence for its number of items
 multiplies it.
+
+Where a record gives the number of items alone, the errors are those of a count, and the photograph says how frequent
+each count is.
 """
 
 from dataclasses import dataclass
@@ -14,8 +17,8 @@ from numpy.typing import NDArray
 from bintally.scoring.compositions import convolve, quantity_tables
 from bintally.scoring.lists import PRODUCTS_AT_ONCE, Lists
 from bintally.scoring.metrics import Counts, Floats
-from bintally.scoring.record_errors import DECIMALS, offsets, possible_errors, quotient
-from bintally.scoring.record_model import RecordModel
+from bintally.scoring.record_errors import DECIMALS, error_model, offsets, possible_errors, quotient
+from bintally.scoring.record_model import FLOOR, RecordModel
 
 NEVER = -1e30  # a logarithm of 0 that can be subtracted from itself
 
@@ -57,11 +60,29 @@ def judge(model: RecordModel, probabilities: Floats, lists: Lists, error_rate: f
     )
     evidence = model.evidence(probabilities)
     for rows, places, packed in lists.by_length():  # so that one long list costs the others nothing
-        part = _judge(model, evidence[rows], packed, error_rate)
+        if packed.named.all():
+            part = _judge(model, evidence[rows], packed, error_rate)
+        else:
+            part = _judge_by_count(model, probabilities[rows], packed, error_rate)
         judged.quantities[rows[:, None], places] = part.quantities
         for name in ("unlisted", "counts", "error", "error_by_list"):
             getattr(judged, name)[rows] = getattr(part, name)
     return judged
+
+
+def _judge_by_count(model: RecordModel, probabilities: Floats, lists: Lists, error_rate: float) -> Judgements:
+    """The judgements of records of which the number of items is all that is known, as of one product's."""
+    (number, most), columns = lists.quantities.shape, model.totals.column(lists.totals)
+    counts, last = np.asarray(model.totals.counts), max(model.totals.last, 1)
+    chances = error_rate * error_model(model.totals.counts)[:, columns].T
+    chances[np.arange(number), columns] = 1 - error_rate
+    posterior = probabilities * chances + FLOOR * (chances > 0)
+    posterior /= posterior.sum(1, keepdims=True)
+    wrong = posterior * (np.arange(len(counts)) != columns[:, None])
+    quantities = np.zeros((number, most, last + 1))
+    quantities[:, :1, counts] = wrong[:, None]
+    able = np.full(number, error_rate * (len(counts) > 1)).round(DECIMALS)
+    return Judgements(quantities, np.zeros((number, last)), posterior, wrong.sum(1).round(DECIMALS), able)
 
 
 def _judge(model: RecordModel, evidence: Floats, lists: Lists, error_rate: float) -> Judgements:

@@ -1,12 +1,12 @@
 """The products that records list, as arrays."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bintally.bins.products import Product, product_arrays
+from bintally.bins.products import Product, are_named, product_arrays
 from bintally.scoring.metrics import Counts, Floats
 
 PRODUCTS_AT_ONCE = 100_000
@@ -20,11 +20,13 @@ class Lists:
     """(n, m) of each product; 0 where a record lists fewer than m."""
     sizes: Floats
     """(n, m, sizes) as in :data:`bintally.bins.products.SIZES`, NaN where not known."""
+    named: NDArray[np.bool_] = field(default_factory=lambda: np.array(True))
+    """(n,), or one for all: whether a record names its products, and not only their number of items."""
 
     @classmethod
     def of(cls, bins: Sequence[Sequence[Product]]) -> "Lists":
         """What the products of each bin are as arrays."""
-        return cls(*product_arrays(bins))
+        return cls(*product_arrays(bins), np.array([are_named(products) for products in bins], bool))
 
     @property
     def present(self) -> NDArray[np.bool_]:
@@ -36,16 +38,18 @@ class Lists:
         return np.asarray(self.quantities.sum(1))
 
     def take(self, rows: Counts) -> "Lists":
-        return Lists(self.quantities[rows], self.sizes[rows])
+        return Lists(self.quantities[rows], self.sizes[rows], self._named_of(rows))
 
     def by_length(self) -> Iterator[tuple[Counts, Counts, "Lists"]]:
-        """Records of the same number of products: their rows, (k,), the places of the products, (k, number), and
-        lists, (k, number), without empty places. No more at once than PRODUCTS_AT_ONCE, so that memory has a bound.
+        """Records of the same number of products, all named or none: their rows, (k,), the places of the products,
+        (k, number), and lists, (k, number), without empty places. No more at once than PRODUCTS_AT_ONCE, so that memory
+        has a bound.
         """
-        number = self.present.sum(1)
-        for length in np.unique(number).tolist():
+        kinds = 2 * self.present.sum(1) + ~self.named
+        for kind in np.unique(kinds).tolist():
+            length = kind // 2
             at_once = max(1, PRODUCTS_AT_ONCE // max(1, length))
-            of_length = np.flatnonzero(number == length)
+            of_length = np.flatnonzero(kinds == kind)
             yield from (
                 self._packed(of_length[start : start + at_once], length) for start in range(0, len(of_length), at_once)
             )
@@ -53,4 +57,7 @@ class Lists:
     def _packed(self, rows: Counts, length: int) -> tuple[Counts, Counts, "Lists"]:
         places = np.argsort(~self.present[rows], 1, kind="stable")[:, :length]
         chosen = rows[:, None], places
-        return rows, places, Lists(self.quantities[chosen], self.sizes[chosen])
+        return rows, places, Lists(self.quantities[chosen], self.sizes[chosen], self._named_of(rows))
+
+    def _named_of(self, rows: Counts) -> NDArray[np.bool_]:
+        return np.broadcast_to(self.named, len(self.quantities))[rows]

@@ -93,10 +93,10 @@ class RecordModel(BaseModel):
         return weighted([log_probabilities(probabilities)], [self.photograph_weight], self.offsets)
 
     def can_count(self, lists: Lists) -> NDArray[np.bool_]:
-        """Whether some count is possible with the products of each record: (n,)."""
+        """Whether each record names its products, and some count is possible with them: (n,)."""
         number = lists.present.sum(1)
         fits = (number <= self.totals.last) | self.totals.open_ended
-        return np.asarray(np.where(number > 0, fits, self.totals.allow(number)))
+        return np.asarray(np.where(number > 0, fits, self.totals.allow(number)) & lists.named)
 
     def count_given_products(self, probabilities: Floats, tables: NDArray[np.floating], lists: Lists) -> Floats:
         """Probabilities of the counts, (n, counts), given a photograph and which products lie in the bin.

@@ -6,6 +6,7 @@ import io
 import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
+from bintally.bins.images import WEB
 from bintally.errors import UserError
 from bintally.inference.predictor import Predictor
 from bintally.scoring.metrics import Floats
@@ -74,7 +76,7 @@ class LoadedModel:
             self._predict(blank)
         rate = len(blank) / (time.perf_counter() - start)
         self.batcher: Batcher[Seen] = Batcher(
-            predictor.decode,
+            partial(predictor.decode, formats=WEB),
             self._predict,
             predictor.batch_size,
             limits.queue,

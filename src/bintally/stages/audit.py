@@ -4,7 +4,7 @@ Judged is the altered record alone. What the model assumes of errors is measured
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -37,6 +37,7 @@ SHARES = np.linspace(0, 1, 101)  # of the bins recounted, at which curves are ke
 RECOUNTED = 0.1
 NOT_ASSUMED = ("auc", "found_at_10", "expected_at_10", "expected_over_actual")  # metrics of errors not assumed
 FEWER = 2  # so many times fewer draws of errors that are not assumed
+ONLY_QUANTITY = ErrorShares(quantity=1, unlisted=0, missing=0)  # all that records without names can have
 KINDS = dict(zip(ERROR_KINDS, ("one off", "two off", "left out", "not there"), strict=True))
 
 
@@ -68,7 +69,8 @@ class Bins:
 def main(params: Params) -> None:
     model = require_record_model(paths.MODELS, beside_calibration=False)
     bins = _read_bins(model)
-    number, assumed = params.audit.draws, Errors(model.answers.record_error_rate, model.error_shares)
+    shares = model.error_shares if bins.lists.named.all() else ONLY_QUANTITY
+    number, assumed = params.audit.draws, Errors(model.answers.record_error_rate, shares)
     measurement = _Measurement(model, assumed.rate)
     random = np.random.default_rng(SEED)
     draws = measurement.repeat(bins, assumed, number, random)
@@ -114,15 +116,17 @@ def main(params: Params) -> None:
 
 def _not_assumed(assumed: Errors) -> dict[str, Errors]:
     """Errors other than those that the model assumes."""
-    only_quantity = ErrorShares(quantity=1, unlisted=0, missing=0)
-    return {
+    others = {
         "none_missing": Errors(assumed.rate, ErrorShares(quantity=0.5, unlisted=0.5, missing=0)),
         "many_missing": Errors(assumed.rate, ErrorShares(quantity=0.35, unlisted=0.35, missing=0.3)),
-        "only_by_one": Errors(assumed.rate, only_quantity, furthest=1),
+        "only_by_one": Errors(assumed.rate, ONLY_QUANTITY, furthest=1),
         "only_left_out": Errors(assumed.rate, ErrorShares(quantity=0, unlisted=1, missing=0)),
         "rate_3_percent": Errors(0.03, assumed.shares),
         "rate_20_percent": Errors(0.2, assumed.shares),
     }
+    if assumed.shares != ONLY_QUANTITY:
+        return others
+    return {name: errors for name, errors in others.items() if errors.shares == ONLY_QUANTITY}
 
 
 def _read_bins(model: RecordModel) -> Bins:
@@ -136,8 +140,10 @@ def _read_bins(model: RecordModel) -> Bins:
             f"{paths.PREDICTIONS} is not of this calibration or of these bins: {error} is missing; run `dvc repro`"
         ) from error
     lists = Lists.of([one.products for one in contents])
-    known = np.array([one.is_known for one in contents], bool) & model.totals.allow(lists.totals)
-    rows = np.flatnonzero(known)
+    known = np.array([one.is_known for one in contents], bool)
+    if not lists.named.any():
+        known[:] = True
+    rows = np.flatnonzero(known & model.totals.allow(lists.totals))
     if len(rows) < 2:
         raise UserError(f"{len(rows)} test bins are too few to measure how errors are found; raise fetch.per_count")
     return Bins(probabilities[rows], lists.take(rows), [table[row]["group"] for row in rows])
@@ -171,7 +177,10 @@ class _Measurement:
             wrong = np.flatnonzero(altered.is_wrong)  # the others are judged as before
             if not len(wrong):
                 continue
-            of_wrong = self._scores(bins.probabilities[wrong], Lists(altered.quantities, altered.sizes).take(wrong))
+            of_wrong = self._scores(
+                bins.probabilities[wrong],
+                replace(lists, quantities=altered.quantities, sizes=altered.sizes).take(wrong),
+            )
             scores = {name: values.copy() for name, values in right.items()}
             for name, values in of_wrong.items():
                 scores[name][wrong] = values

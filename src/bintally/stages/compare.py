@@ -51,7 +51,7 @@ def main(params: Params) -> None:
     )
     by_list = list_row("the products and their sizes alone", by_products, test_counts, counts)
     alone = replace(models[0], name="this model, the photograph alone")
-    rows_given_products = [*given, alone, by_list, by_number]
+    rows_given_products = [*given, alone, by_list, by_number] if test_lists.named.any() else []
 
     note = DEMO_NOTE if demo else "Other test images than the published figures: compare with care."
     content = {
@@ -65,7 +65,9 @@ def main(params: Params) -> None:
         "rows_given_products": _as_dicts(rows_given_products),
     }
     write_json(paths.BENCHMARK, content, METRIC_DIGITS)
-    table = _markdown(rows, note) + "\n" + _markdown(rows_given_products, PRODUCTS_NOTE)
+    table = _markdown(rows, note)
+    if rows_given_products:
+        table += "\n" + _markdown(rows_given_products, PRODUCTS_NOTE)
     write_text(paths.BENCHMARK_TABLE, table)
     title = ("DEMO BINS, not comparable: " if demo else "") + "counting items in bins, from the photograph alone"
     figures.save(figures.benchmark_figure(rows, title), paths.BENCHMARK_FIGURE)
