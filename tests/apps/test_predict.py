@@ -342,9 +342,33 @@ def test_a_run_that_is_killed_continues_and_ends_with_the_same_bytes(
     assert len(read_csv(Path("whole.csv"))) == (PARTS - 1) * PART + 99
 
 
+def test_parts_are_one_dataset_with_the_rows_of_one_run(
+    album: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "album", "--to", "whole.parquet")
+    capsys.readouterr()
+    order = [4, 1, 3, 5, 2]
+    for number in order[:-1]:
+        run(monkeypatch, "album", "--to", "parts", "--part", f"{number}/5")
+    assert "parts: 4 of 5 parts; missing: 2\n" in capsys.readouterr().out
+    run(monkeypatch, "album", "--to", "parts", "--part", "2/5")  # one of the five is empty: there are three files
+    assert capsys.readouterr().out.endswith("parts: complete, 5 parts\n")
+    assert pq.read_table("parts").equals(pq.read_table("whole.parquet"))
+    rejected = [row for file in sorted(Path("parts").glob("_rejected-*.csv")) for row in read_csv(file)]
+    assert rejected == read_csv(Path("whole-rejected.csv"))
+    (album / "00700.jpg").hardlink_to(album / "00000.jpg")
+    run(monkeypatch, "album", "--to", "parts", "--part", "5/5")
+    others = "of another model or source, or damaged: 1, 2, 3, 4"
+    assert capsys.readouterr().out.endswith(f"parts: 1 of 5 parts; {others}\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--to", "parts", "--part", "0/4"], "--part: '0/4' must be K/N, such as 3/16, with K from 1 to N"),
+        (["--to", "parts", "--part", "5/4"], "--part: '5/4' must be K/N"),
+        (["--to", "parts.parquet", "--part", "1/4"], "must be the name of a folder with --part, not of a file"),
+        (["--to", "seven", "--part", "1/4"], "seven holds part-1-of-7.parquet, which is not one of 4 parts; take"),
         (["--to", "predicted.txt"], "--to: 'predicted.txt' must end in .csv or .parquet"),
         (["--to", "params.yaml/predicted.csv"], "'params.yaml/predicted.csv' cannot be written (file exists): give a"),
         (["--to", "models"], "--to: 'models' must end in .csv or .parquet"),
@@ -375,8 +399,9 @@ def test_unusable_arguments_end_with_one_line(
     message: str,
 ) -> None:
     Path("params.yaml").write_bytes((Path(__file__).parents[2] / "params.yaml").read_bytes())
-    for name in ("folder.csv", "other-rejected.csv", "album"):
+    for name in ("folder.csv", "other-rejected.csv", "album", "seven"):
         Path(name).mkdir()
+    Path("seven/part-1-of-7.parquet").touch()
     Path("album/one.jpg").write_bytes(bins()[0].image)
     shutil.copytree("models", "complete")
     save_record_model(Path("complete"), record_model())

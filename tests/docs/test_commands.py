@@ -83,6 +83,7 @@ RUN_BY = {
     "bintally audit --accept marks.csv": (AUDIT, '"--accept"'),
     "bintally predict FOLDER --to exports/counts.csv": (PREDICT, '"predict"'),
     "bintally predict s3://BUCKET/PREFIX --to exports/counts.parquet": (PREDICT, "parquet"),
+    "bintally predict s3://BUCKET/PREFIX --to exports/counts --part 3/16": (PREDICT, '"--part"'),
     "bintally predict s3://BUCKET/PREFIX --records --to exports/judged.csv": (PREDICT, '"--records"'),
     "bintally serve": (SERVER, '"serve"'),
     "bintally serve --rev v1.2": ("tests/apps/test_serve_command.py", "--rev"),

@@ -40,7 +40,7 @@ def port(text: str) -> int:
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add SOURCE, --ids, --model and how to reach the S3 server: the photographs, and the model that scores them."""
     help_line = (
-        "s3://bucket[/prefix]; a folder laid out like the bucket, or of .jpg and .png files; a table (.csv, .jsonl, "
+        "s3://bucket[/prefix]; a folder laid out like the bucket, or of photographs; a table (.csv, .jsonl, "
         ".parquet) with the columns of fetch.table; a text file of paths, or of ids; data (the default): the bins of "
         "the last `dvc repro`"
     )

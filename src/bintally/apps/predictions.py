@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from bintally.errors import UserError, printable
 from bintally.files import atomic_write, spreadsheet_text
 from bintally.scoring.calibration import Calibration, Floats, predict_counts
 from bintally.scoring.decoding import DECODINGS
+from bintally.scoring.evidence import FEATURES
 from bintally.scoring.explain import likely_counts
 from bintally.scoring.judgement import judge
 from bintally.scoring.lists import Lists
@@ -26,6 +27,7 @@ from bintally.scoring.metrics import Counts
 from bintally.scoring.record_model import RecordModel
 
 PREDICTION_COLUMNS = (*DECODINGS, "low", "high", "unsure")
+RUN = b"bintally.run"
 GIVEN_PRODUCTS = "given_products_"  # begins the names of columns of the count given the products
 
 Columns = dict[str, tuple[pa.DataType, list[Any]]]
@@ -92,16 +94,21 @@ class RecordColumns:
         }
 
 
-def write_predictions(path: Path, scores: Scores, records: RecordColumns | None = None) -> None:
+def write_predictions(path: Path, scores: Scores, records: RecordColumns | None = None, run_key: str = "") -> None:
     """Write predictions and probabilities of every photograph that was scored, as CSV or in full precision as Parquet.
 
     Args:
         path: ends in .csv or .parquet.
         records: add their columns.
+        run_key: kept in the metadata RUN of a Parquet file.
     """
     tables = (_table(part, scores.calibration, records) for part in scores)
+    counts = len(scores.calibration.counts)
+    nothing = ScoredPart([], np.zeros((0, counts)), np.zeros((0, FEATURES, counts)), [])
+    empty = _table(nothing, scores.calibration, records)
+    empty = empty.replace_schema_metadata({RUN: run_key} if run_key else None)
     with atomic_write(path) as temporary:
-        (_write_parquet if path.suffix == ".parquet" else _write_csv)(temporary, tables)
+        (_write_parquet if path.suffix == ".parquet" else _write_csv)(temporary, empty, tables)
 
 
 def _table(part: ScoredPart, calibration: Calibration, records: RecordColumns | None) -> pa.Table:
@@ -129,19 +136,17 @@ def _spread(columns: Columns, rows: Sequence[int], number: int) -> Columns:
     }
 
 
-def _write_parquet(path: Path, tables: Iterator[pa.Table]) -> None:
-    first = next(tables)
-    with pq.ParquetWriter(path, first.schema) as writer:
-        for table in chain([first], tables):
-            writer.write_table(table)
+def _write_parquet(path: Path, empty: pa.Table, tables: Iterator[pa.Table]) -> None:
+    with pq.ParquetWriter(path, empty.schema) as writer:
+        for table in tables:
+            writer.write_table(table.replace_schema_metadata(empty.schema.metadata))
 
 
-def _write_csv(path: Path, tables: Iterator[pa.Table]) -> None:
+def _write_csv(path: Path, empty: pa.Table, tables: Iterator[pa.Table]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        for number, table in enumerate(tables):
-            if number == 0:
-                writer.writerow(table.column_names)
+        writer.writerow(empty.column_names)
+        for table in tables:
             columns = [column.to_pylist() for column in table.columns]
             writer.writerows([_cell(value) for value in row] for row in zip(*columns, strict=True))
 

@@ -101,7 +101,8 @@ def score_photographs(photographs: Photographs, model_folder: Path) -> Iterator[
             predictor = Predictor(*load_model(model_folder), calibration)
             _score(predictor, photographs.images, ids, [files[number] for number in missing])
         yield Scores(calibration, files)
-        shutil.rmtree(folder)
+        if files:
+            shutil.rmtree(folder)
 
 
 @contextmanager
