@@ -82,7 +82,7 @@ def prepare(params: Params) -> TrainingSetup:
 
 
 def seeds(params: Params) -> list[int]:
-    """The seed of each network; the first one's is `train.seed`, and no other seed of a few hundred has the rest."""
+    """The seed of each network: `train.seed`, then 1000 more each, so that neighbouring seeds share no network."""
     return [(params.train.seed + 1000 * number) % 2**32 for number in range(params.train.networks)]
 
 
