@@ -375,10 +375,24 @@ def test_metrics_count_what_happened(client: httpx.Client) -> None:
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
 
     before = measured()
-    client.post("/invocations", json=encoded(*bin_images()[:3]))
+    answered = client.post("/invocations", json=encoded(*bin_images()[:3])).json()["predictions"]
     client.post("/invocations", content=b"bad", headers=JPEG)
-    after = measured()
+    between = measured()
+    checked = client.post("/invocations?expected=2", content=bin_images()[0], headers=JPEG).json()["record"]
+    client.post("/invocations?expected=900", content=bin_images()[0], headers=JPEG)
+    judged = {
+        name: value - between.get(name, 0)
+        for name, value in measured().items()
+        if "records_total" in name and value > between.get(name, 0)
+    }
+    which = "wrong" if checked["error_probability"] > 0.5 else "right"
+    assert judged == {f'bintally_records_total{{judged="{which}"}}': 1, 'bintally_records_total{judged="unknown"}': 1}
+    after = between
     grown = {name: after[name] - before.get(name, 0) for name in after}
+    for count in {one["most_probable"] for one in answered}:
+        names = [f'bintally_answers_total{{count="{count}",unsure="{unsure}"}}' for unsure in ("true", "false")]
+        of_count = [one for one in answered if one["most_probable"] == count]
+        assert sum(grown.get(name, 0) for name in names) == len(of_count)
     assert grown["bintally_images_total"] == 3 and grown["bintally_batch_images_sum"] == 3
     assert grown['bintally_requests_total{status="200"}'] == grown['bintally_requests_total{status="400"}'] == 1
     assert grown["bintally_request_seconds_count"] == 1 and grown["bintally_decode_seconds_count"] == 4

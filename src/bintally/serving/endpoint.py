@@ -159,6 +159,7 @@ class Endpoint:
             ) from full
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
+        self.metrics.count_answers(predictions)
         content = predictions[0] if single else {"predictions": predictions}
         return JSONResponse(content, headers={"x-model": model.digest})
 
