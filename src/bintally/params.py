@@ -64,7 +64,8 @@ class Table(Section):
     items: Text
     """The bin's products as JSON: [{"product": "B00…", "quantity": 2}, …] or {"B00…": 2, …}."""
     items_file: Text | None
-    """A second table of the bins' products, a row for each, with the photograph's id or the bin, and what follows."""
+    """A second table of the bins' products, from the first one's folder on: a row for each, with the photograph's id or
+    the bin, and what follows; rows of one product in one bin are added up."""
     product: Text
     """Key of a product, such as an ASIN or EAN."""
     quantity: Text

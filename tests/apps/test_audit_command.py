@@ -532,9 +532,11 @@ def test_a_bin_without_named_products_is_counted_and_goes_into_the_count_sheet_w
 ) -> None:
     first, *rest = project
     record = {"BIN_FCSKU_DATA": {UNNAMED: {"quantity": 3, "name": "its items"}}, "EXPECTED_QUANTITY": 3}
-    bare = replace(first, count=3, record=json.dumps(record | {"location": '=1+1, "left"'}).encode())
-    write_shards(paths.BINS, [bare, *rest])
+    bare = replace(first, count=3, record=json.dumps(record | {"location": '=1+1, "left"', "bin": "A"}).encode())
+    beside = replace(rest[0], count=3, record=json.dumps(record | {"bin": "B"}).encode())
+    write_shards(paths.BINS, [bare, beside, *rest[1:]])
     run(monkeypatch)
+    assert {row["group"] for row in table() if row["id"] in (bare.id, beside.id)} == {bare.id, beside.id}
     row = next(row for row in table() if row["id"] == bare.id)
     assert row["location"] == '\'=1+1, "left"' and row["given_products_most_probable"] == ""
     page = browser.new_page(viewport={"width": 1366, "height": 768})

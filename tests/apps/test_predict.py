@@ -369,6 +369,7 @@ def test_parts_are_one_dataset_with_the_rows_of_one_run(
         (["--to", "parts", "--part", "5/4"], "--part: '5/4' must be K/N"),
         (["--to", "parts.parquet", "--part", "1/4"], "must be the name of a folder with --part, not of a file"),
         (["--to", "seven", "--part", "1/4"], "seven holds part-1-of-7.parquet, which is not one of 4 parts; take"),
+        (["stock.xlsx", "--to", "predicted.csv"], "'stock.xlsx' is a spreadsheet: save it as CSV and give that"),
         (["--to", "predicted.txt"], "--to: 'predicted.txt' must end in .csv or .parquet"),
         (["--to", "params.yaml/predicted.csv"], "'params.yaml/predicted.csv' cannot be written (file exists): give a"),
         (["--to", "models"], "--to: 'models' must end in .csv or .parquet"),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bintally.bins.objects import Unread, image_key, record_key
+from bintally.bins.products import UNNAMED
 from bintally.bins.record import parse_record
 from bintally.bins.source import open_source
 from bintally.bins.table_source import TableSource
@@ -101,10 +102,15 @@ def test_items_may_be_rows_of_a_second_table(tmp_path: Path) -> None:
         *("bin;product;quantity;name;length;weight", "17;x;1;Box;12,5;0,25", "17;x;1;Box;;", "17;y;1;;;", "18;z;9;;;"),
         name="items.csv",
     )
-    path = table(tmp_path, "photograph,bin,count", "a.jpg,17,3", "b.jpg,17,3", "c.jpg,19,0")
-    found = records(source(path, items_file=str(items), length_unit="mm"))
-    assert [one["BIN_FCSKU_DATA"] for one in found.values()] == [LISTED, LISTED, {}]
-    assert [one["bin"] for one in found.values()] == ["17", "17", "19"]
+    rows = "a.jpg,17,3", "b.jpg,17,3", "c.jpg,19,0", "d.jpg,20,2"
+    path = table(tmp_path, "photograph,bin,count", *rows)
+    assert items.parent == path.parent
+    found = records(source(path, items_file="items.csv", length_unit="mm"))
+    unknown = {UNNAMED: {"quantity": 2, "name": "its items"}}  # nothing is listed for d, which should hold two
+    assert [one["BIN_FCSKU_DATA"] for one in found.values()] == [LISTED, LISTED, {}, unknown]
+    assert [one["bin"] for one in found.values()] == ["17", "17", "19", "20"]
+    lost = source(table(tmp_path, "photograph,bin,count", "e.jpg,21,"), items_file="items.csv")._records["e"]
+    assert lost == Unread("cannot be made: row 2 has no count")
 
 
 def test_odd_ids_become_others_that_stay_the_same(tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def judge_bins(
         {
             bin_id: frozenset(one.key for one in products)
             for bin_id, products in zip(bins.ids, bins.records, strict=True)
-        }
+        },
+        bins.bins,
     )
     return Audit(
         bins=bins,

@@ -12,7 +12,7 @@ import numpy as np
 from bintally import paths
 from bintally.apps.arguments import require_outs
 from bintally.apps.photographs import Photographs, ReadFile
-from bintally.apps.records import read_record
+from bintally.apps.records import ReadRecord, read_record
 from bintally.apps.scores import score_photographs
 from bintally.bins.corrections import read_corrections
 from bintally.bins.images import BadImage
@@ -40,6 +40,8 @@ class AuditedBins:
     """The products that each lists."""
     locations: list[str]
     """Where each bin is; "" where the record does not say."""
+    bins: dict[str, str]
+    """Which bin a photograph shows, where its record says so."""
     probabilities: Floats
     """(bins, counts) of the photographs alone,"""
     tables: Floats
@@ -96,8 +98,9 @@ def read_bins(photographs: Photographs, model_folder: Path, with_learned: bool) 
             source=photographs.name,
             calibration=scores.calibration,
             ids=ids,
-            records=[records[bin_id][0] for bin_id in ids],
-            locations=[records[bin_id][1] for bin_id in ids],
+            records=[records[bin_id].products for bin_id in ids],
+            locations=[records[bin_id].location for bin_id in ids],
+            bins={bin_id: name for bin_id in ids if (name := records[bin_id].bin) is not None},
             probabilities=np.concatenate([part.probabilities for part in parts]),
             tables=np.concatenate([part.tables for part in parts]),
             left_out=left_out,
@@ -125,12 +128,10 @@ def _without_learned(photographs: Photographs, model_folder: Path) -> Photograph
     return replace(photographs, images=images, version=f"{photographs.version} without {trained_on.version}")
 
 
-def _read_records(
-    photographs: Photographs, ids: Sequence[str]
-) -> tuple[dict[str, tuple[list[Product], str]], list[tuple[str, str]]]:
+def _read_records(photographs: Photographs, ids: Sequence[str]) -> tuple[dict[str, ReadRecord], list[tuple[str, str]]]:
     """What each usable record lists and where the bin is, by id, and the ids of the others with the reason."""
     assert photographs.records
-    records: dict[str, tuple[list[Product], str]] = {}
+    records: dict[str, ReadRecord] = {}
     rejected = []
     with progress("records", len(ids), "bins", brief=True) as advance:
         for bin_id, read in photographs.records(ids):

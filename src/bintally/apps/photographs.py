@@ -32,6 +32,7 @@ from bintally.files import SCRATCH, check_writable
 from bintally.params import Fetch, load_params
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".avif")
+SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
 READ_AHEAD = 256  # objects of a source read at a time
 NAMED = 5  # links in a message
 
@@ -81,6 +82,8 @@ def _open(source: str, access: Mapping[str, object], ids: Path | None) -> Photog
     is_bin_source = (path / "metadata").is_dir() and (path / "bin-images").is_dir()
     if source == "demo" or source.startswith("s3:") or is_bin_source or is_table(source):
         return _from_bin_source(source, access, ids)
+    if source.lower().endswith(SPREADSHEETS):
+        raise UserError(f"'{source}' is a spreadsheet: save it as CSV and give that, with the columns of fetch.table")
     if source == "data":
         photographs = _from_shards()
     elif path.is_dir():

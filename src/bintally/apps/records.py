@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from bintally.apps.photographs import ReadFile
 from bintally.bins.products import Product, listed_products, one_line
@@ -12,21 +13,32 @@ from bintally.scoring.judgement import Judgements
 
 def read_products(read: ReadFile) -> list[Product]:
     """The products that a record lists. Raises BadBin, with a reason that begins with "record", if it is unusable."""
-    return read_record(read)[0]
+    return read_record(read).products
 
 
-def read_record(read: ReadFile) -> tuple[list[Product], str]:
-    """The products that a record lists, and where the bin is, "" if it does not say. Raises BadBin as above."""
+@dataclass(frozen=True)
+class ReadRecord:
+    """What a record says."""
+
+    products: list[Product]
+    location: str
+    """Where the bin is; "" if it does not say."""
+    bin: str | None
+    """Which bin it is; None if it does not say."""
+
+
+def read_record(read: ReadFile) -> ReadRecord:
+    """What a record says. Raises BadBin as above."""
     try:
         body = read()
     except OSError as error:
         raise BadBin(f"record: {error.strerror or error}") from error
     try:
-        parse_record(body)
+        bin_name = parse_record(body).bin
     except BadBin as error:
         raise BadBin(f"record: {str(error).removeprefix('record ')}") from error
     location = json.loads(body).get("location")
-    return listed_products(body), one_line(location) if isinstance(location, str) else ""
+    return ReadRecord(listed_products(body), one_line(location) if isinstance(location, str) else "", bin_name)
 
 
 def explain_record(judged: Judgements, row: int, products: Sequence[Product]) -> tuple[list[Hypothesis], str]:

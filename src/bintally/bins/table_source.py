@@ -44,7 +44,8 @@ class TableSource:
         self._bucket, self._folder = _folder_of(fetch.source)
         self._stores: dict[str, FolderSource | S3Source] = {}  # by bucket; "" for the table's local folder
         self._found: set[str] = set()  # columns
-        items = self._items(table.items_file) if table.items_file else None
+        self._items_file = _beside(fetch.source, table.items_file) if table.items_file else None
+        items = self._items(self._items_file) if self._items_file else None
         self._records: dict[str, bytes | Unread] = {}
         self._images: dict[str, tuple[str, int]] = {}  # the photograph as the table names it, and the row
         bad: dict[str, tuple[Unread, str, int]] = {}
@@ -87,7 +88,7 @@ class TableSource:
     def files(self) -> list[Path]:
         """The local files that the bins come from: the table, where it is one, and photographs."""
         keys = (self._key(photograph) for bin_id, (photograph, _) in self._images.items() if self._is_good(bin_id))
-        tables = [name for name in (self._fetch.source, self._columns.items_file) if name and not _folder_of(name)[0]]
+        tables = [name for name in (self._fetch.source, self._items_file) if name and not _folder_of(name)[0]]
         return [*map(Path, tables), *(Path(self._folder, key) for bucket, key in keys if not bucket)]
 
     def _is_good(self, bin_id: str) -> bool:
@@ -149,7 +150,8 @@ class TableSource:
         ((_, body),) = store.read([key])
         if not isinstance(body, bytes):
             raise UserError(
-                f"{name} {body.reason if isinstance(body, Unread) else 'does not exist'}; check fetch.source"
+                f"{name} {body.reason if isinstance(body, Unread) else 'does not exist'}; check "
+                f"{'fetch.source' if name == self._fetch.source else 'fetch.table.items_file'}"
             )
         own = {getattr(self._columns, parameter): parameter for parameter in type(self._columns).model_fields}
         by_name = {column.casefold(): column for column in own if isinstance(column, str)}
@@ -184,6 +186,8 @@ class TableSource:
         columns = self._columns
         listed = self._listed(row, items)
         count = _whole(row.get(columns.count), columns.count)
+        if not listed and count != 0:  # nothing is listed where something should lie: the products are not known
+            listed = None
         if count is None:
             if listed is None:
                 raise _BadRow(f"has no {columns.count}")
@@ -257,6 +261,13 @@ def _folder_of(name: str) -> tuple[str, str]:
     """The bucket of a file, "" for none, and its folder."""
     bucket, _, key = name.removeprefix("s3://").partition("/") if name.startswith("s3://") else ("", "", name)
     return bucket, posixpath.dirname(key) or ("" if bucket else ".")
+
+
+def _beside(table: str, name: str) -> str:
+    """The second table, whose name is from the folder of the first on."""
+    if name.startswith("s3://") or posixpath.isabs(name):
+        return name
+    return posixpath.join(posixpath.dirname(table), name)
 
 
 def _id(text: str, number: int) -> str:
