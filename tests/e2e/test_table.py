@@ -27,6 +27,7 @@ def test_the_graph_runs_on_a_spreadsheet(tmp_path: Path) -> None:
     test = json.loads((folder / "metrics/test.json").read_text())
     assert test["given_products"]["loss"] == test["loss"]
     assert "given the products" not in (folder / "metrics/benchmark.md").read_text()
+    assert "accuracy_above_list" not in json.loads((folder / "metrics/benchmark.json").read_text())
     project.must("bintally", "audit", "--budget", "5", "--by", "value")
     first = read_csv(folder / "exports/audit/audit.csv")[0]
     assert first["location"].startswith("R") and float(first["at_stake"]) > 0

@@ -51,14 +51,15 @@ def main(params: Params) -> None:
     )
     by_list = list_row("the products and their sizes alone", by_products, test_counts, counts)
     alone = replace(models[0], name="this model, the photograph alone")
-    rows_given_products = [*given, alone, by_list, by_number] if test_lists.named.any() else []
+    all_named = bool(test_lists.named.all())
+    rows_given_products = [*given, alone, by_list, by_number] if all_named else []
 
     note = DEMO_NOTE if demo else "Other test images than the published figures: compare with care."
     content = {
         "comparable": not demo,
         "accuracy_above_majority": models[0].accuracy - majority.accuracy,
         "rmse_below_mean": (mean.rmse or 0) - (models[-1].rmse or 0),
-        "accuracy_above_list": given[0].accuracy - by_list.accuracy,
+        **({"accuracy_above_list": given[0].accuracy - by_list.accuracy} if all_named else {}),
         # `dvc metrics` leaves out lists; they are for the tables.
         "notes": [note, PRODUCTS_NOTE],
         "rows": _as_dicts(rows),
