@@ -36,6 +36,7 @@ ImageSize = Annotated[int, Field(ge=32, le=MAX_IMAGE_SIZE)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Counts = Annotated[list[Annotated[int, Field(ge=0, le=MAX_CLASS)]], Field(min_length=2), AfterValidator(_ascending)]
 Text = Annotated[str, StringConstraints(min_length=1)]
+Reason = Literal["blurred", "dark", "glaring", "low_contrast", "odd_size", "near_duplicate"]
 
 
 class Section(BaseModel):
@@ -147,6 +148,10 @@ class Split(Section):
     """File of the ids of the test set; null: draw it. Other bins of their groups are left out."""
     seed: Seed
     """Seed of the draw."""
+    exclude: list[Reason]
+    """Leave photographs that are bad for one of these reasons out of training."""
+    exclude_wrong: Annotated[float, Field(ge=0, lt=1)]
+    """Fraction of the training bins to leave out, those whose records are the least probable."""
 
     @model_validator(mode="after")
     def _check(self) -> "Split":

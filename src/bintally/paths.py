@@ -6,12 +6,14 @@ BINS = Path("data/bins")
 CORRECTIONS = Path("data/corrections.csv")  # of no stage: `bintally audit --accept` writes it
 SPLITS = Path("data/splits.csv")
 ENCODED = Path("data/encoded")
+QUALITY = Path("data/quality.csv")
 LOG_PROBABILITIES = Path("data/log_probabilities.npy")
 EVIDENCE = Path("data/evidence.npy")
 PREDICTIONS = Path("data/predictions.csv")
 MODELS = Path("models")  # train writes the model, calibrate how to read what it says
 MODEL_FILES = ("model.safetensors", "card.json", "calibration.json")
 
+QUALITY_METRICS = Path("metrics/quality.json")
 TRAIN_METRICS = Path("metrics/train.json")
 VALIDATION_METRICS = Path("metrics/validation.json")
 TEST_METRICS = Path("metrics/test.json")

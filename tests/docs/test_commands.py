@@ -48,6 +48,8 @@ RUN_BY = {
     "dvc exp run -n wide -S train.hidden=1024": (PIPELINE, EXP_RUN),
     "dvc exp run -n initial -S train.lr=0.01 -S train.batch_size=64": (PIPELINE, EXP_RUN),
     "dvc exp run -n final -S train.lr=0.0037 -S train.batch_size=32": (PIPELINE, EXP_RUN),
+    "dvc exp run -S 'split.exclude=[blurred,dark]'": (PIPELINE, "split__exclude="),
+    "dvc exp run -S split.exclude_wrong=0.02": (PIPELINE, "split__exclude_wrong="),
     "dvc exp run -S 'fetch.counts=[1,2,3]'": (PIPELINE, "train__counts="),
     "dvc exp run -S 'fetch.counts=[0,1,2,3,4,5,6]' -S fetch.open_ended=true": (PIPELINE, EXP_RUN),
     "dvc exp run -S model.trainable=all -S model.image_size=128 -S train.optimizer=adamw -S train.lr=0.001 "

@@ -139,6 +139,26 @@ def test_a_listed_test_set_and_fewer_counts_in_training_and_in_answers(project: 
         assert float(row["p2"]) + float(row["p3"]) == pytest.approx(1, abs=1e-5)
 
 
+def test_bad_photographs_and_improbable_records_are_left_out_of_training(project: Project) -> None:
+    splits = {row["id"]: row["split"] for row in read_csv(project.folder / "data/splits.csv")}
+    quality = read_csv(project.folder / "data/quality.csv")
+    assert [row["id"] for row in quality] == list(splits)
+    known = read_json(project, "metrics/quality.json")["known"]
+    assert known["broken"] == {"precision": 1, "recall": 1} and known["blurred"]["precision"] == 1
+    assert 0.5 < known["wrong_record"]["auc"] <= 1
+    assert read_json(project, "metrics/test.json")["good_photographs"]["images"] == sum(
+        not row["reasons"] for row in quality if splits[row["id"]] == "test"
+    )
+    project.set(split__exclude="[blurred, dark]", split__exclude_wrong="0.02")
+    text = project.must("dvc", "repro", "train")
+    assert "Stage 'quality' didn't change, skipping" in text and "Running stage 'train'" in text
+    changed = {row["id"]: row["split"] for row in read_csv(project.folder / "data/splits.csv")}
+    left_out = {one for one, split in changed.items() if split != splits[one]}
+    blurred = {row["id"] for row in quality if "blurred" in row["reasons"] and splits[row["id"]] == "train"}
+    assert blurred <= left_out and len(left_out) > len(blurred)
+    assert {splits[one] for one in left_out} == {"train"} and {changed[one] for one in left_out} == {"left_out"}
+
+
 def test_from_s3_and_back(tmp_path: Path, store: Store) -> None:
     """Fetch without keys, reproduce, push, clone, pull: nothing is left to do."""
     project = make_project(tmp_path / "project")

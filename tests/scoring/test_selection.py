@@ -1,11 +1,7 @@
-"""Selections: blurred photographs, photographs of the same bin, examples, doubtful records."""
-
-import itertools
+"""Selections: photographs of the same bin, examples, doubtful records."""
 
 import numpy as np
 
-from bintally.bins.images import decode_image
-from bintally.demo.warehouse import DemoWarehouse
 from bintally.scoring import selection
 from bintally.scoring.metrics import LabelledPredictions
 
@@ -15,19 +11,6 @@ PREDICTIONS = LabelledPredictions(
     groups=["a", "b", "c", "d"],
     counts=[1, 2, 3],
 )
-
-
-def test_blurred_photographs_are_the_least_sharp() -> None:
-    warehouse = DemoWarehouse(seed=3)
-
-    def sharpness(defect: str | None) -> list[float]:
-        numbers = (number for number in itertools.count(1) if warehouse.defect(number) == defect)
-        images = [warehouse.image(number) for number in itertools.islice(numbers, 6)]
-        return [selection.sharpness(decode_image(image)) for image in images if image is not None]
-
-    blurred, sharp = sharpness("blurred"), sharpness(None)
-    assert len(blurred) == len(sharp) == 6
-    assert max(blurred) < min(sharp)
 
 
 def test_pairs_are_the_first_two_photographs_of_a_group() -> None:

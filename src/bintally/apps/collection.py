@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +13,12 @@ from bintally.bins.images import decode_fetched
 from bintally.bins.shards import Entry, ShardReader, read_index
 from bintally.errors import UserError
 from bintally.files import read_csv
-from bintally.progress import progress
 from bintally.scoring.decoding import DECODINGS, FOR_ACCURACY
 from bintally.scoring.metrics import Counts, Floats, LabelledPredictions
 from bintally.scoring.references import BenchmarkRow
-from bintally.scoring.selection import sharpness
 
 SHOWN = 640
+OUTS = (paths.QUALITY, paths.SPLITS, paths.PREDICTIONS, paths.TEST_METRICS, paths.BENCHMARK)
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,8 @@ class Collection:
     groups: list[str]
     splits: list[str]
     sizes: Counts  # (n, 2) width and height of the photographs, pixels
-    sharpness: Floats  # (n,) of scoring.selection.sharpness
+    sharpness: Floats  # (n,) of bins.quality.sharpness
+    quality: list[dict[str, str]]  # the rows of data/quality.csv
     products: Products
     test_rows: Counts  # (t,) the rows of the test bins
     predictions: LabelledPredictions  # for the test bins
@@ -76,28 +75,30 @@ class Collection:
 
 
 def load_collection() -> Collection:
-    """Read the outs of the stages in the current folder, and measure every photograph.
+    """Read the outs of the stages in the current folder.
 
     Raises UserError if an out is missing or damaged, or if the outs are not of one run.
     """
-    for path in (paths.BINS / "index.csv", paths.SPLITS, paths.PREDICTIONS, paths.TEST_METRICS, paths.BENCHMARK):
+    for path in (paths.BINS / "index.csv", *OUTS):
         if not path.is_file():
             raise UserError(f"{path} does not exist; run `dvc repro` or `bintally pull`")
     try:
         return _read_outs()
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        where = f"{paths.BINS}, {paths.SPLITS}, {paths.PREDICTIONS}, {paths.TEST_METRICS} or {paths.BENCHMARK}"
+        where = f"{paths.BINS}, {', '.join(map(str, OUTS[:-1]))} or {OUTS[-1]}"
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{where} is damaged or of another version ({reason}); run `dvc repro`") from error
 
 
 def _read_outs() -> Collection:
-    entries, splits, predictions = read_index(paths.BINS), read_csv(paths.SPLITS), read_csv(paths.PREDICTIONS)
+    entries, quality = read_index(paths.BINS), read_csv(paths.QUALITY)
+    splits, predictions = read_csv(paths.SPLITS), read_csv(paths.PREDICTIONS)
     benchmark, metrics = (
         json.loads(path.read_text(encoding="utf-8")) for path in (paths.BENCHMARK, paths.TEST_METRICS)
     )
-    if [line["id"] for line in splits] != [entry.id for entry in entries]:
-        raise UserError(f"{paths.SPLITS} has other bins than {paths.BINS}; run `dvc repro`")
+    for path, lines in ((paths.QUALITY, quality), (paths.SPLITS, splits)):
+        if [line["id"] for line in lines] != [entry.id for entry in entries]:
+            raise UserError(f"{path} has other bins than {paths.BINS}; run `dvc repro`")
     classes = [int(name[1:]) for name in predictions[0] if name[0] == "p" and name[1:].isdecimal()]
     test = [(line["id"], line["count"]) for line in splits if line["split"] == "test" and int(line["count"]) in classes]
     if [(line["id"], line["count"]) for line in predictions] != test:
@@ -108,15 +109,6 @@ def _read_outs() -> Collection:
     reader = ShardReader(paths.BINS)
     row_of = {entry.id: row for row, entry in enumerate(entries)}
 
-    def measure(entry: Entry) -> tuple[tuple[int, int], float]:
-        image = decode_fetched(reader.image(entry), entry.id)
-        return image.size, sharpness(image)
-
-    measured = []
-    with progress("measure", len(entries), "photographs") as advance, ThreadPoolExecutor() as pool:
-        for size_and_sharpness in pool.map(measure, entries):
-            measured.append(size_and_sharpness)
-            advance(1)
     return Collection(
         demo=not benchmark["comparable"],
         benchmark=[BenchmarkRow(**{"rmse": None, **row}) for row in benchmark["rows"]],
@@ -125,8 +117,9 @@ def _read_outs() -> Collection:
         counts=np.array([entry.count for entry in entries]),
         groups=[entry.group for entry in entries],
         splits=[line["split"] for line in splits],
-        sizes=np.array([size for size, _ in measured]),
-        sharpness=np.array([value for _, value in measured]),
+        sizes=np.array([[int(line["width"]), int(line["height"])] for line in quality]),
+        sharpness=np.array([float(line["sharpness"]) for line in quality]),
+        quality=quality,
         products=_products([reader.record(entry) for entry in entries]),
         test_rows=np.array([row_of[line["id"]] for line in predictions]),
         predictions=LabelledPredictions(

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bintally.apps.collection import Collection
+from bintally.apps.report_quality import quality_sections
 from bintally.bins.products import listed_products
 from bintally.page import picture, table
 from bintally.scoring import data_figures, selection
@@ -111,15 +112,8 @@ def _photographs(bins: Collection) -> Iterator[str]:
         data_figures.photographs_figure(bins.images(rows), titles, grid_columns=5),
         "Five bins of each count, drawn at random.",
     )
-    rows = np.argsort(bins.sharpness, kind="stable")[:PHOTOGRAPHS]
-    values = bins.sharpness[rows]
-    titles = [f"record {bins.counts[row]}, {bins.sharpness[row]:.0f}" for row in rows]
-    yield _section(
-        "The most blurred photographs",
-        data_figures.photographs_figure(bins.images(rows), titles, grid_columns=4),
-        f"The variance of the Laplacian in grey, at a width of {selection.SHARPNESS_WIDTH} pixels (Pech-Pacheco et al. "
-        f"2000), is {values[0]:.0f} to {values[-1]:.0f}; the median of all bins is {np.median(bins.sharpness):.0f}.",
-    )
+    for heading, figure, caption in quality_sections(bins):
+        yield _section(heading, figure, caption)
 
 
 def _same_bin(bins: Collection, pairs: Counts) -> str:

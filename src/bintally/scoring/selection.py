@@ -3,13 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
-from scipy.ndimage import laplace
 from scipy.special import entr
 
 from bintally.scoring.metrics import Counts, Floats, LabelledPredictions, columns
-
-SHARPNESS_WIDTH = 256
 
 
 def same_bin_pairs(groups: Sequence[str]) -> Counts:
@@ -29,17 +25,6 @@ def examples(counts: Counts, number: int, seed: int) -> Counts:
     """Draw the rows of at most ``number`` bins of each count: by count, then ascending."""
     by_count = [np.flatnonzero(counts == count) for count in np.unique(counts)]
     return np.concatenate([rows[random_rows(len(rows), number, seed)] for rows in by_count])
-
-
-def sharpness(image: Image.Image) -> float:
-    """The variance of the Laplacian of a photograph, in grey from 0 to 255; low where it is blurred.
-
-    Pech-Pacheco et al. 2000, "Diatom autofocusing in brightfield microscopy: a comparative study". The photograph is
-    resized to a width of SHARPNESS_WIDTH pixels, as the measure depends on the size of objects in pixels.
-    """
-    height = max(1, round(SHARPNESS_WIDTH * image.height / image.width))
-    grey = image.convert("L").resize((SHARPNESS_WIDTH, height), Image.Resampling.BOX)
-    return float(laplace(np.asarray(grey, np.float64)).var())
 
 
 def entropy(probabilities: Floats) -> Floats:

@@ -58,6 +58,8 @@ def main(params: Params) -> None:
     both = records.count_given_products(photograph.probabilities, evidence, lists)
     given_products = replace(photograph, probabilities=both)
     content = _metrics(photograph, calibration, params.evaluate.resamples)
+    bad = {row["id"] for row in read_csv(paths.QUALITY) if row["reasons"]}
+    content["good_photographs"] = _without(photograph, [one in bad for one in ids], params.evaluate.resamples)
     content["given_products"] = _metrics(given_products, records.answers, params.evaluate.resamples)
     write_json(paths.TEST_METRICS, content, METRIC_DIGITS)
     _write_predictions(ids, photograph, calibration, given_products, records.answers)
@@ -71,6 +73,14 @@ def main(params: Params) -> None:
     title = f"{len(ids)} test bins ({source}), {FOR_ACCURACY.replace('_', ' ')} count"
     figures.save(figures.confusions_figure(tables, counts, title), paths.CONFUSION_FIGURE)
     _draw_examples(ids, photograph, f"Test bins ({source}), drawn at random")
+
+
+def _without(scored: LabelledPredictions, bad: list[bool], resamples: int) -> dict[str, Any]:
+    """Metrics of the bins that are not ``bad``; their number alone if none is left."""
+    rows = np.flatnonzero(~np.array(bad))
+    groups = [scored.groups[row] for row in rows.tolist()]
+    good = replace(scored, probabilities=scored.probabilities[rows], truth=scored.truth[rows], groups=groups)
+    return evaluate(good, resamples, SEED) if len(rows) else {"images": 0}
 
 
 def _metrics(scored: LabelledPredictions, calibration: Calibration, resamples: int) -> dict[str, Any]:

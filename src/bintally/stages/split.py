@@ -1,7 +1,8 @@
 """Split the bins into training, validation and test; photographs of the same bin stay together.
 
 The split is stratified by the counts of the records, so a correction changes a label and moves no bin. A bin with a
-corrected count that is not among `fetch.counts` is left out.
+corrected count that is not among `fetch.counts` is left out, and so is, of the training bins alone, what
+`split.exclude` and `split.exclude_wrong` name.
 """
 
 import logging
@@ -13,9 +14,9 @@ from bintally.bins.id_list import read_id_list, with_lost_zeros
 from bintally.bins.products import listed_products
 from bintally.bins.shards import Entry, ShardReader, read_index
 from bintally.errors import UserError
-from bintally.files import write_csv
-from bintally.params import Fetch, Params
-from bintally.paths import BINS, CORRECTIONS, SPLITS
+from bintally.files import read_csv, write_csv
+from bintally.params import Fetch, Params, Split
+from bintally.paths import BINS, CORRECTIONS, QUALITY, SPLITS
 from bintally.stages import run
 
 NAMED = 5  # ids in a message
@@ -35,6 +36,7 @@ def main(params: Params) -> None:
         is_test = [entry.id in test_ids for entry in entries]
         splits = split_with_test_set(is_test, groups, counts, shares, split.seed)
     counts, splits = _apply_corrections(params.fetch, entries, splits)
+    splits = _without_bad(split, entries, splits)
     for name in shares:
         if name not in splits:
             remedy = f", or change the ids in '{split.test_ids}'" if split.test_ids else ""
@@ -80,6 +82,33 @@ def _apply_corrections(fetch: Fetch, entries: list[Entry], splits: list[str]) ->
         )
         _report_products(corrections, entries)
     return counts, splits
+
+
+def _without_bad(settings: Split, entries: list[Entry], splits: list[str]) -> list[str]:
+    """The splits with what is to be excluded from training left out; what leaks from training is logged."""
+    quality = read_csv(QUALITY)
+    if [row["id"] for row in quality] != [entry.id for entry in entries]:
+        raise UserError(f"{QUALITY} has other bins than {BINS}; run `dvc repro`")
+    split_of = {entry.id: split for entry, split in zip(entries, splits, strict=True)}
+    leaks = [
+        f"{row['id']} of {first}"
+        for row in quality
+        if (first := row["near_duplicate_of"]) and len({split_of[row["id"]], split_of[first]} - {"left_out"}) > 1
+    ]
+    if leaks:
+        named = ", ".join(leaks[:NAMED])
+        log.warning("%d photographs are near-duplicates of one in another split, which leaks: %s", len(leaks), named)
+    train = [row for row, split in enumerate(splits) if split == "train"]
+    excluded = {row for row in train if set(settings.exclude) & set(quality[row]["reasons"].split())}
+    corrected = read_corrections(CORRECTIONS)
+    doubted = sorted(
+        (row for row in train if entries[row].id not in corrected),
+        key=lambda row: float(quality[row]["record_probability"]),
+    )
+    excluded.update(doubted[: round(settings.exclude_wrong * len(train))])
+    if excluded:
+        log.info("%d of %d training bins are left out, as split.exclude* says", len(excluded), len(train))
+    return ["left_out" if row in excluded else split for row, split in enumerate(splits)]
 
 
 def _report_products(corrections: dict[str, Correction], entries: list[Entry]) -> None:

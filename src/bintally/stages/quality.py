@@ -1,0 +1,168 @@
+"""Judge every photograph, and how probable its record is to a model that has not learned from it."""
+
+import csv
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, fields
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+from bintally.bins.images import decode_fetched
+from bintally.bins.quality import REASONS, Measures, measure, near_duplicates, reasons
+from bintally.bins.shards import Entry, ShardReader, read_index
+from bintally.errors import disk_full_as_user_error
+from bintally.files import METRIC_DIGITS, SCRATCH, read_csv, write_csv, write_json
+from bintally.hashing import sha256_hex, source_code
+from bintally.memory import configure_malloc
+from bintally.model.backbone import Backbone
+from bintally.model.encoded import Encoded, MemoryMappedRows, load_encoded
+from bintally.model.encoding import encode
+from bintally.model.images import decode_bin
+from bintally.model.out_of_fold import out_of_fold
+from bintally.params import Params
+from bintally.paths import BINS, ENCODED, QUALITY, QUALITY_METRICS
+from bintally.progress import progress
+from bintally.resources import default_device
+from bintally.stages import run
+
+SEED = 1  # of the folds
+DIGITS = 6
+AHEAD = 256  # photographs measured ahead of those written
+SHARES = (0.02, 0.05, 0.1)  # of the bins, those with the least probable records
+
+
+def main(params: Params) -> None:
+    configure_malloc()
+    reader, entries = ShardReader(BINS), read_index(BINS)
+    measured = _measure(reader, entries)
+    first, why = near_duplicates(measured), reasons(measured)
+    encoded = load_encoded(ENCODED)
+    features = encoded.rows if encoded.encoding.kind == "features" else _features(params, encoded, reader, entries)
+    counts = params.fetch.counts
+    classes = np.searchsorted(counts, np.minimum([entry.count for entry in entries], counts[-1]))
+    probabilities = out_of_fold(features, classes, [entry.group for entry in entries], SEED)
+    of_record = probabilities[np.arange(len(entries)), classes]
+    measures = [field.name for field in fields(Measures)]
+    rows = (
+        (entry.id, *astuple(one), "" if found is None else entries[found].id, probability, " ".join(reasons))
+        for entry, one, found, probability, reasons in zip(
+            entries, measured, first, of_record.tolist(), why, strict=True
+        )
+    )
+    write_csv(QUALITY, ["id", *measures, "near_duplicate_of", "record_probability", "reasons"], rows, DIGITS)
+    numbers = Counter(reason for one in why for reason in one)
+    metrics: dict[str, Any] = {
+        "photographs": len(entries),
+        "good": sum(not one for one in why),
+        "reasons": {reason: numbers[reason] for reason in REASONS},
+    }
+    if params.fetch.source == "demo":
+        metrics["known"] = _compared_with_demo(params.fetch.seed, entries, why, of_record)
+    write_json(QUALITY_METRICS, metrics, METRIC_DIGITS)
+
+
+def _measure(reader: ShardReader, entries: list[Entry]) -> list[Measures]:
+    """The measures of all photographs; those in the scratch folder are not measured again.
+
+    They stay there, since another `model.backbone` runs this stage again and changes none of them.
+    """
+    key = sha256_hex((BINS / "index.csv").read_bytes(), source_code("bins/images.py", "bins/quality.py"))[:16]
+    path = SCRATCH / "quality" / f"{key}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for outdated in set(path.parent.glob("*.csv")) - {path}:
+        outdated.unlink()
+    known = _read_measures(path)[: len(entries)]
+
+    def measured(entry: Entry) -> Measures:
+        return measure(decode_fetched(reader.image(entry), entry.id))
+
+    waiting = iter(entries[len(known) :])
+    with (
+        disk_full_as_user_error(path),
+        path.open("a", encoding="ascii", newline="") as file,
+        progress("photographs", len(entries) - len(known), "photographs") as advance,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        while some := list(islice(waiting, AHEAD)):
+            found = list(pool.map(measured, some))
+            writer.writerows(map(astuple, found))
+            file.flush()
+            known += found
+            advance(len(some))
+    return known
+
+
+def _read_measures(path: Path) -> list[Measures]:
+    """The measures of the lines that are complete; what follows them is cut off."""
+    if not path.exists():
+        return []
+    whole, newline, _ = path.read_bytes().rpartition(b"\n")
+    with path.open("r+b") as file:
+        file.truncate(len(whole + newline))
+    return [
+        Measures(int(width), int(height), float(sharp), float(bright), float(dark), float(contrast), perceptual)
+        for width, height, sharp, bright, dark, contrast, perceptual in csv.reader(whole.decode("ascii").splitlines())
+    ]
+
+
+def _features(params: Params, encoded: Encoded, reader: ShardReader, entries: list[Entry]) -> MemoryMappedRows:
+    """Features of the backbone as it is before training, where what is encoded are pixels."""
+    model = params.model
+    backbone = Backbone(model.backbone, model.image_size, model.features)
+    backbone.load_state_dict(encoded.backbone_state)
+    images = [partial(decode_bin, reader, entry, model.image_size) for entry in entries]
+    folder = SCRATCH / "quality/features"
+    key = encoded.encoding.digest
+    torch.manual_seed(SEED)
+    encode(
+        folder, images, backbone, model.image_size, "features", False, default_device(), SCRATCH / "quality/encode", key
+    )
+    return MemoryMappedRows(folder / "array.npy")
+
+
+def _compared_with_demo(seed: int, entries: list[Entry], why: list[list[Any]], of_record: Any) -> dict[str, Any]:
+    """Precision and recall of what is known of the demo's bins."""
+    from bintally.demo.warehouse import DemoWarehouse  # not needed for real bins
+
+    warehouse = DemoWarehouse(seed)
+    rejected = [row["id"] for row in read_csv(BINS / "rejected.csv")]
+    defects = {one: warehouse.defect(int(one)) for one in [*rejected, *(entry.id for entry in entries)]}
+    among = {kind: np.array([defects[entry.id] == kind for entry in entries]) for kind in ("blurred", "wrong record")}
+    broken = {one for one, defect in defects.items() if defect not in (None, *among)}
+    blurred = np.array(["blurred" in one for one in why])
+    wrong, ascending = among["wrong record"], np.argsort(of_record, kind="stable")
+    return {
+        "broken": {
+            "precision": float(np.mean([one in broken for one in rejected])) if rejected else None,
+            "recall": float(np.mean([one in rejected for one in broken])) if broken else None,
+        },
+        "blurred": _precision_and_recall(blurred, among["blurred"]),
+        "wrong_record": {
+            "auc": float(roc_auc_score(wrong, -of_record)) if wrong.any() and not wrong.all() else None,
+            **{
+                f"least_probable_{share:.0%}".replace("%", "_percent"): _precision_and_recall(
+                    np.isin(np.arange(len(entries)), ascending[: round(share * len(entries))]), wrong
+                )
+                for share in SHARES
+            },
+        },
+    }
+
+
+def _precision_and_recall(found: Any, true: Any) -> dict[str, float | None]:
+    return {
+        "precision": float(true[found].mean()) if found.any() else None,
+        "recall": float(found[true].mean()) if true.any() else None,
+    }
+
+
+if __name__ == "__main__":
+    run("quality", main)
