@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed, nn
 
+from bintally.distributed.process_group import RankContext, exit_process, process_group
 from bintally.errors import UserError
 from bintally.model.backbone import Backbone
 from bintally.model.encoded import Kind, MemoryMappedRows
 from bintally.model.network import CountingNetwork, EvidenceHead, Head
 from bintally.params import Params, load_params
-from bintally.training.distributed import RankContext, exit_process, process_group
 from bintally.training.lists import ListInputs
 from bintally.training.samples import Samples
 

@@ -14,7 +14,7 @@ MODULE = """
 import os, signal
 import torch
 import torch.distributed
-from bintally.training.distributed import all_reduce_sum, process_group
+from bintally.distributed.process_group import all_reduce_sum, process_group
 from sockets import listening
 
 def run_rank():
@@ -42,7 +42,7 @@ LAUNCHER = """
 import os, sys
 from bintally.errors import UserError
 from bintally.params import Launch
-from bintally.training import launch
+from bintally.distributed import launch
 
 for line in sys.argv[1:]:
     start, os.environ["FAIL"], os.environ["HOW"], restarts = line.split()
