@@ -35,6 +35,18 @@ RAY_ADDRESS=127.0.0.1:6379 {{python}} {RECIPE} {{arguments}}
 """
 
 
+def pinned(name: str) -> dict[str, str]:
+    """Versions by package in a lock."""
+    lines = (RECIPE.parents[1] / "requirements" / name).read_text(encoding="utf-8").splitlines()
+    return dict(line.split(" ")[0].split("==") for line in lines if "==" in line and not line.startswith(" "))
+
+
+def test_installing_ray_changes_no_package_of_the_lock() -> None:
+    lock, beside = pinned("lock.txt"), pinned("ray.txt")
+    assert "ray" in beside
+    assert {name: version for name, version in beside.items() if lock.get(name, version) != version} == {}
+
+
 @pytest.fixture
 def album(model_workspace: Path) -> Path:
     """A folder with photographs for sixteen parts, one of them a truncated file."""
