@@ -66,7 +66,7 @@ def encode(
 
     Raises:
         UserError: an image does not decode, the disk is full, or the machines have different keys.
-        Stopped: on every rank, once ``stopped()`` on one of them.
+        Stopped: ``stopped()`` on any rank; the rows are saved.
     """
     device, batch = context.device, BATCH[context.device.type]
     backbone.to(device).eval()
@@ -166,6 +166,8 @@ def _exchange(
                 advance(len(piece))
                 if stopped():
                     raise Stopped
+    array.save()
+    _sums(0, False, context)  # wait: the other ranks of this machine read the rows that its main rank has written
 
 
 def _sums(done: int, stopping: bool, context: RankContext) -> tuple[int, int]:
