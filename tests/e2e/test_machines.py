@@ -45,6 +45,7 @@ def test_two_hosts_encode_to_the_bytes_of_one_and_go_on_when_one_was_stopped(pro
         for run in runs:
             text = run.communicate(timeout=WAIT_S)[0]
             assert run.returncode != 0 and "Traceback" not in text
+            assert text.count("`dvc repro` resumes it") == 1, text
         assert [encoded(clone) for clone in clones] == [on_one] * 2, "the earlier outs are still there"
 
         runs = [start(hosts, host, clone, ENCODE) for host, clone in enumerate(clones)]

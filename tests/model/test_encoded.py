@@ -195,7 +195,7 @@ def test_two_ranks_write_the_bytes_of_one_on_each_machine_killed_or_not(tmp_path
         (tmp_path / folder).mkdir()
     assert share(ALONE, tmp_path / "one") == [*range(len(MANY))]
     (tmp_path / "two/kill").touch()
-    killed = start_ranks(share, tmp_path / "two", machines=machines)
+    killed = start_ranks(share, tmp_path / "two", local_world_size=1 if machines else 2)
     assert exit_codes(killed) == [0, -signal.SIGKILL]
     assert rank_result(0, tmp_path / "two").startswith("RanksLost: rank 0 lost the other ranks")
     assert not list(tmp_path.glob("two/*/out"))
@@ -206,6 +206,19 @@ def test_two_ranks_write_the_bytes_of_one_on_each_machine_killed_or_not(tmp_path
     outs = [{path.name: path.read_bytes() for path in out.iterdir()} for out in sorted(tmp_path.glob("*/*/out"))]
     assert len(outs) == 2 + machines and all(out == outs[0] for out in outs)
     assert not [path for scratch in tmp_path.glob("*/*/scratch") for path in scratch.iterdir()]
+
+
+@pytest.mark.slow
+def test_two_machines_of_two_ranks_write_the_bytes_of_one_process(tmp_path: Path) -> None:
+    for folder in ("one", "four"):
+        (tmp_path / folder).mkdir()
+    share(ALONE, tmp_path / "one")
+    ranks = start_ranks(share, tmp_path / "four", range(4), world_size=4, local_world_size=2)
+    assert exit_codes(ranks) == [0] * 4
+    decoded = [number for rank in range(4) for number in rank_result(rank, tmp_path / "four")]
+    assert decoded == [*range(len(MANY))], "each image once"
+    arrays = [path.read_bytes() for path in sorted(tmp_path.glob("*/machine-*/out/array.npy"))]
+    assert len(arrays) == 3 and len(set(arrays)) == 1
 
 
 @pytest.mark.parametrize(("images", "ranks"), [(1, 3), (8, 2), (33, 2), (100, 7)])
