@@ -34,7 +34,7 @@ def score(part: str, arguments: list[str], folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Score a source of photographs on a Ray cluster.")
+    parser = argparse.ArgumentParser(description="Score a source of photographs on a Ray cluster.", allow_abbrev=False)
     parser.add_argument("--parts", type=int, required=True, help="number of parts, at least as many as machines")
     parser.add_argument("--only", help="these parts alone, such as 4,7")
     parser.add_argument("--cpus", type=float, default=1, help="cores of each task")
@@ -58,9 +58,8 @@ def main() -> None:
             print(f"part {number} of {options.parts} done; {ray.get(finished)}", flush=True)
         except ray.exceptions.RayError as error:
             failed.append(number)
-            print(
-                f"part {number} of {options.parts} failed: {str(error).splitlines()[-1]}", file=sys.stderr, flush=True
-            )
+            reason = str(error).splitlines()[-1]
+            print(f"part {number} of {options.parts} failed: {reason}", file=sys.stderr, flush=True)
     if failed:
         missing = ",".join(map(str, sorted(failed)))
         sys.exit(f"predict_ray.py: {len(failed)} parts are missing; the same command with --only {missing} scores them")
