@@ -149,7 +149,7 @@ def _exchange(
     array: ResumableArray, shares: Sequence[range], context: RankContext, stopped: Callable[[], bool]
 ) -> None:
     """Give the rows of every rank to the machines that do not have them, in pieces of bounded size."""
-    machine = context.rank // context.local_world_size
+    here = range(context.rank, context.rank + context.local_world_size)  # on the machine of a main rank
     number = max(1, EXCHANGED_BYTES // array.row_bytes)
     with progress("exchange", shares[-1].stop, "images", quiet=not context.is_main, brief=True) as advance:
         for source, rows in enumerate(shares):
@@ -161,7 +161,7 @@ def _exchange(
                     content = torch.empty(len(piece) * array.row_bytes, dtype=torch.uint8)
                 received = content.to(context.device)
                 distributed.broadcast(received, source)
-                if context.is_main and source // context.local_world_size != machine:
+                if context.is_main and source not in here:
                     array.write(first, received.cpu().numpy().data)
                 advance(len(piece))
                 if stopped():
