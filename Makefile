@@ -32,6 +32,7 @@ test: setup ## Run the tests but the slow ones: eight minutes on two quiet cores
 
 test-all: setup ## Run every test, the slow ones as well
 	@python tests/install_browser.py
+	@$(BIN)/uv pip install --python $(BIN)/python --quiet --require-hashes -r requirements/ray.txt
 	@$(PYTEST)
 
 store: setup ## Run the loopback S3 server in the foreground (PUBLIC=bucket lets anyone read one)
@@ -51,3 +52,6 @@ bench: setup ## Print the figures of docs/benchmarks.md as JSON
 lock: setup ## Pin the newest release of every package
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --extra dev pyproject.toml -o requirements/lock.txt --upgrade
+	@# Beside the lock, for a recipe in deploy/ and its test alone.
+	@echo ray | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --no-annotate --constraints requirements/lock.txt - -o requirements/ray.txt --upgrade

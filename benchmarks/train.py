@@ -39,6 +39,7 @@ from torch import nn
 
 from bintally.apps.seaweedfs import free_ports
 from bintally.bins.shards import ShardReader, read_index, write_shards
+from bintally.distributed.process_group import RankContext, process_group
 from bintally.interruption import StopRequest
 from bintally.memory import configure_malloc
 from bintally.model.backbone import IMAGENET_MEAN, IMAGENET_STD, LITE, LITE_MEAN, LITE_STD, Backbone
@@ -52,7 +53,6 @@ from bintally.params import Params, load_params
 from bintally.resources import default_device
 from bintally.scoring.evidence import FEATURES
 from bintally.training.checkpoint import Checkpoints
-from bintally.training.distributed import process_group
 from bintally.training.lists import ListInputs
 from bintally.training.loop import fit
 from bintally.training.samples import Samples
@@ -255,7 +255,7 @@ def _encode(part: str, arguments: argparse.Namespace) -> Figures:
     entries = read_index(arguments.folder / "bins")
     images = [partial(decode_bin, reader, entry, arguments.image_size) for entry in entries]
     with timed(f"encode {len(images)} images to {kind}") as clock:
-        options = (arguments.image_size, kind, True, default_device())
+        options = (arguments.image_size, kind, True, RankContext(0, 1, default_device(), is_main=True))
         encode(
             arguments.folder / kind, images, network.backbone, *options, scratch=arguments.folder / "scratch", key=kind
         )

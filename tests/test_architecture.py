@@ -12,7 +12,19 @@ PACKAGE = ROOT / "src/bintally"
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 # A room imports only rooms that stand after it.
-ROOMS = ("stages", "apps", "serving", "diagnosis", "inference", "training", "model", "scoring", "demo", "bins")
+ROOMS = (
+    "stages",
+    "apps",
+    "serving",
+    "diagnosis",
+    "inference",
+    "training",
+    "model",
+    "distributed",
+    "scoring",
+    "demo",
+    "bins",
+)
 WITHOUT_TORCH = ("scoring", "demo", "bins")
 
 # Imported by stages, and no dependency of theirs.
@@ -31,6 +43,10 @@ EXEMPT = {
     "progress.py": "shows progress to a person",
     "yaml_files.py": "reads params.yaml, whose values are tracked as params",
     "resources.py": "cores and devices, no part of the data's history",
+    "distributed/launch.py": "how processes are started",
+    "distributed/network_address.py": "how processes reach each other",
+    "distributed/rank.py": "how processes are started",
+    "distributed/stores.py": "how processes find each other",
     "demo/warehouse.py": "demo/edition.py stands for what the demo renders",
     "demo/render.py": "demo/edition.py stands for what the demo renders",
 }

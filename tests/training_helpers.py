@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed, nn
 
+from bintally.distributed.process_group import RankContext, exit_process, process_group
 from bintally.errors import UserError
 from bintally.model.backbone import Backbone
 from bintally.model.encoded import Kind, MemoryMappedRows
 from bintally.model.network import CountingNetwork, EvidenceHead, Head
 from bintally.params import Params, load_params
-from bintally.training.distributed import RankContext, exit_process, process_group
 from bintally.training.lists import ListInputs
 from bintally.training.samples import Samples
 
@@ -158,13 +158,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def rank_environment(rank: int, world_size: int, port: int, machines: bool = False) -> dict[str, str]:
-    """The variables torchrun sets for a rank, all ranks on this machine or each as if on a machine of its own."""
+def rank_environment(rank: int, world_size: int, port: int, local_world_size: int) -> dict[str, str]:
+    """The variables torchrun sets for a rank, as if each ``local_world_size`` ranks were on a machine of their own."""
     return {
         "RANK": str(rank),
-        "LOCAL_RANK": str(0 if machines else rank),
+        "LOCAL_RANK": str(rank % local_world_size),
         "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(1 if machines else world_size),
+        "LOCAL_WORLD_SIZE": str(local_world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RESTART_COUNT": "0",
@@ -175,7 +175,7 @@ def rank_environment(rank: int, world_size: int, port: int, machines: bool = Fal
 def single_rank() -> Iterator[RankContext]:
     """This process as the only rank."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in rank_environment(0, 1, free_port()).items():
+        for name, value in rank_environment(0, 1, free_port(), 1).items():
             patch.setenv(name, value)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # for so little work, several would only wait for each other
@@ -196,12 +196,20 @@ _FORKS.set_forkserver_preload(["torch", "torch._dynamo", "pytest", "bintally.tra
 
 
 def start_ranks(
-    work: Work, folder: Path, ranks: Sequence[int] = (0, 1), timeout_s: float = 60, machines: bool = False
+    work: Work,
+    folder: Path,
+    ranks: Sequence[int] = (0, 1),
+    timeout_s: float = 60,
+    world_size: int = 2,
+    local_world_size: int = 2,
 ) -> list[BaseProcess]:
-    """Start ``ranks`` of two processes; each writes the result of ``work``, or its error, to ``folder``."""
+    """Start ``ranks`` of ``world_size``; each writes the result of ``work``, or its error, to ``folder``."""
     port = free_port()
     children: list[BaseProcess] = [
-        _FORKS.Process(target=_rank, args=(work, folder, timeout_s, rank_environment(rank, 2, port, machines)))
+        _FORKS.Process(
+            target=_rank,
+            args=(work, folder, timeout_s, rank_environment(rank, world_size, port, local_world_size)),
+        )
         for rank in ranks
     ]
     for child in children:
@@ -237,5 +245,5 @@ def exit_codes(children: Sequence[BaseProcess]) -> list[int | None]:
 
 def run_two_ranks(work: Work, folder: Path, machines: bool = False) -> tuple[Any, Any]:
     """The results of ``work`` in each of two processes."""
-    assert exit_codes(start_ranks(work, folder, machines=machines)) == [0, 0]
+    assert exit_codes(start_ranks(work, folder, local_world_size=1 if machines else 2)) == [0, 0]
     return rank_result(0, folder), rank_result(1, folder)

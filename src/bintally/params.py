@@ -256,10 +256,10 @@ class Augment(Section):
 
 
 class Launch(Section):
-    """How training processes are started."""
+    """How processes that train or encode are started."""
 
     ranks: Annotated[int, Field(ge=1, le=1024)]
-    """Processes per machine; the result does not depend on it beyond rounding."""
+    """Processes per machine; encode takes as many as it has GPUs for. Results do not depend on it beyond rounding."""
     nnodes: Annotated[int, Field(ge=1, le=1024)]
     """Machines."""
     rdzv_endpoint: Annotated[str, StringConstraints(pattern=r"^[^\s:]+:\d{1,5}$")]

@@ -11,6 +11,7 @@ import torch
 
 from bintally import cli, paths
 from bintally.bins.shards import write_shards
+from bintally.distributed.process_group import RankContext
 from bintally.inference.predictor import Predictor
 from bintally.model.card import load_model
 from bintally.model.encoded import load_encoded
@@ -33,7 +34,7 @@ def project(model_workspace: Path) -> Path:
         CARD.image_size,
         "features",
         CARD.mirror,
-        torch.device("cpu"),
+        RankContext(0, 1, torch.device("cpu"), is_main=True),
         Path(".bintally"),
         "key",
     )

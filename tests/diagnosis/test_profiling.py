@@ -24,13 +24,13 @@ from bintally.diagnosis.evidence import Evidence, near_duplicate_share
 from bintally.diagnosis.profiling import profile_steps
 from bintally.diagnosis.report import verdict
 from bintally.diagnosis.rules import RULES, Severity, diagnose
+from bintally.distributed.process_group import RankContext
 from bintally.errors import UserError
 from bintally.interruption import StopRequest
 from bintally.model.encoded import MemoryMappedRows
 from bintally.model.network import CountingNetwork, Head
 from bintally.params import Params
 from bintally.training.checkpoint import Checkpoints
-from bintally.training.distributed import RankContext
 from bintally.training.loop import MARKS, fit
 from bintally.training.samples import Samples
 from training_helpers import (

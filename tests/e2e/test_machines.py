@@ -1,4 +1,4 @@
-"""Training over two hosts with addresses of their own, and what happens when the cable between them is cut."""
+"""Encoding and training over two hosts with addresses of their own, stopped, or with the cable between them cut."""
 
 import shutil
 import subprocess
@@ -12,12 +12,49 @@ from project import Project
 from runs import WAIT_S, checkpoints, outcome, running_stages, steps_done, train_slowly
 from sockets import listening
 
-TRAIN = ("dvc", "repro", "--force", "--single-item", "train")
+ENCODE, TRAIN = (("dvc", "repro", "--force", "--single-item", stage) for stage in ("encode", "train"))
 TIMEOUT_S = 8
 
 
-def start(hosts: TwoHosts, host: int, project: Project) -> subprocess.Popen[str]:
-    return project.start(*hosts.on(host, "env", "OMP_NUM_THREADS=1", *TRAIN))
+def start(hosts: TwoHosts, host: int, project: Project, command: tuple[str, ...] = TRAIN) -> subprocess.Popen[str]:
+    return project.start(*hosts.on(host, "env", "OMP_NUM_THREADS=1", *command))
+
+
+def encoded(project: Project) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (project.folder / "data/encoded").iterdir()}
+
+
+@pytest.mark.slow
+def test_two_hosts_encode_to_the_bytes_of_one_and_go_on_when_one_was_stopped(project: Project, tmp_path: Path) -> None:
+    project.set(model__image_size=224)
+    project.must(*ENCODE)
+    on_one = encoded(project)
+    assert len(on_one) == 4
+
+    clones = [Project(tmp_path / name) for name in ("first", "second")]
+    for clone in clones:
+        shutil.copytree(project.folder, clone.folder, symlinks=True)
+        clone.set(launch__ranks=2, launch__nnodes=2, launch__rdzv_endpoint=f"{ADDRESSES[0]}:29504")
+        assert "encode" not in clone.must("dvc", "status", "encode"), "launch is no parameter of the graph's stage"
+    with two_hosts() as hosts:
+        runs = [start(hosts, host, clone, ENCODE) for host, clone in enumerate(clones)]
+        while not all(list((clone.folder / ".bintally/encode").glob("*/array.npy")) for clone in clones):
+            assert all(run.poll() is None for run in runs)
+            time.sleep(0.01)
+        runs[1].terminate()
+        for run in runs:
+            text = run.communicate(timeout=WAIT_S)[0]
+            assert run.returncode != 0 and "Traceback" not in text
+            assert text.count("`dvc repro` resumes it") == 1, text
+        assert [encoded(clone) for clone in clones] == [on_one] * 2, "the earlier outs are still there"
+
+        runs = [start(hosts, host, clone, ENCODE) for host, clone in enumerate(clones)]
+        for run in runs:
+            text = run.communicate(timeout=WAIT_S)[0]
+            assert run.returncode == 0, text
+            assert "encode: resuming after " in text
+        assert [encoded(clone) for clone in clones] == [on_one] * 2
+        assert not any(list((clone.folder / ".bintally/encode").iterdir()) for clone in clones)
 
 
 @pytest.mark.slow

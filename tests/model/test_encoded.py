@@ -1,6 +1,9 @@
 """Encoded images are what the network would compute from them, in order, and the same bytes in every run."""
 
 import io
+import os
+import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,19 +13,23 @@ import pytest
 import torch
 from PIL import Image
 
+from bintally.distributed.process_group import RankContext
 from bintally.errors import UserError
 from bintally.model import encoded as encoded_module
+from bintally.model import encoding
 from bintally.model.backbone import LITE, Backbone
 from bintally.model.encoded import Encoded, Kind, MemoryMappedRows, load_encoded
-from bintally.model.encoding import encode
+from bintally.model.encoding import BATCH, encode
 from bintally.model.images import decode
 from bintally.model.network import CountingNetwork, EvidenceHead, Head, predict_views
 from bintally.model.prediction import predict_encoded
 from bintally.model.pretrained import load_weights
 from bintally.model.views import stack_views
+from training_helpers import exit_codes, rank_result, run_two_ranks, start_ranks
 
 SIZE = 64
 CPU = torch.device("cpu")
+ALONE = RankContext(0, 1, CPU, is_main=True)
 
 
 def jpeg(seed: int) -> bytes:
@@ -45,7 +52,7 @@ def backbone() -> Backbone:
 
 
 def encode_to(folder: Path, backbone: Backbone, kind: Kind, mirror: bool = True) -> Encoded:
-    encode(folder, IMAGES, backbone, SIZE, kind, mirror, CPU, folder.parent / "scratch", "key")
+    encode(folder, IMAGES, backbone, SIZE, kind, mirror, ALONE, folder.parent / "scratch", "key")
     return load_encoded(folder)
 
 
@@ -125,7 +132,7 @@ def test_an_interrupted_encoding_resumes_to_the_same_bytes(
 
     def run(name: str, last: int, key: str = "key") -> bytes:
         read.clear()
-        encode(tmp_path / name, images(last), backbone, SIZE, kind, True, CPU, tmp_path / "scratch", key)
+        encode(tmp_path / name, images(last), backbone, SIZE, kind, True, ALONE, tmp_path / "scratch", key)
         return (tmp_path / name / "array.npy").read_bytes()
 
     complete = run("first", 99)
@@ -142,17 +149,89 @@ def test_an_interrupted_encoding_resumes_to_the_same_bytes(
         def kill(_folder: Path) -> None:
             raise KeyboardInterrupt
 
-        killed.setattr("bintally.model.encoding.shutil.rmtree", kill)  # when the array has been moved away
+        killed.setattr("bintally.model.resumable_array.shutil.rmtree", kill)  # when the array has been moved away
         run("fourth", 99)
-    assert [path.name for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == ["rows"]
+    assert [path.name for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == ["rows-0"]
     assert run("fourth", 99) == complete
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+# --- ranks -------------------------------------------------------------------------------------------------
+
+MANY = [*BODIES, *BODIES, *BODIES]  # five batches: two of the first rank, three of the second
+FIRST_OF_SECOND = 16
+
+
+def share(context: RankContext, folder: Path) -> list[int]:
+    """Encode as a rank, killed at its second batch if a file says so; the numbers of the images decoded.
+
+    Saves after every batch, and exchanges less than a share at a time.
+    """
+    machine = folder / f"machine-{context.rank // context.local_world_size}"
+    decoded: list[int] = []
+
+    def image(number: int) -> torch.Tensor:
+        decoded.append(number)
+        if context.rank == 1 and number == FIRST_OF_SECOND + BATCH["cpu"] and (folder / "kill").exists():
+            (folder / "kill").unlink()
+            while not list(machine.glob(f"scratch/*/rows-{FIRST_OF_SECOND}")):
+                time.sleep(0.01)  # until the first is saved
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(MANY[number], SIZE)
+
+    images = [partial(image, number) for number in range(len(MANY))]
+    network = Backbone(LITE[0], SIZE, "every_scale")
+    load_weights(network, "DEFAULT")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "SYNC_INTERVAL_S", 0)
+        patch.setattr(encoding, "EXCHANGED_BYTES", 100_000)
+        encode(machine / "out", images, network, SIZE, "features", True, context, machine / "scratch", "key")
+    return sorted(decoded)
+
+
+@pytest.mark.parametrize("machines", [False, True])
+def test_two_ranks_write_the_bytes_of_one_on_each_machine_killed_or_not(tmp_path: Path, machines: bool) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    assert share(ALONE, tmp_path / "one") == [*range(len(MANY))]
+    (tmp_path / "two/kill").touch()
+    killed = start_ranks(share, tmp_path / "two", local_world_size=1 if machines else 2)
+    assert exit_codes(killed) == [0, -signal.SIGKILL]
+    assert rank_result(0, tmp_path / "two").startswith("RanksLost: rank 0 lost the other ranks")
+    assert not list(tmp_path.glob("two/*/out"))
+
+    first, second = run_two_ranks(share, tmp_path / "two", machines)
+    assert min(first, default=len(MANY)) >= BATCH["cpu"], "it resumes"
+    assert second == [*range(FIRST_OF_SECOND + BATCH["cpu"], len(MANY))]
+    outs = [{path.name: path.read_bytes() for path in out.iterdir()} for out in sorted(tmp_path.glob("*/*/out"))]
+    assert len(outs) == 2 + machines and all(out == outs[0] for out in outs)
+    assert not [path for scratch in tmp_path.glob("*/*/scratch") for path in scratch.iterdir()]
+
+
+@pytest.mark.slow
+def test_two_machines_of_two_ranks_write_the_bytes_of_one_process(tmp_path: Path) -> None:
+    for folder in ("one", "four"):
+        (tmp_path / folder).mkdir()
+    share(ALONE, tmp_path / "one")
+    ranks = start_ranks(share, tmp_path / "four", range(4), world_size=4, local_world_size=2)
+    assert exit_codes(ranks) == [0] * 4
+    decoded = [number for rank in range(4) for number in rank_result(rank, tmp_path / "four")]
+    assert decoded == [*range(len(MANY))], "each image once"
+    arrays = [path.read_bytes() for path in sorted(tmp_path.glob("*/machine-*/out/array.npy"))]
+    assert len(arrays) == 3 and len(set(arrays)) == 1
+
+
+@pytest.mark.parametrize(("images", "ranks"), [(1, 3), (8, 2), (33, 2), (100, 7)])
+def test_shares_are_whole_batches_and_all_images(images: int, ranks: int) -> None:
+    shares = [encoding.share(rank, ranks, images, 8) for rank in range(ranks)]
+    assert [number for one in shares for number in one] == [*range(images)]
+    assert all(one.start % 8 == 0 and (one.stop % 8 == 0 or one.stop == images) for one in shares if one)
 
 
 def test_an_image_that_does_not_decode_is_a_user_error_and_leaves_no_array(tmp_path: Path, backbone: Backbone) -> None:
     with pytest.raises(UserError, match="does not decode"):
         images = [*IMAGES, lambda: decode(b"garbage", SIZE)]
-        encode(tmp_path, images, backbone, SIZE, "features", True, CPU, tmp_path.parent / "scratch", "key")
+        encode(tmp_path, images, backbone, SIZE, "features", True, ALONE, tmp_path.parent / "scratch", "key")
     assert not list(tmp_path.glob("*array*")) and not (tmp_path / "encoding.json").exists()
 
 

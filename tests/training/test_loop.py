@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+from bintally.distributed.process_group import RankContext
 from bintally.errors import UserError
 from bintally.interruption import Stopped, StopRequest
 from bintally.model.network import CountingNetwork, Heads, predict_views
 from bintally.params import Augment, Params
 from bintally.training.checkpoint import Checkpoints, read_state
-from bintally.training.distributed import RankContext
 from bintally.training.loop import EpochMetrics, TrainingResult, fit
 from bintally.training.optimizer import rate
 from bintally.training.samples import Samples, plan

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bintally.training.distributed import RankContext
+from bintally.distributed.process_group import RankContext
 from bintally.training.samples import (
     Batch,
     Samples,

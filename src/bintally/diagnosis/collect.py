@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from bintally import paths
 from bintally.diagnosis.evidence import Evidence, ValidationOutputs, near_duplicate_share
 from bintally.diagnosis.profiling import PROFILE, STEPS_VARIABLE, TRACE
+from bintally.distributed.launch import launch
+from bintally.distributed.process_group import RankContext
 from bintally.files import SCRATCH, read_csv
 from bintally.model.card import load_model
 from bintally.model.encoded import load_encoded
@@ -20,8 +22,6 @@ from bintally.params import Params
 from bintally.progress import progress
 from bintally.resources import default_device
 from bintally.scoring.metrics import LabelledPredictions
-from bintally.training.distributed import RankContext
-from bintally.training.launch import launch
 from bintally.training.samples import Samples
 from bintally.training.setup import prepare
 from bintally.training.validation import predict_batches

@@ -18,6 +18,7 @@ from torch import nn
 from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile
 
+from bintally.distributed.process_group import RankContext, all_gather, process_group
 from bintally.errors import UserError, disk_full_as_user_error, printable
 from bintally.files import SCRATCH, write_json
 from bintally.interruption import StopRequest
@@ -27,7 +28,6 @@ from bintally.params import Params, load_params
 from bintally.progress import log_to_stderr
 from bintally.resources import available_cpus
 from bintally.training.checkpoint import Checkpoints
-from bintally.training.distributed import RankContext, all_gather, process_group
 from bintally.training.loop import MARKS, fit
 from bintally.training.optimizer import trainable_stages
 from bintally.training.samples import Samples

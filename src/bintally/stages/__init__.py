@@ -18,14 +18,18 @@ if "DVC_STAGE" in os.environ:
     terminate_with_parent()  # before the seconds that a stage's imports take
 
 
-def run(stage: str, main: Callable[[Params], None]) -> None:
-    """Run a stage; if it fails, print the reason in one line, restore its earlier outs and exit with 1."""
+def run(stage: str, main: Callable[[Params], None], ranks: Callable[[Params], int] = lambda _params: 1) -> None:
+    """Run a stage; if it fails, print the reason in one line, restore its earlier outs and exit with 1.
+
+    Args:
+        ranks: the number of processes on this machine among which the stage divides its share of cores and GPUs.
+    """
     log_to_stderr()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with disk_full_as_user_error("the outs of " + stage):
             params = load_params()
-            limit_resources(params.launch.ranks if stage == "train" else 1)
+            limit_resources(ranks(params))
             main(params)
     except UserError as error:
         report_failure(stage, error)

@@ -1,22 +1,20 @@
 """Train what `model.trainable` names, in `launch.ranks` processes on each of `launch.nnodes` machines, and predict.
 
-`python -m bintally.stages.train` starts torchrun's agent (:mod:`bintally.training.launch`), which calls
+`python -m bintally.stages.train` starts torchrun's agent (:mod:`bintally.distributed.launch`), which calls
 :func:`run_rank` in every process. With several machines the same command runs on each, and each writes the same outs.
 """
 
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bintally.errors import UserError, disk_full_as_user_error, printable
+from bintally.distributed.rank import run_as_rank
 from bintally.files import METRIC_DIGITS, SCRATCH, atomic_write, round_floats, write_json
-from bintally.interruption import Stopped, StopRequest, terminate_with_parent
+from bintally.interruption import Stopped, StopRequest
 from bintally.monitor import TrainingMonitor, tensorboard_folder
-from bintally.params import Params, load_params
+from bintally.params import Params
 from bintally.paths import ENCODED, EVIDENCE, LOG_PROBABILITIES, MODELS, TRAIN_METRICS, TRAINING_CURVES
-from bintally.progress import log_to_stderr
 from bintally.stages import report_failure, run
 
 if TYPE_CHECKING:  # OMP_NUM_THREADS is set before torch is imported
@@ -25,47 +23,23 @@ if TYPE_CHECKING:  # OMP_NUM_THREADS is set before torch is imported
     from bintally.training.loop import EpochMetrics
     from bintally.training.setup import TrainingSetup
 
-UNTIL_AGENT_REPORTS_S = 3.0
-
 
 def main(params: Params) -> None:
     tensorboard_folder()  # an invalid one is reported once, before any work
-    from bintally.training.launch import launch
+    from bintally.distributed.launch import launch
 
-    launch(params.launch, "bintally.stages.train", partial(report_failure, "train"))
+    preload = ("bintally.training.loop", "bintally.training.setup")
+    launch(params.launch, "bintally.stages.train", partial(report_failure, "train"), preload)
 
 
 def run_rank() -> int:
     """Train as one rank; the exit code of its process."""
-    stop = StopRequest()
-    stop.listen()
-    terminate_with_parent()
-    from bintally.memory import configure_malloc
-    from bintally.training.distributed import RanksLost, is_main_process
-    from bintally.training.launch import STOPPED
-
-    configure_malloc()
-    log_to_stderr()
-    try:
-        with disk_full_as_user_error("the outs of train"):
-            _train(load_params(), stop)
-    except Stopped:
-        return STOPPED
-    except UserError as error:
-        # An error of all ranks is reported by the main one, an error of one by that one. The agent then ends the
-        # others, which lose that rank just before.
-        if isinstance(error, RanksLost) or not is_main_process():
-            stop.wait(UNTIL_AGENT_REPORTS_S)
-        if stop.came:
-            return STOPPED
-        print(printable(f"train: {error}"), file=sys.stderr)
-        return 1
-    return 0
+    return run_as_rank("train", _train)
 
 
 def _train(params: Params, stop: StopRequest) -> None:
+    from bintally.distributed.process_group import is_main_process, process_group
     from bintally.training.checkpoint import Checkpoints
-    from bintally.training.distributed import is_main_process, process_group
     from bintally.training.loop import TrainingResult, fit
     from bintally.training.setup import prepare, run_key, seeds
 
@@ -151,4 +125,4 @@ def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", 
 
 
 if __name__ == "__main__":
-    run("train", main)
+    run("train", main, lambda params: params.launch.ranks)

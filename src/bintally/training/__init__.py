@@ -1,1 +1,1 @@
-"""Training: the loop, its distribution over processes, its checkpoints."""
+"""Training: the loop, its batches and its checkpoints."""

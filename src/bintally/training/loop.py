@@ -12,6 +12,14 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
+from bintally.distributed.process_group import (
+    RankContext,
+    all_gather,
+    all_reduce_sum,
+    broadcast_bytes,
+    require_same_key,
+    start_sum,
+)
 from bintally.errors import UserError
 from bintally.interruption import Stopped, StopRequest
 from bintally.memory import is_out_of_memory
@@ -20,15 +28,8 @@ from bintally.model.views import horizontal_flip
 from bintally.params import Params
 from bintally.progress import progress
 from bintally.training.augment import Augmentation
+from bintally.training.batch_norm import convert_batch_norm
 from bintally.training.checkpoint import Checkpoints, State, read_state
-from bintally.training.distributed import (
-    RankContext,
-    all_gather,
-    all_reduce_sum,
-    broadcast_bytes,
-    convert_batch_norm,
-    start_sum,
-)
 from bintally.training.optimizer import make_optimizer, parameter_groups, rate, set_rate, trainable_stages
 from bintally.training.samples import Batch, Samples, plan, steps_an_epoch, training_batches
 from bintally.training.validation import predict_batches
@@ -364,15 +365,12 @@ class _Trainer:
     def _resume(self) -> None:
         """Load the newest checkpoint of any machine; the learning rate and the samples follow from the step."""
         context = self._context
+        require_same_key(self._checkpoints.key, context)
         step, content = self._checkpoints.newest() if context.is_main else (-1, b"")
-        found = all_gather(torch.tensor([step, int(self._checkpoints.key[:15], 16)], device=context.device), context)
-        if len(found[:, 1].unique()) > 1:
-            raise UserError(
-                "the machines do not have the same parameters, data and code; bring all to the same commit and data"
-            )
-        if found[:, 0].max() < 0:
+        steps = all_gather(torch.tensor([step], device=context.device), context)
+        if steps.max() < 0:
             return
-        saved = read_state(broadcast_bytes(content, int(found[:, 0].argmax()), context))
+        saved = read_state(broadcast_bytes(content, int(steps.argmax()), context))
         self._network.load_state_dict(saved["network"])
         if self._params.ema_decay:
             self._averaged.load_state_dict(saved["averaged"])

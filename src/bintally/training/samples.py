@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bintally.distributed.process_group import RankContext
 from bintally.model.encoded import Kind, MemoryMappedRows
 from bintally.training.augment import draw
-from bintally.training.distributed import RankContext
 from bintally.training.lists import ListInputs
 
 AHEAD_BYTES = 2**23  # read ahead at once, at least one batch

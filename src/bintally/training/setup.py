@@ -20,7 +20,13 @@ from bintally.scoring.record_errors import Totals
 from bintally.training.lists import ListInputs, list_inputs
 from bintally.training.samples import Samples
 
-CODE = ("bins", "model", "scoring", "training")  # whose change may change what a resumed training comes to
+CODE = (
+    "bins",
+    "distributed",
+    "model",
+    "scoring",
+    "training",
+)  # whose change may change what a resumed training comes to
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
+from bintally.distributed.process_group import RankContext
 from bintally.model.network import Heads, predict_views
 from bintally.model.views import stack_views
-from bintally.training.distributed import RankContext
 from bintally.training.samples import Batch, Samples, validation_batches
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import bintally
 import sockets
 
 # Ranks that exchange a sum; then those named by FAIL fail in the way named by HOW.
@@ -14,7 +15,7 @@ MODULE = """
 import os, signal
 import torch
 import torch.distributed
-from bintally.training.distributed import all_reduce_sum, process_group
+from bintally.distributed.process_group import all_reduce_sum, process_group
 from sockets import listening
 
 def run_rank():
@@ -42,7 +43,7 @@ LAUNCHER = """
 import os, sys
 from bintally.errors import UserError
 from bintally.params import Launch
-from bintally.training import launch
+from bintally.distributed import launch
 
 for line in sys.argv[1:]:
     start, os.environ["FAIL"], os.environ["HOW"], restarts = line.split()
@@ -74,7 +75,9 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[s
     (folder / "work_of_a_rank.py").write_text(MODULE)
     (folder / "tmp").mkdir()
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(folder), str(Path(sockets.__file__).parent)]),
+        "PYTHONPATH": os.pathsep.join(
+            map(str, (folder, Path(sockets.__file__).parent, Path(bintally.__file__).parents[1]))
+        ),
         "TMPDIR": str(folder / "tmp"),
         "OMP_NUM_THREADS": "1",
         # As in a job that another torchrun has started, on another interface.

@@ -2,12 +2,12 @@
 
 It is what this command line does, but for the two points below:
 
-    torchrun --nnodes=<launch.nnodes> --nproc-per-node=<launch.ranks> --rdzv-backend=c10d \
-        --rdzv-endpoint=<launch.rdzv_endpoint> --max-restarts=<launch.max_restarts> -m bintally.training.rank <module>
+    torchrun --nnodes=<launch.nnodes> --nproc-per-node=<launch.ranks> --max-restarts=<launch.max_restarts> \
+        --rdzv-backend=c10d --rdzv-endpoint=<launch.rdzv_endpoint> -m bintally.distributed.rank <module>
 
 On one machine without an accelerator, ranks are forked from the agent, which has imported torch and has computed
 nothing yet: importing it takes seconds in each process. Elsewhere they are started as torchrun does, since a process
-that has initialised CUDA cannot be forked. Agents and ranks find each other as :mod:`bintally.training.stores` says.
+that has initialised CUDA cannot be forked. Agents and ranks find each other as :mod:`bintally.distributed.stores` says.
 """
 
 import logging
@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,26 +30,32 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from bintally.distributed import rank as rank_module
+from bintally.distributed.network_address import route_to
+from bintally.distributed.process_group import exit_process
+from bintally.distributed.rank import STOPPED
+from bintally.distributed.stores import FOLDER_VARIABLE, RENDEZVOUS
 from bintally.errors import UserError
 from bintally.params import Launch
-from bintally.training import rank as rank_module
-from bintally.training.distributed import exit_process
-from bintally.training.network_address import route_to
-from bintally.training.stores import FOLDER_VARIABLE, RENDEZVOUS
 
-STOPPED = 128 + signal.SIGTERM  # exit code of a rank that was stopped by a signal
 RESUMES = "`dvc repro` resumes it"
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 log = logging.getLogger("bintally")
 
 
-def launch(settings: Launch, module: str, on_cut_off: Callable[[UserError], object] = lambda _error: None) -> None:
+def launch(
+    settings: Launch,
+    module: str,
+    on_cut_off: Callable[[UserError], object] = lambda _error: None,
+    preload: Sequence[str] = (),
+) -> None:
     """Run a module in `launch.ranks` processes on each of `launch.nnodes` machines, and wait for them.
 
     Args:
         module: defines ``run_rank() -> int``, which does the work of one rank and returns its exit code.
         on_cut_off: called before this process exits because the other machines cannot be reached.
+        preload: other modules that the ranks need, imported before they are forked.
 
     Raises:
         UserError: a rank failed, or the machines could not meet.
@@ -76,7 +82,8 @@ def launch(settings: Launch, module: str, on_cut_off: Callable[[UserError], obje
             )
             if _can_fork(settings):
                 config.start_method = "fork"
-                _import_before_fork(module)
+                for name in (module, *preload, "torch._dynamo"):  # the last by the first optimizer, in seconds
+                    import_module(name)
                 elastic_launch(config, _forked_rank)(module)
             else:
                 elastic_launch(config, sys.executable)("-u", "-m", rank_module.__name__, module)
@@ -115,13 +122,6 @@ def _rendezvous(settings: Launch, scratch: Path) -> dict[str, Any]:
 
 def _can_fork(settings: Launch) -> bool:
     return settings.nnodes == 1 and not torch.accelerator.is_available()
-
-
-def _import_before_fork(module: str) -> None:
-    import_module(module)
-    import_module("bintally.training.loop")
-    import_module("bintally.training.setup")
-    import_module("torch._dynamo")  # by the first optimizer, in seconds
 
 
 def _forked_rank(module: str) -> None:

@@ -1,4 +1,4 @@
-"""Processes that train together: the process group, collective operations, batch normalisation over all ranks."""
+"""Processes that work together: the process group, and collective operations."""
 
 import os
 import re
@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 
+from bintally.distributed.stores import rank_store
 from bintally.errors import UserError
-from bintally.training.stores import rank_store
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class RankContext:
     device: torch.device
     is_main: bool
     """Whether it is the main process of its machine, which writes files and shows progress."""
+    local_world_size: int = 1
+    """Number of ranks on its machine."""
 
 
 def is_main_process() -> bool:
@@ -50,9 +52,7 @@ def process_group(timeout_s: float) -> Iterator[RankContext]:
     device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-        # Same inputs, same bytes: no algorithms chosen by timing.
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
+    use_deterministic_algorithms()
     try:
         rank, world_size, timeout = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), timedelta(seconds=timeout_s)
         distributed.init_process_group(
@@ -62,7 +62,7 @@ def process_group(timeout_s: float) -> Iterator[RankContext]:
             rank=rank,
             world_size=world_size,
         )
-        yield RankContext(distributed.get_rank(), distributed.get_world_size(), device, is_main_process())
+        yield RankContext(rank, world_size, device, is_main_process(), local_ranks)
     except RuntimeError as error:
         if not _is_network_error(error):
             raise
@@ -71,6 +71,12 @@ def process_group(timeout_s: float) -> Iterator[RankContext]:
             f"rank {os.environ['RANK']} lost the other ranks ({reason}): one of them stopped, or the network "
             f"between the machines failed; ranks wait launch.timeout_s ({timeout_s}) at most"
         ) from error
+
+
+def use_deterministic_algorithms() -> None:
+    """Same inputs, same bytes: let cuDNN choose no algorithms by timing."""
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
 
 
 def _is_network_error(error: RuntimeError) -> bool:
@@ -132,70 +138,9 @@ def broadcast_bytes(content: bytes, source: int, context: RankContext) -> bytes:
     return bytes(buffer.cpu().numpy())
 
 
-class _Normalise(torch.autograd.Function):
-    """Batch normalisation over the global batch, with one exchange forward and one backward."""
-
-    @staticmethod
-    def forward(
-        saved: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        number = inputs.new_tensor([inputs.numel() / inputs.shape[1]])
-        mean = inputs.mean((0, 2, 3))
-        centred = inputs - mean[:, None, None]
-        variance = (centred * centred).mean((0, 2, 3))  # torch.var_mean takes ten times as long on a CPU
-        rows = [torch.empty(2 * len(mean) + 1, device=inputs.device) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(rows, torch.cat([number, mean, variance]))
-        numbers, means, variances = torch.stack(rows).split([1, len(mean), len(mean)], dim=1)
-        number = numbers.sum()
-        whole = (means * numbers).sum(0) / number
-        variance = ((variances + (means - whole).square()) * numbers).sum(0) / number
-        inverse, shift = (variance + eps).rsqrt(), mean - whole
-        saved.save_for_backward(centred, shift, weight, inverse, number)
-        saved.mark_non_differentiable(whole, variance, number)
-        scale = weight * inverse
-        outputs = torch.addcmul((bias + shift * scale)[:, None, None], centred, scale[:, None, None])
-        return outputs, whole, variance, number
-
-    @staticmethod
-    def backward(saved: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        centred, shift, weight, inverse, number = saved.saved_tensors
-        gradient = gradients[0]
-        total = gradient.sum((0, 2, 3))
-        along = ((gradient * centred).sum((0, 2, 3)) + shift * total) * inverse
-        # Every rank's loss depends on each image through the statistics; the gradients of weight and bias stay this
-        # rank's share.
-        total_all, along_all = all_reduce_sum(torch.cat([total, along])).chunk(2)
-        scale = weight * inverse
-        slope = -scale * inverse * along_all / number
-        offset = slope * shift - scale * total_all / number
-        result = torch.addcmul(offset[:, None, None], centred, slope[:, None, None])
-        return result.addcmul_(gradient, scale[:, None, None]), along, total, None
-
-
-class GlobalBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation with the statistics of the global batch, in float32, on CPU and GPU.
-
-    With it the result does not depend on how a batch is divided between ranks. PyTorch's SyncBatchNorm needs GPUs.
-    Backward follows Ioffe and Szegedy 2015, section 3.
-    """
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            return super().forward(inputs)
-        outputs, mean, variance, number = _Normalise.apply(inputs.float(), self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            assert self.running_mean is not None and self.running_var is not None
-            momentum = self.momentum if self.momentum is not None else 0.1
-            self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(variance * (number / (number - 1).clamp_min(1)), momentum)
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
-        normalised: torch.Tensor = outputs.to(inputs.dtype)
-        return normalised
-
-
-def convert_batch_norm(module: nn.Module) -> None:
-    """Turn every nn.BatchNorm2d in ``module`` into a GlobalBatchNorm, in place."""
-    for child in module.modules():
-        if type(child) is nn.BatchNorm2d:
-            child.__class__ = GlobalBatchNorm
+def require_same_key(key: str, context: RankContext) -> None:
+    """Wait for all ranks. Raises UserError on each if their keys, hashes of what their work depends on, differ."""
+    if len(all_gather(torch.tensor([int(key[:15], 16)], device=context.device), context).unique()) > 1:
+        raise UserError(
+            "the machines do not have the same parameters, data and code; bring all to the same commit and data"
+        )

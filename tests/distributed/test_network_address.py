@@ -2,8 +2,8 @@
 
 import pytest
 
+from bintally.distributed.network_address import route_to
 from bintally.errors import UserError
-from bintally.training.network_address import route_to
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

@@ -1,4 +1,4 @@
-"""Processes that train together: collective operations, global batch statistics, and lost ranks."""
+"""Processes that work together: collective operations, and lost ranks."""
 
 import os
 import signal
@@ -6,20 +6,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from bintally.training.distributed import (
-    GlobalBatchNorm,
+from bintally.distributed.process_group import (
     RankContext,
     all_gather,
     all_reduce_sum,
     broadcast_bytes,
-    convert_batch_norm,
+    require_same_key,
 )
-from training_helpers import Tensors, exit_codes, rank_result, run_two_ranks, single_rank, start_ranks
+from training_helpers import exit_codes, rank_result, run_two_ranks, single_rank, start_ranks
 
 
 @pytest.fixture(scope="module")
@@ -28,37 +25,9 @@ def context() -> Iterator[RankContext]:
         yield only
 
 
-def global_batch() -> torch.Tensor:
-    """Seven images of three channels: more on the first of two ranks than on the second, and unlike those."""
-    batch = torch.randn(7, 3, 4, 5, generator=torch.Generator().manual_seed(2)) * 2 + 1
-    batch[:4] += 3
-    return batch
-
-
-def run_batch_norm(norm: nn.BatchNorm2d, images: torch.Tensor) -> Tensors:
-    """Two steps of batch normalisation: the last's outputs and gradients, the statistics, and their use."""
-    with torch.no_grad():
-        norm.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
-        norm.bias.copy_(torch.tensor([-1.0, 0.0, 1.0]))
-    weights = torch.linspace(0, 1, images[0].numel(), device=images.device).view(images.shape[1:])
-    for _ in range(2):
-        inputs = images.clone().requires_grad_()
-        norm.zero_grad()
-        outputs = norm(inputs)
-        (outputs.sigmoid() * weights).sum().backward()
-    gradients = (inputs.grad, norm.weight.grad, norm.bias.grad)
-    names = ("inputs' gradient", "weight's gradient", "bias's gradient")
-    tensors = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
-    tensors["outputs"] = outputs
-    tensors |= {f"its {name}": buffer for name, buffer in norm.named_buffers()}
-    tensors["outputs in use"] = norm.eval()(global_batch().to(images.device))
-    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-
-
-def run_share(context: RankContext) -> Tensors:
-    """The results of a rank with its share of the batch."""
-    mine = np.array_split(np.arange(7), context.world_size)[context.rank]
-    return run_batch_norm(GlobalBatchNorm(3).to(context.device), global_batch()[mine].to(context.device))
+def differ(context: RankContext, _folder: Path) -> None:
+    require_same_key("a" * 64, context)
+    require_same_key(f"{context.rank}" * 64, context)
 
 
 def exchange(context: RankContext, _folder: Path) -> dict[str, object]:
@@ -70,7 +39,6 @@ def exchange(context: RankContext, _folder: Path) -> dict[str, object]:
         "sum": all_reduce_sum(torch.tensor([1.5, 2.0 * context.rank])),
         "gathered": all_gather(torch.tensor([context.rank, 10 + context.rank]), context),
         "broadcast": [broadcast_bytes(content(context.rank), source, context) == content(source) for source in (0, 1)],
-        "batch norm": run_share(context),
     }
 
 
@@ -91,34 +59,10 @@ def test_ranks_sum_gather_and_broadcast(context: RankContext, two: list[dict[str
     assert all_gather(torch.tensor([3, 4]), context).tolist() == [[3, 4]]
 
 
-def test_batch_statistics_are_those_of_the_global_batch(context: RankContext, two: list[dict[str, Tensors]]) -> None:
-    expected = run_batch_norm(nn.BatchNorm2d(3), global_batch())
-    assert len(expected) == 8
-    first, second = (one["batch norm"] for one in two)
-    joint = dict(first)
-    for name in ("outputs", "inputs' gradient"):
-        joint[name] = torch.cat([first[name], second[name]])
-    for name in ("weight's gradient", "bias's gradient"):
-        joint[name] = first[name] + second[name]
-    torch.testing.assert_close(run_share(context), expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(joint, expected, atol=1e-5, rtol=1e-4)
-
-
-def test_only_plain_batch_normalisation_is_converted() -> None:
-    class Own(nn.BatchNorm2d):
-        pass
-
-    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.BatchNorm2d(3)), Own(3))
-    state = {name: value.clone() for name, value in network.state_dict().items()}
-    convert_batch_norm(network)
-    assert [type(module) for module in network.modules()] == [
-        nn.Sequential,
-        nn.Conv2d,
-        nn.Sequential,
-        GlobalBatchNorm,
-        Own,
-    ]
-    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+def test_ranks_with_different_keys_end_on_each_of_them(tmp_path: Path) -> None:
+    message = "UserError: the machines do not have the same parameters, data and code; bring all to the same commit"
+    for text in run_two_ranks(differ, tmp_path):
+        assert text.startswith(message)
 
 
 # --- lost ranks ----------------------------------------------------------------------------------------
