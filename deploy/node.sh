@@ -40,7 +40,7 @@ if dvc exp list --name-only origin | grep -xF -- "$NAME" >/dev/null; then
     exit 0
 fi
 if ! dvc exp list --name-only | grep -xF -- "$NAME" >/dev/null; then
-    dvc pull fetch split encode
+    dvc pull fetch encode quality split
     # A pod's name is known only once the pod is there.
     for _ in {1..300}; do
         ! getent ahosts "${ENDPOINT%:*}" >/dev/null || break

@@ -192,8 +192,8 @@ def test_slurm_trains_alike_on_every_node_and_the_first_alone_evaluates_and_push
     assert run[0].startswith("exp run --name slurm-41234 -S ")
     assert "exp push origin slurm-41234" in first
     assert not any("push" in call for call in second)
-    assert "pull fetch split encode" in first
-    assert "pull fetch split encode" in second
+    assert "pull fetch encode quality split" in first
+    assert "pull fetch encode quality split" in second
     launch = changed(overrides_in(run[0]), tmp_path).launch
     assert (launch.nnodes, launch.ranks, launch.rdzv_endpoint) == (2, 4, "big1:21234")
     assert not (site.repository / ".bintally/slurm/slurm-41234").exists()

@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from bintally.bins.images import decode_fetched
 from bintally.bins.quality import REASONS, Measures, measure, near_duplicates, reasons
 from bintally.bins.shards import Entry, ShardReader, read_index
+from bintally.distributed.process_group import RankContext, use_deterministic_algorithms
 from bintally.errors import disk_full_as_user_error
 from bintally.files import METRIC_DIGITS, SCRATCH, read_csv, write_csv, write_json
 from bintally.hashing import sha256_hex, source_code
@@ -122,9 +123,10 @@ def _features(params: Params, encoded: Encoded, reader: ShardReader, entries: li
     folder = SCRATCH / "quality/features"
     key = encoded.encoding.digest
     torch.manual_seed(SEED)
-    encode(
-        folder, images, backbone, model.image_size, "features", False, default_device(), SCRATCH / "quality/encode", key
-    )
+    use_deterministic_algorithms()
+    context = RankContext(0, 1, default_device(), is_main=True)
+    scratch = SCRATCH / "quality/encode"
+    encode(folder, images, backbone, model.image_size, "features", False, context, scratch, key)
     return MemoryMappedRows(folder / "array.npy")
 
 
