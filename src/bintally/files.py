@@ -4,7 +4,6 @@ import csv
 import errno
 import fcntl
 import glob
-import io
 import json
 import os
 import re
@@ -161,11 +160,10 @@ def round_floats(content: Any, digits: int) -> Any:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]], digits: int | None = None) -> None:
     """Write a CSV file; ``digits`` as in :func:`write_json`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows if digits is None else (round_floats(row, digits) for row in rows))
-    write_text(path, text.getvalue())
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows if digits is None else (round_floats(row, digits) for row in rows))
 
 
 def spreadsheet_text(text: str) -> str:
@@ -177,7 +175,12 @@ def spreadsheet_text(text: str) -> str:
     return re.sub(r"(^|[;\t]\s*)([=+@\t\r\n-])", r"\1'\2", text)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows by column, as strings: an id such as ``00001`` must not become a number."""
+def iter_csv(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows by column, as strings: an id such as ``00001`` must not become a number."""
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        yield from csv.DictReader(file)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of :func:`iter_csv`."""
+    return list(iter_csv(path))

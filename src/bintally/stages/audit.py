@@ -135,12 +135,11 @@ def _read_bins(model: RecordModel) -> Bins:
     try:
         probabilities = np.array([[float(row[f"p{count}"]) for count in model.answers.counts] for row in table])
         contents = read_contents(paths.BINS, paths.CORRECTIONS, [row["id"] for row in table])
+        lists, known = Lists.of_contents(contents)
     except KeyError as error:
         raise UserError(
             f"{paths.PREDICTIONS} is not of this calibration or of these bins: {error} is missing; run `dvc repro`"
         ) from error
-    lists = Lists.of([one.products for one in contents])
-    known = np.array([one.is_known for one in contents], bool)
     if not lists.named.any():
         known[:] = True
     rows = np.flatnonzero(known & model.totals.allow(lists.totals))

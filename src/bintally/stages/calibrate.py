@@ -107,14 +107,13 @@ def _learn_compositions(table: Sequence[Mapping[str, str]], totals: Totals) -> C
     """How frequent compositions are among the training records that say what lies in the bin."""
     ids = [row["id"] for row in table if row["split"] == "train"]
     contents = read_contents(paths.BINS, paths.CORRECTIONS, ids)
-    lists = Lists.of([one.products for one in contents if one.is_known])
+    lists = Lists.of(one.products for one in contents if one.is_known)
     learned = lists.take(np.flatnonzero(totals.allow(lists.totals)))
     return fit_compositions(learned.quantities, learned.sizes, totals)
 
 
 def _lists(table: Sequence[Mapping[str, str]], rows: Sequence[int]) -> Lists:
-    contents = read_contents(paths.BINS, paths.CORRECTIONS, [table[row]["id"] for row in rows])
-    return Lists.of([one.products for one in contents])
+    return Lists.of_contents(read_contents(paths.BINS, paths.CORRECTIONS, [table[row]["id"] for row in rows]))[0]
 
 
 if __name__ == "__main__":

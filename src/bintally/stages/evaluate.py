@@ -53,8 +53,7 @@ def main(params: Params) -> None:
     records = require_record_model(paths.MODELS, beside_calibration=False)
     answered = np.searchsorted(params.model_counts, counts)
     evidence = read_outputs(paths.EVIDENCE, (len(table), FEATURES, len(params.model_counts)), rows)[..., answered]
-    contents = read_contents(paths.BINS, paths.CORRECTIONS, ids)
-    lists = Lists.of([one.products for one in contents])
+    lists, _ = Lists.of_contents(read_contents(paths.BINS, paths.CORRECTIONS, ids))
     both = records.count_given_products(photograph.probabilities, evidence, lists)
     given_products = replace(photograph, probabilities=both)
     content = _metrics(photograph, calibration, params.evaluate.resamples)
