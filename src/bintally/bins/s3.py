@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 from bintally.bins.connections import MAX_BODY_S, PIECE, WAIT_S, BodyGivenUp, Connections, Unreachable
 from bintally.bins.objects import (
     DENIED,
+    IMAGES,
     RECORDS,
     UNCHANGED,
     Memory,
@@ -99,7 +100,11 @@ class S3Source:
         self._failed_in_a_row, self._lock = 0, threading.Lock()
 
     def ids(self) -> list[str]:
-        return record_ids(self._names(), self._name)
+        return record_ids((name for name, _ in self._listed(RECORDS)), self._name)
+
+    def digests(self) -> Iterator[tuple[str, str]]:
+        for folder in (RECORDS, IMAGES):
+            yield from ((f"{folder}/{name}", md5) for name, md5 in self._listed(folder) if md5)
 
     def read(
         self, keys: Sequence[str], known: Mapping[str, str] | None = None
@@ -139,17 +144,18 @@ class S3Source:
         self._failed_in_a_row, self._has_answered = 0, True
         return found
 
-    def _names(self) -> Iterator[str]:
-        """The keys of the records, without their prefix. Raises UserError if the listing has no end."""
-        start, folder = time.monotonic(), f"{self._prefix}{RECORDS}/"
-        names, listed, pages_without_keys = list[str](), 0, 0
+    def _listed(self, of: str) -> Iterator[tuple[str, str]]:
+        """The keys in a folder, without its name, each with its MD5, or "" where the entity tag is none.
+
+        Raises UserError if the listing has no end.
+        """
+        start, folder = time.monotonic(), f"{self._prefix}{of}/"
+        names, listed, pages_without_keys = list[tuple[str, str]](), 0, 0
         query = {"list-type": "2", "prefix": folder}
         while True:
             before, page = names, self._page(query)
-            # No more characters: a search must not read a page again and again.
-            escaped = re.findall(rb"<Key>([^<]{1,4000})</Key>", page)
-            keys = (html.unescape(key.decode(errors="replace")) for key in escaped)
-            names = [key.removeprefix(folder) for key in keys if key.startswith(folder)]
+            objects = [_key_and_md5(part) for part in page.split(b"<Key>")[1:]]
+            names = [(key.removeprefix(folder), md5) for key, md5 in objects if key.startswith(folder)]
             yield from names
             if not re.search(rb"<IsTruncated>\s*true\s*<", page):
                 return
@@ -250,6 +256,13 @@ class S3Source:
         return UserError(
             f"{self._name}: the listing has no end ({why}); check the server, or list the ids in fetch.ids"
         )
+
+
+def _key_and_md5(listed: bytes) -> tuple[str, str]:
+    """The key at the start of a part of a listing, "" if it is none, and its MD5 if the entity tag after it is one."""
+    key = re.match(rb"([^<]{1,4000})</Key>", listed)
+    tag = re.search(rb'<ETag>(?:&quot;|&#34;|")?([0-9a-f]{32})(?:&quot;|&#34;|")?</ETag>', listed)
+    return html.unescape(key[1].decode(errors="replace")) if key else "", tag[1].decode() if tag else ""
 
 
 def signer(url: str, region: str) -> Callable[[str], Headers]:
