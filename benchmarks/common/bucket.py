@@ -207,6 +207,7 @@ class _Connection(asyncio.Protocol):
                 part = body[piece * size : (piece + 1) * size]
                 loop.call_later(SLOW_S * (piece + 1) / PIECES, self._transport.write, part)
         else:
+            self._served["objects"] += 1
             self._send(200, body)
 
     def _page(self, folder: str, first: int) -> bytes:

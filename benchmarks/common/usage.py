@@ -30,10 +30,12 @@ def run_measured(
     command: Sequence[str],
     folder: Path,
     environment: Mapping[str, str],
-    kill_after_s: float | None = None,
-    while_running: Callable[[], object] = lambda: None,
+    kill_when: Callable[[float], bool] = lambda _seconds: False,
 ) -> Usage:
-    """Run a command in a folder, and kill it and its children with SIGKILL after ``kill_after_s``.
+    """Run a command in a folder, and kill it and its children with SIGKILL when it is time.
+
+    Args:
+        kill_when: called again and again with the seconds since the start.
 
     Raises CalledProcessError if it fails.
     """
@@ -46,12 +48,11 @@ def run_measured(
             if now - looked_at_disk > DISK_SAMPLE_S:
                 usage.peak_disk = max(usage.peak_disk, disk_usage(folder))
                 looked_at_disk = time.monotonic() - start
-            if kill_after_s is not None and now > kill_after_s:
+            if kill_when(now):
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 usage.was_killed = True
                 break
-            while_running()
             time.sleep(SAMPLE_S)
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)

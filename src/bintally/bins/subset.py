@@ -24,7 +24,8 @@ from bintally.params import Fetch
 from bintally.progress import progress
 
 log = logging.getLogger("bintally.subset")
-BATCH = 2048
+BATCH = 2048  # bins, of which some may turn out not to be needed
+BATCH_OF_ALL = 16_384  # if all are; the end of each batch waits for the slowest answers and for those tried again
 DECODERS = min(8, len(os.sched_getaffinity(0)))
 MAX_BYTES_WAITING = 2**27  # of photographs to decode
 MAX_REASON = 200  # characters
@@ -60,10 +61,11 @@ def select_bins(source: Source, fetch: Fetch, staging: Staging) -> Subset:
     rejected: dict[str, str] = {}
     selected: Counter[int] = Counter()
     with progress("fetch", goal, "bins") as advance, _Decoders() as decoders:
-        for start in range(0, len(candidates), BATCH):
+        size = BATCH if fetch.per_count else BATCH_OF_ALL
+        for start in range(0, len(candidates), size):
             if all(selected[count] >= limit for count in fetch.counts):
                 break
-            batch = candidates[start : start + BATCH]
+            batch = candidates[start : start + size]
             for _ in staging.fetch(source, map(record_key, batch)):
                 advance(0)
             labels: dict[str, int] = {}
