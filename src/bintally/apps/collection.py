@@ -1,7 +1,8 @@
 """The bins and predictions of the last `dvc repro`, as arrays, for the report and the notebook."""
 
 import json
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from bintally import paths
 from bintally.bins.images import decode_fetched
 from bintally.bins.shards import Entry, ShardReader, read_index
 from bintally.errors import UserError
-from bintally.files import read_csv
+from bintally.files import read_columns, read_csv
 from bintally.progress import progress
 from bintally.scoring.decoding import DECODINGS, FOR_ACCURACY
 from bintally.scoring.metrics import Counts, Floats, LabelledPredictions
@@ -21,6 +22,7 @@ from bintally.scoring.references import BenchmarkRow
 from bintally.scoring.selection import sharpness
 
 SHOWN = 640
+MEASURED_AT_ONCE = 1024  # photographs
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,16 @@ def load_collection() -> Collection:
 
 
 def _read_outs() -> Collection:
-    entries, splits, predictions = read_index(paths.BINS), read_csv(paths.SPLITS), read_csv(paths.PREDICTIONS)
+    entries, predictions = read_index(paths.BINS), read_csv(paths.PREDICTIONS)
+    ids, counts, splits = read_columns(paths.SPLITS, "id", "count", "split")
     benchmark, metrics = (
         json.loads(path.read_text(encoding="utf-8")) for path in (paths.BENCHMARK, paths.TEST_METRICS)
     )
-    if [line["id"] for line in splits] != [entry.id for entry in entries]:
+    if ids != [entry.id for entry in entries]:
         raise UserError(f"{paths.SPLITS} has other bins than {paths.BINS}; run `dvc repro`")
     classes = [int(name[1:]) for name in predictions[0] if name[0] == "p" and name[1:].isdecimal()]
-    test = [(line["id"], line["count"]) for line in splits if line["split"] == "test" and int(line["count"]) in classes]
+    bins = zip(ids, counts, splits, strict=True)
+    test = [(bin_id, count) for bin_id, count, split in bins if split == "test" and int(count) in classes]
     if [(line["id"], line["count"]) for line in predictions] != test:
         raise UserError(f"{paths.PREDICTIONS} has other test bins than {paths.SPLITS}; run `dvc repro`")
     right = np.mean([line[FOR_ACCURACY] == line["count"] for line in predictions])
@@ -112,11 +116,12 @@ def _read_outs() -> Collection:
         image = decode_fetched(reader.image(entry), entry.id)
         return image.size, sharpness(image)
 
-    measured = []
+    sizes, sharpnesses = np.empty((len(entries), 2), np.int64), np.empty(len(entries))
     with progress("measure", len(entries), "photographs") as advance, ThreadPoolExecutor() as pool:
-        for size_and_sharpness in pool.map(measure, entries):
-            measured.append(size_and_sharpness)
-            advance(1)
+        for start in range(0, len(entries), MEASURED_AT_ONCE):  # a pool queues all that it is given
+            for row, of_one in enumerate(pool.map(measure, entries[start : start + MEASURED_AT_ONCE]), start):
+                sizes[row], sharpnesses[row] = of_one
+                advance(1)
     return Collection(
         demo=not benchmark["comparable"],
         benchmark=[BenchmarkRow(**{"rmse": None, **row}) for row in benchmark["rows"]],
@@ -124,10 +129,10 @@ def _read_outs() -> Collection:
         entries=entries,
         counts=np.array([entry.count for entry in entries]),
         groups=[entry.group for entry in entries],
-        splits=[line["split"] for line in splits],
-        sizes=np.array([size for size, _ in measured]),
-        sharpness=np.array([value for _, value in measured]),
-        products=_products([reader.record(entry) for entry in entries]),
+        splits=splits,
+        sizes=sizes,
+        sharpness=sharpnesses,
+        products=_products(map(reader.record, entries)),
         test_rows=np.array([row_of[line["id"]] for line in predictions]),
         predictions=LabelledPredictions(
             np.array([[float(line[f"p{count}"]) for count in classes] for line in predictions]),
@@ -141,16 +146,16 @@ def _read_outs() -> Collection:
     )
 
 
-def _products(records: Sequence[bytes]) -> Products:
-    products = [json.loads(record)["BIN_FCSKU_DATA"].values() for record in records]
-    items = [(row, item) for row, listed in enumerate(products) for item in listed if item["quantity"]]
-    sides = [[_measurement(item, side) for side in ("height", "length", "width")] for _, item in items]
-    return Products(
-        np.array([row for row, _ in items], np.int64),
-        np.array([item["quantity"] for _, item in items], np.int64),
-        np.array([_measurement(item, "weight") for _, item in items], np.float64),
-        np.array(sides, np.float64).reshape(-1, 3),
-    )
+def _products(records: Iterable[bytes]) -> Products:
+    rows, quantities, weights, sides = array("q"), array("q"), array("d"), array("d")
+    for row, record in enumerate(records):
+        for item in json.loads(record)["BIN_FCSKU_DATA"].values():
+            if item["quantity"]:
+                rows.append(row)
+                quantities.append(item["quantity"])
+                weights.append(_measurement(item, "weight"))
+                sides.extend(_measurement(item, side) for side in ("height", "length", "width"))
+    return Products(np.array(rows), np.array(quantities), np.array(weights), np.reshape(sides, (-1, 3)))
 
 
 def _measurement(item: Mapping[str, Any], name: str) -> float:
