@@ -3,8 +3,8 @@
 A server on loopback gives the objects of a bucket in which a few thousand rendered photographs are repeated
 (`common/bucket.py`), answers some requests with 503, 500, a reset, half a body or a slow one, and is restarted in the
 middle. The stages run one after the other in a folder of their own, without DVC. What was fetched is compared with the
-bucket, byte for byte. Fetch is killed with SIGKILL after three quarters and resumed. The other long stages are run again, killed
-in the middle and resumed: they must come to the same bytes, and take `interruption_s` more than without. The
+bucket, byte for byte. Fetch is killed with SIGKILL after three quarters and resumed. The other long stages are run
+again, killed in the middle and resumed: they come to the same bytes, `interruption_s` later than without. The
 backbone is frozen, the images are small.
 
     python benchmarks/scale.py                                         1,000 bins, about three minutes

@@ -33,7 +33,7 @@ from bintally.bins.shards import Bin, ShardReader, read_index, write_shards
 from bintally.demo.warehouse import BLOCK, DemoWarehouse
 
 NAME = "bins"
-RENDERED = 333 * BLOCK  # whole blocks, so that photographs of one bin stay neighbours
+RENDERED = 333 * BLOCK  # bins, in whole blocks, so that photographs of one bin stay neighbours
 VARIANTS = 4
 UNUSABLE = {"broken image", "missing image", "broken record", "no expected quantity", "quantities disagree"}
 PAGE = 1000  # keys
@@ -44,11 +44,11 @@ PIECES = 8  # of a slow body
 START_S = 60.0
 
 
-def render(folder: Path, side: int, seed: int = 1) -> None:
-    """Render RENDERED photographs in VARIANTS variants, no side longer than ``side``, unless they are there."""
+def render(folder: Path, side: int, bins: int = RENDERED, seed: int = 1) -> None:
+    """Render the photographs of bins in VARIANTS variants, no side longer than ``side``, unless they are there."""
     if (folder / "index.csv").exists():
         return
-    numbers = range(1, RENDERED + 1)
+    numbers = range(1, bins + 1)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         rendered = pool.map(partial(_rendered, seed, side), numbers, chunksize=16)
         write_shards(folder, (one for variants in rendered for one in variants))
@@ -92,11 +92,12 @@ class Bucket:
         entries = {entry.id: entry for entry in read_index(rendered)}
         self.bins = bins
         self._width = len(str(bins))
+        self._rendered = len(entries) // VARIANTS
+        numbers = range(1, self._rendered + 1)
         self._images = [
-            [reader.image(entries[f"{number}-{variant}"]) for variant in range(VARIANTS)]
-            for number in range(1, RENDERED + 1)
+            [reader.image(entries[f"{number}-{variant}"]) for variant in range(VARIANTS)] for number in numbers
         ]
-        first = [entries[f"{number}-0"] for number in range(1, RENDERED + 1)]
+        first = [entries[f"{number}-0"] for number in numbers]
         self._records = [reader.record(entry) for entry in first]
         self._is_good = [entry.group == "good" for entry in first]
 
@@ -105,18 +106,18 @@ class Bucket:
 
     def is_good(self, number: int) -> bool:
         """Whether the bin can be used."""
-        return self._is_good[(number - 1) % RENDERED]
+        return self._is_good[(number - 1) % self._rendered]
 
     def image(self, number: int) -> bytes | None:
         """A photograph with the id in a comment, so that no two files are equal; None if there is none."""
-        turn, place = divmod(number - 1, RENDERED)
+        turn, place = divmod(number - 1, self._rendered)
         image, comment = self._images[place][turn % VARIANTS], self.id(number).encode()
         segment = b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment
         return image[:2] + segment + image[2:] if image else None
 
     def record(self, number: int) -> bytes:
         """A record with the id in a key that nobody reads."""
-        return b'{"copy": "%s",' % self.id(number).encode() + self._records[(number - 1) % RENDERED][1:]
+        return b'{"copy": "%s",' % self.id(number).encode() + self._records[(number - 1) % self._rendered][1:]
 
     def object(self, key: str) -> bytes | None:
         """The object of a key; None if there is none."""

@@ -213,7 +213,9 @@ class S3Source:
                 error = _Failed("the connection was cut" if is_cut else "the answer is not HTTP")
             if attempt == MAX_ATTEMPTS or stopped.is_set():
                 raise error
-            log.info("%s: attempt %d of %d for %s failed, retrying", self._name, attempt, MAX_ATTEMPTS, path)
+            # First attempts fail by the thousand in a large bucket.
+            level = logging.DEBUG if attempt == 1 else logging.INFO
+            log.log(level, "%s: attempt %d of %d for %s failed, retrying", self._name, attempt, MAX_ATTEMPTS, path)
             stopped.wait(FIRST_PAUSE_S * 2 ** (attempt - 1))
         raise AssertionError("unreachable")
 
