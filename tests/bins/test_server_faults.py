@@ -22,12 +22,12 @@ def restart_when(server: BucketServer, requests: int) -> None:
 
 
 def test_no_bin_is_lost_or_doubled_by_the_faults_of_a_server(tmp_path: Path) -> None:
-    render(tmp_path / "rendered", 64, BLOCK)
+    render(tmp_path / "rendered", 64, 2 * BLOCK)
     bucket = Bucket(tmp_path / "rendered", BINS)
     with bucket_server(tmp_path / "rendered", BINS) as server:
+        params = fetch_params(f"s3://{NAME}", server.endpoint, counts=[2, 3, 4], open_ended=True, concurrency=32)
         restarting = threading.Thread(target=restart_when, args=(server, BINS // 2))
         restarting.start()
-        params = fetch_params(f"s3://{NAME}", server.endpoint, counts=[1], open_ended=True, concurrency=32)
         with closing(Staging(tmp_path / "objects.sqlite")) as staging:
             subset = select_bins(open_source(params), params, staging)
             fetched = list(iter_bins(subset, staging))
