@@ -28,7 +28,8 @@ from bintally.errors import UserError, printable
 from bintally.params import Fetch
 
 log = logging.getLogger("bintally.source")
-MAX_ATTEMPTS = 4
+MAX_ATTEMPTS = 4  # until the server has answered once
+MAX_ATTEMPTS_LATER = 7  # 25 s in all: as long as it takes to start a server anew
 FIRST_PAUSE_S = 0.4  # after the first attempt; twice as long after each other
 MAX_FAILED_IN_A_ROW = 32  # objects; more are a server that is down, and not objects that are damaged
 MAX_ERROR_BYTES = 2**16
@@ -84,7 +85,7 @@ class _Failed(Exception):
 
 
 class S3Source:
-    """Bins in a bucket, read with concurrent requests, each in up to MAX_ATTEMPTS attempts."""
+    """Bins in a bucket, read with concurrent requests, each in up to MAX_ATTEMPTS_LATER attempts."""
 
     def __init__(self, fetch: Fetch) -> None:
         """Raises UserError if requests are to be signed and there are no credentials."""
@@ -211,11 +212,12 @@ class S3Source:
             except (http.client.HTTPException, OSError) as broken:
                 is_cut = isinstance(broken, http.client.IncompleteRead | OSError)
                 error = _Failed("the connection was cut" if is_cut else "the answer is not HTTP")
-            if attempt == MAX_ATTEMPTS or stopped.is_set():
+            attempts = MAX_ATTEMPTS_LATER if self._has_answered else MAX_ATTEMPTS
+            if attempt >= attempts or stopped.is_set():
                 raise error
             # First attempts fail by the thousand in a large bucket.
             level = logging.DEBUG if attempt == 1 else logging.INFO
-            log.log(level, "%s: attempt %d of %d for %s failed, retrying", self._name, attempt, MAX_ATTEMPTS, path)
+            log.log(level, "%s: attempt %d of %d for %s failed, retrying", self._name, attempt, attempts, path)
             stopped.wait(FIRST_PAUSE_S * 2 ** (attempt - 1))
         raise AssertionError("unreachable")
 
