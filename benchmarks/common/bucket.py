@@ -28,7 +28,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from PIL import Image, ImageEnhance, ImageOps
 
 from bintally.apps.seaweedfs import free_ports
-from bintally.bins.objects import image_key, record_key
+from bintally.bins.objects import IMAGES, RECORDS, image_key, record_key
 from bintally.bins.shards import Bin, ShardReader, read_index, write_shards
 from bintally.demo.warehouse import BLOCK, DemoWarehouse
 
@@ -129,11 +129,13 @@ class Bucket:
             return self.record(number)
         return self.image(number) if key == image_key(stem) else None
 
-    def keys(self, folder: str, first: int) -> list[str]:
-        """A page of the keys in a folder, from a bin's number on."""
-        key = {"metadata/": record_key, "bin-images/": image_key}.get(folder)
-        numbers = range(first, min(first + PAGE, self.bins + 1)) if key else range(0)
-        return [key(self.id(number)) for number in numbers if self.object(key(self.id(number)))] if key else []
+    def page(self, folder: str, first: int) -> Iterator[tuple[str, bytes]]:
+        """The keys and objects of a page of a listing, from a bin's number on."""
+        key = {f"{RECORDS}/": record_key, f"{IMAGES}/": image_key}[folder]
+        for number in range(first, min(first + PAGE, self.bins + 1)):
+            body = self.record(number) if key is record_key else self.image(number)
+            if body:
+                yield key(self.id(number)), body
 
 
 def fault_of(key: str) -> str | None:
@@ -213,8 +215,8 @@ class _Connection(asyncio.Protocol):
 
     def _page(self, folder: str, first: int) -> bytes:
         contents = []
-        for key in self._bucket.keys(folder, first):
-            digest = hashlib.md5(self._bucket.object(key) or b"", usedforsecurity=False).hexdigest()
+        for key, body in self._bucket.page(folder, first):
+            digest = hashlib.md5(body, usedforsecurity=False).hexdigest()
             contents.append(f"<Contents><Key>{key}</Key><ETag>&quot;{digest}&quot;</ETag></Contents>")
         is_last = first + PAGE > self._bucket.bins
         more = "" if is_last else f"<NextContinuationToken>{first + PAGE}</NextContinuationToken>"
