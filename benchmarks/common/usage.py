@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -40,7 +41,7 @@ def run_measured(
     Raises CalledProcessError if it fails.
     """
     usage, start, looked_at_disk = Usage(), time.monotonic(), 0.0
-    process = subprocess.Popen(command, cwd=folder, env=dict(environment), start_new_session=True)
+    process = subprocess.Popen(command, cwd=folder, env=dict(environment), stdout=sys.stderr, start_new_session=True)
     try:
         while process.poll() is None:
             usage.peak_mib = max(usage.peak_mib, sum(map(_pss, _tree(process.pid))) / MIB)
