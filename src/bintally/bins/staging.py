@@ -52,7 +52,7 @@ class Staging:
             (stored,) = self._database.execute("SELECT count(*) FROM object").fetchone()
             if stored < ASKED_ONE_BY_ONE:
                 return
-            log.info("%d objects are here from an earlier fetch; comparing them with the source's listing", stored)
+            log.info("%d objects are here from an earlier fetch", stored)
             self._database.execute("BEGIN")
             same = "INSERT OR IGNORE INTO verified SELECT key FROM object WHERE key = ? AND md5 = ?"
             try:
