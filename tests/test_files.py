@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from bintally.errors import UserError
 from bintally.files import (
     atomic_write,
     check_writable,
+    read_columns,
     read_csv,
     round_floats,
     spreadsheet_text,
@@ -21,6 +24,28 @@ from bintally.files import (
     write_json,
     write_text,
 )
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_table_of_any_length_is_written_in_little_memory_and_read_as_columns(tmp_path: Path) -> None:
+    path, number = tmp_path / "table.csv", 20_000
+    rows = ((f"{row:06}", row % 5, "train") for row in range(number))
+    assert peak_bytes(lambda: write_csv(path, ["id", "count", "split"], rows)) < 200_000 < path.stat().st_size
+    rows_take = peak_bytes(lambda: read_csv(path))
+    assert peak_bytes(lambda: read_columns(path, "split", "count")) < rows_take / 10
+    split, ids = read_columns(path, "split", "id")
+    assert (set(split), ids[0], ids[-1], len(ids)) == ({"train"}, "000000", "019999", number)
+    assert read_columns(path, "id")[0][3] is read_columns(path, "id")[0][3]
+    with pytest.raises(KeyError, match="group"):
+        read_columns(path, "group")
 
 
 def test_a_file_that_could_not_be_finished_leaves_the_earlier_one_and_nothing_else(tmp_path: Path) -> None:

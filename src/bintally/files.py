@@ -4,7 +4,6 @@ import csv
 import errno
 import fcntl
 import glob
-import io
 import json
 import os
 import re
@@ -13,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from bintally.errors import UserError, disk_full_as_user_error
@@ -161,11 +161,10 @@ def round_floats(content: Any, digits: int) -> Any:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]], digits: int | None = None) -> None:
     """Write a CSV file; ``digits`` as in :func:`write_json`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows if digits is None else (round_floats(row, digits) for row in rows))
-    write_text(path, text.getvalue())
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows if digits is None else (round_floats(row, digits) for row in rows))
 
 
 def spreadsheet_text(text: str) -> str:
@@ -177,7 +176,21 @@ def spreadsheet_text(text: str) -> str:
     return re.sub(r"(^|[;\t]\s*)([=+@\t\r\n-])", r"\1'\2", text)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows by column, as strings: an id such as ``00001`` must not become a number."""
+def iter_csv(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows by column, as strings: an id such as ``00001`` must not become a number."""
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        yield from csv.DictReader(file)
+
+
+def read_columns(path: Path, *names: str) -> list[list[str]]:
+    """The columns of these names, in much less memory than the rows: equal strings are there once."""
+    columns: list[list[str]] = [[] for _ in names]
+    for row in iter_csv(path):
+        for name, column in zip(names, columns, strict=True):
+            column.append(intern(row[name]))
+    return columns
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of :func:`iter_csv`."""
+    return list(iter_csv(path))

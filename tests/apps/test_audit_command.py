@@ -554,4 +554,4 @@ def test_a_bin_without_named_products_is_counted_and_goes_into_the_count_sheet_w
     page.close()
     run(monkeypatch, "--accept", "marks.csv")
     assert paths.CORRECTIONS.read_text() == f"id,count\n{bare.id},2\n"
-    assert read_contents(paths.BINS, paths.CORRECTIONS, [bare.id])[0].products[0].quantity == 2
+    assert next(read_contents(paths.BINS, paths.CORRECTIONS, [bare.id])).products[0].quantity == 2

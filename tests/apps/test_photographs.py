@@ -231,6 +231,9 @@ class SlowSource:
     def ids(self) -> list[str]:
         return [str(number) for number in range(9000)]
 
+    def digests(self) -> Iterator[tuple[str, str]]:
+        return iter(())
+
     def read(self, keys: Sequence[str], known: Mapping[str, str] | None = None) -> Iterator[tuple[str, bytes]]:
         for key in keys:
             if self.is_slow:

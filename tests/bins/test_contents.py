@@ -22,7 +22,7 @@ def test_contents_are_those_of_the_record_as_corrected(tmp_path: Path) -> None:
         f"{named},{listed[named].count + 1},{first.key},{first.quantity + 1}\n"
         f"{unnamed},{listed[unnamed].count + 1},,\n"
     )
-    contents = read_contents(tmp_path / "bins", corrections, [unnamed, plain, named])
+    contents = list(read_contents(tmp_path / "bins", corrections, [unnamed, plain, named]))
     assert [one.is_known for one in contents] == [False, True, True]
     assert contents[1].products == listed_products(listed[plain].record)
     assert contents[2].products[0].quantity == first.quantity + 1
@@ -32,9 +32,9 @@ def test_contents_are_those_of_the_record_as_corrected(tmp_path: Path) -> None:
 def test_without_corrections_all_is_as_recorded(tmp_path: Path) -> None:
     write_shards(tmp_path, bins())
     ids = [one.id for one in bins()]
-    contents = read_contents(tmp_path, tmp_path / "corrections.csv", ids)
+    contents = list(read_contents(tmp_path, tmp_path / "corrections.csv", ids))
     assert all(one.is_known for one in contents)
     assert [sum(product.quantity for product in one.products) for one in contents] == [one.count for one in bins()]
     (tmp_path / "bins-00000.tar").unlink()
     with pytest.raises(UserError, match="missing or truncated"):
-        read_contents(tmp_path, tmp_path / "corrections.csv", ids)
+        list(read_contents(tmp_path, tmp_path / "corrections.csv", ids))

@@ -167,7 +167,7 @@ def test_an_object_is_what_the_source_has_or_a_reason(monkeypatch: pytest.Monkey
         "large-without-length": too_large,
         "odd": Unread("cannot be read: the server answered 418"),
     }
-    assert sum(request.key == record_key("cut") for request in stub.requests) == s3.MAX_ATTEMPTS
+    assert sum(request.key == record_key("cut") for request in stub.requests) == s3.MAX_ATTEMPTS_LATER
     assert stub.sent < 20_000_000  # what fits into the buffers of two sockets, of endless objects
 
 

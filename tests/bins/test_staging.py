@@ -21,15 +21,21 @@ class MemorySource:
 
     objects: Mapping[str, bytes | Unread]
     reads: Counter[str] = field(default_factory=Counter)
+    asked: Counter[str] = field(default_factory=Counter)
 
     def ids(self) -> list[str]:
         return sorted(self.objects)
+
+    def digests(self) -> Iterator[tuple[str, str]]:
+        bodies = ((key, body) for key, body in self.objects.items() if isinstance(body, bytes))
+        return ((key, hashlib.md5(body).hexdigest()) for key, body in bodies)  # noqa: S324
 
     def read(
         self, keys: Sequence[str], known: Mapping[str, str] | None = None
     ) -> Iterator[tuple[str, bytes | Unread | None]]:
         for key in keys:
             body = self.objects.get(key)
+            self.asked[key] += 1
             if isinstance(body, bytes) and hashlib.md5(body).hexdigest() == (known or {}).get(key):  # noqa: S324
                 yield key, UNCHANGED
             else:
@@ -63,6 +69,34 @@ def test_what_an_earlier_run_left_is_not_given_before_the_source_was_asked(path:
     fetched(path, {"a": b"1"}, "a")
     with closing(Staging(path)) as staging, pytest.raises(KeyError):
         staging.get("a")
+
+
+@pytest.mark.parametrize(("least", "asked"), [(4, "abcd"), (3, "bd")])
+def test_many_stored_objects_are_compared_with_the_listing_and_not_asked_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch, least: int, asked: str
+) -> None:
+    first: dict[str, bytes | Unread] = {"a": b"1", "b": b"old", "c": b"3"}
+    fetched(path, first, "abc")
+    monkeypatch.setattr("bintally.bins.staging.ASKED_ONE_BY_ONE", least)
+    source = MemorySource(first | {"b": b"new", "d": b"4"})
+    with closing(Staging(path)) as staging:
+        staging.verify(source)
+        assert sorted(staging.fetch(source, "abcd")) == list("abcd")
+        assert [staging.get(key) for key in "abcd"] == [b"1", b"new", b"3", b"4"]
+    assert (source.asked, source.reads) == (Counter(asked), Counter("bd"))
+
+
+def test_a_defect_is_kept_for_the_next_run_until_the_object_changes(path: Path) -> None:
+    objects: dict[str, bytes | Unread] = {"a": b"1", "b": b"2"}
+    with closing(Staging(path)) as staging:
+        list(staging.fetch(MemorySource(objects), "abc"))
+        assert [staging.defect(key) for key in "abc"] == [None, None, None]
+        for key, defect in (("a", ""), ("b", "blurred"), ("c", "missing")):
+            staging.keep_defect(key, defect)
+        assert [staging.defect(key) for key in "abc"] == ["", "blurred", "missing"]
+    with closing(Staging(path)) as staging:
+        list(staging.fetch(MemorySource({"a": b"1", "b": b"sharp"}), "abc"))
+        assert [staging.defect(key) for key in "abc"] == ["", None, None]
 
 
 @pytest.mark.parametrize("damage", ["no database", "truncated", "another version", "the format before"])

@@ -49,6 +49,9 @@ class MemorySource:
     def ids(self) -> list[str]:
         return sorted(key[9:-5] for key in self.objects if key.startswith("metadata/"))
 
+    def digests(self) -> Iterator[tuple[str, str]]:
+        return iter(())
+
     def read(
         self, keys: Sequence[str], known: Mapping[str, str] | None = None
     ) -> Iterator[tuple[str, bytes | Unread | None]]:
@@ -259,7 +262,7 @@ def test_objects_that_are_not_read_are_rejected_with_the_reason_and_the_rest_is_
 def test_a_source_that_denies_every_record_is_an_error_before_all_are_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subset, "BATCH", 10)
+    monkeypatch.setattr(subset, "BATCH_OF_ALL", 10)
     source = MemorySource({record_key(f"{number:05d}"): DENIED for number in range(100)})
     staging = Staging(tmp_path / "objects.sqlite")
     with pytest.raises(UserError, match=r"access denied to each of 10 records, .* fetch\.anonymous: false"):
@@ -287,4 +290,4 @@ def test_few_bytes_wait_in_memory_to_be_decoded(monkeypatch: pytest.MonkeyPatch)
         for number in range(1, 31):
             checks.append(decoders.check(b"photograph"))
             assert number - len(decoded) <= 4
-        assert [check.result() for check in checks] == [None] * 30
+        assert [check.result() for check in checks] == [""] * 30

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bintally.scoring import metrics
 from bintally.scoring.metrics import LabelledPredictions, confusion, evaluate, per_class, reliability, risk_coverage
 
 BY_HAND = LabelledPredictions(
@@ -22,6 +23,15 @@ BY_HAND = LabelledPredictions(
     groups=["a", "b", "c", "d"],
     counts=[1, 2, 3],
 )
+
+
+def test_resamples_drawn_in_parts_are_those_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = evaluate(half_right(), 50, seed=1)["interval_95"]
+    monkeypatch.setattr(metrics, "WEIGHTS_AT_ONCE", 900)
+    in_parts = evaluate(half_right(), 50, seed=1)["interval_95"]
+    for name, interval in at_once["most_probable"].items():
+        assert in_parts["most_probable"][name] == pytest.approx(interval, rel=1e-12)
+    assert in_parts["loss"] == pytest.approx(at_once["loss"], rel=1e-12)
 
 
 def half_right(number: int = 300) -> LabelledPredictions:

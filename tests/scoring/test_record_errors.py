@@ -119,6 +119,22 @@ def test_some_records_stay_right_however_large_the_share() -> None:
     assert not none.is_wrong.any()
 
 
+def test_products_that_fit_are_looked_for_once_for_each_number_of_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_through: list[int] = []
+    column = Totals.column
+
+    def counted(totals: Totals, numbers: np.ndarray) -> np.ndarray:
+        looked_through.append(np.size(numbers))
+        return column(totals, numbers)
+
+    monkeypatch.setattr(Totals, "column", counted)
+    quantities, sizes = np.tile([[1], [2], [3], [4]], (1000, 1)), np.zeros((4000, 1, 4))
+    only = ErrorShares(quantity=0, unlisted=0, missing=1)
+    altered = inject_errors(quantities, sizes, 0.5, only, TOTALS, np.random.default_rng(0))
+    assert (altered.kinds == "not_there").sum() == 2000
+    assert sum(looked_through) < 50 * len(quantities)  # and not 2000 times all of them
+
+
 def test_a_wrong_count_is_mostly_one_or_two_off_and_never_impossible() -> None:
     model = error_model(COUNTS)
     of_one, of_two = np.array([0, 1, 1, 0.1, 0.01]) / 2.11, np.array([1, 0, 1, 1, 0.1]) / 3.1

@@ -1,7 +1,8 @@
 """The bins and predictions of the last `dvc repro`, as arrays, for the report and the notebook."""
 
 import json
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,14 @@ from bintally import paths
 from bintally.bins.images import decode_fetched
 from bintally.bins.shards import Entry, ShardReader, read_index
 from bintally.errors import UserError
-from bintally.files import read_csv
+from bintally.files import read_columns, read_csv
 from bintally.scoring.decoding import DECODINGS, FOR_ACCURACY
 from bintally.scoring.metrics import Counts, Floats, LabelledPredictions
 from bintally.scoring.references import BenchmarkRow
 
 SHOWN = 640
 OUTS = (paths.QUALITY, paths.SPLITS, paths.PREDICTIONS, paths.TEST_METRICS, paths.BENCHMARK)
+MEASURES = ("width", "height", "sharpness", "brightest", "darkest", "contrast", "record_probability")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,15 @@ class Products:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """What data/quality.csv says of all bins."""
+
+    measures: dict[str, Floats]  # (n,) each of MEASURES
+    near_duplicate_of: list[int | None]  # the row of the first photograph with the same hash
+    reasons: list[str]  # why the photograph is bad, separated by spaces
+
+
+@dataclass(frozen=True)
 class Collection:
     """All bins in order of id, and the predictions for the test bins."""
 
@@ -42,9 +53,7 @@ class Collection:
     counts: Counts  # (n,) of the records
     groups: list[str]
     splits: list[str]
-    sizes: Counts  # (n, 2) width and height of the photographs, pixels
-    sharpness: Floats  # (n,) of bins.quality.sharpness
-    quality: list[dict[str, str]]  # the rows of data/quality.csv
+    quality: Quality
     products: Products
     test_rows: Counts  # (t,) the rows of the test bins
     predictions: LabelledPredictions  # for the test bins
@@ -58,6 +67,16 @@ class Collection:
 
     def test_description(self) -> str:
         return f"{len(self.test_rows):,} {'demo ' if self.demo else ''}test bins"
+
+    @property
+    def sizes(self) -> Counts:
+        """(n, 2) width and height of the photographs, pixels."""
+        return np.stack([self.quality.measures["width"], self.quality.measures["height"]], 1).astype(np.int64)
+
+    @property
+    def sharpness(self) -> Floats:
+        """(n,) of bins.quality.sharpness."""
+        return self.quality.measures["sharpness"]
 
     def images(self, rows: Sequence[int] | Counts) -> list[Image.Image]:
         """Photographs for figures, no side longer than SHOWN pixels."""
@@ -91,16 +110,20 @@ def load_collection() -> Collection:
 
 
 def _read_outs() -> Collection:
-    entries, quality = read_index(paths.BINS), read_csv(paths.QUALITY)
-    splits, predictions = read_csv(paths.SPLITS), read_csv(paths.PREDICTIONS)
+    entries, predictions = read_index(paths.BINS), read_csv(paths.PREDICTIONS)
+    ids, counts, splits = read_columns(paths.SPLITS, "id", "count", "split")
+    judged, near_duplicate_of, reasons, *measures = read_columns(
+        paths.QUALITY, "id", "near_duplicate_of", "reasons", *MEASURES
+    )
     benchmark, metrics = (
         json.loads(path.read_text(encoding="utf-8")) for path in (paths.BENCHMARK, paths.TEST_METRICS)
     )
-    for path, lines in ((paths.QUALITY, quality), (paths.SPLITS, splits)):
-        if [line["id"] for line in lines] != [entry.id for entry in entries]:
+    for path, column in ((paths.QUALITY, judged), (paths.SPLITS, ids)):
+        if column != [entry.id for entry in entries]:
             raise UserError(f"{path} has other bins than {paths.BINS}; run `dvc repro`")
     classes = [int(name[1:]) for name in predictions[0] if name[0] == "p" and name[1:].isdecimal()]
-    test = [(line["id"], line["count"]) for line in splits if line["split"] == "test" and int(line["count"]) in classes]
+    bins = zip(ids, counts, splits, strict=True)
+    test = [(bin_id, count) for bin_id, count, split in bins if split == "test" and int(count) in classes]
     if [(line["id"], line["count"]) for line in predictions] != test:
         raise UserError(f"{paths.PREDICTIONS} has other test bins than {paths.SPLITS}; run `dvc repro`")
     right = np.mean([line[FOR_ACCURACY] == line["count"] for line in predictions])
@@ -116,11 +139,13 @@ def _read_outs() -> Collection:
         entries=entries,
         counts=np.array([entry.count for entry in entries]),
         groups=[entry.group for entry in entries],
-        splits=[line["split"] for line in splits],
-        sizes=np.array([[int(line["width"]), int(line["height"])] for line in quality]),
-        sharpness=np.array([float(line["sharpness"]) for line in quality]),
-        quality=quality,
-        products=_products([reader.record(entry) for entry in entries]),
+        splits=splits,
+        quality=Quality(
+            {name: np.array(column, np.float64) for name, column in zip(MEASURES, measures, strict=True)},
+            [row_of[first] if first else None for first in near_duplicate_of],
+            reasons,
+        ),
+        products=_products(map(reader.record, entries)),
         test_rows=np.array([row_of[line["id"]] for line in predictions]),
         predictions=LabelledPredictions(
             np.array([[float(line[f"p{count}"]) for count in classes] for line in predictions]),
@@ -134,16 +159,16 @@ def _read_outs() -> Collection:
     )
 
 
-def _products(records: Sequence[bytes]) -> Products:
-    products = [json.loads(record)["BIN_FCSKU_DATA"].values() for record in records]
-    items = [(row, item) for row, listed in enumerate(products) for item in listed if item["quantity"]]
-    sides = [[_measurement(item, side) for side in ("height", "length", "width")] for _, item in items]
-    return Products(
-        np.array([row for row, _ in items], np.int64),
-        np.array([item["quantity"] for _, item in items], np.int64),
-        np.array([_measurement(item, "weight") for _, item in items], np.float64),
-        np.array(sides, np.float64).reshape(-1, 3),
-    )
+def _products(records: Iterable[bytes]) -> Products:
+    rows, quantities, weights, sides = array("q"), array("q"), array("d"), array("d")
+    for row, record in enumerate(records):
+        for item in json.loads(record)["BIN_FCSKU_DATA"].values():
+            if item["quantity"]:
+                rows.append(row)
+                quantities.append(item["quantity"])
+                weights.append(_measurement(item, "weight"))
+                sides.extend(_measurement(item, side) for side in ("height", "length", "width"))
+    return Products(np.array(rows), np.array(quantities), np.array(weights), np.reshape(sides, (-1, 3)))
 
 
 def _measurement(item: Mapping[str, Any], name: str) -> float:

@@ -46,9 +46,9 @@ KINDS = {
 
 def quality_sections(bins: Collection) -> Iterator[tuple[str, Figure, str]]:
     """Heading, figure and caption of each section."""
-    reasons = [line["reasons"].split() for line in bins.quality]
+    reasons = [words.split() for words in bins.quality.reasons]
     for reason, (heading, column, order, what, limit) in KINDS.items():
-        values = np.array([float(line[column]) for line in bins.quality])
+        values = bins.quality.measures[column]
         rows = np.argsort(order * values, kind="stable")[:SHOWN]
         titles = [f"{bins.entries[row].id}: {values[row]:.3g}" for row in rows]
         yield (
@@ -70,8 +70,7 @@ def quality_sections(bins: Collection) -> Iterator[tuple[str, Figure, str]]:
 
 
 def _near_duplicates(bins: Collection) -> Iterator[tuple[str, Figure, str]]:
-    row_of = {entry.id: row for row, entry in enumerate(bins.entries)}
-    pairs = [(row, row_of[first]) for row, line in enumerate(bins.quality) if (first := line["near_duplicate_of"])]
+    pairs = [(row, first) for row, first in enumerate(bins.quality.near_duplicate_of) if first is not None]
     if not pairs:
         return
     across = sum(len({bins.splits[row], bins.splits[first]} - {"left_out"}) > 1 for row, first in pairs)
@@ -86,7 +85,7 @@ def _near_duplicates(bins: Collection) -> Iterator[tuple[str, Figure, str]]:
 
 
 def _improbable_records(bins: Collection) -> tuple[str, Figure, str]:
-    probabilities = np.array([float(line["record_probability"]) for line in bins.quality])
+    probabilities = bins.quality.measures["record_probability"]
     rows = np.argsort(probabilities, kind="stable")[:SHOWN]
     titles = [f"{bins.entries[row].id}: record {bins.counts[row]}, {probabilities[row]:.1%}" for row in rows]
     return (

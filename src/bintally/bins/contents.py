@@ -1,6 +1,6 @@
 """What lies in bins by their records and corrections, read from the shards."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +20,15 @@ class Contents:
     product."""
 
 
-def read_contents(bins: Path, corrections: Path, ids: Sequence[str]) -> list[Contents]:
-    """The contents of bins in a folder of shards, in the order of ``ids``. Raises UserError if a file is damaged."""
+def read_contents(bins: Path, corrections: Path, ids: Sequence[str]) -> Iterator[Contents]:
+    """Yield the contents of bins in a folder of shards, in the order of ``ids``.
+
+    Raises UserError if a file is damaged, KeyError if there is no such bin.
+    """
     reader, entries = ShardReader(bins), {entry.id: entry for entry in read_index(bins)}
     corrected = read_corrections(corrections)
-    contents = []
     for bin_id in ids:
         listed = listed_products(reader.record(entries[bin_id]))
         products = corrected_products(listed, corrected.get(bin_id))
         is_known = products is not None and are_named(listed)
-        contents.append(Contents(listed if products is None else products, is_known))
-    return contents
+        yield Contents(listed if products is None else products, is_known)

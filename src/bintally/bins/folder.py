@@ -41,6 +41,9 @@ class FolderSource:
         except OSError as error:
             raise UserError(f"fetch.source: '{self._name}/{RECORDS}' cannot be listed: {error.strerror}") from error
 
+    def digests(self) -> Iterator[tuple[str, str]]:
+        return iter(())
+
     def read(
         self,
         keys: Sequence[str],

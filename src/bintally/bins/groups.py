@@ -1,7 +1,7 @@
 """Groups of photographs of the same bin, and splits that keep each group together."""
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 MAX_ID_DISTANCE = 2
 
 
-def group_bins(asins: Mapping[str, frozenset[str]], bins: Mapping[str, str] | None = None) -> dict[str, str]:
+def group_bins(asins: Mapping[str, Collection[str]], bins: Mapping[str, str] | None = None) -> dict[str, str]:
     """Map each id to its group, which is named by its smallest id.
 
     Photographs of which ``bins`` says the bin are one group for each bin. Two others are linked if their ids are at
@@ -24,19 +24,22 @@ def group_bins(asins: Mapping[str, frozenset[str]], bins: Mapping[str, str] | No
             parent[bin_id] = bin_id = parent[parent[bin_id]]
         return bin_id
 
-    by_number: dict[int, list[str]] = {}
+    numbered: list[tuple[int, str]] = []
     first_of: dict[str, str] = {}  # the first photograph of each known bin
     for bin_id in sorted(asins):
         if bins and bin_id in bins:
             parent[bin_id] = first_of.setdefault(bins[bin_id], bin_id)
         elif bin_id.isdecimal():
-            by_number.setdefault(int(bin_id), []).append(bin_id)
-    for number, ids in by_number.items():
-        neighbours = [id_ for distance in range(MAX_ID_DISTANCE + 1) for id_ in by_number.get(number + distance, [])]
-        for bin_id, neighbour in itertools.product(ids, neighbours):
-            if asins[bin_id] & asins[neighbour]:
+            numbered.append((int(bin_id), bin_id))
+    before: deque[tuple[int, str]] = deque()  # those of the last numbers
+    for number, bin_id in sorted(numbered):
+        while before and number - before[0][0] > MAX_ID_DISTANCE:
+            before.popleft()
+        for _, neighbour in before:
+            if not frozenset(asins[bin_id]).isdisjoint(asins[neighbour]):
                 first, second = sorted((root(bin_id), root(neighbour)))
                 parent[second] = first
+        before.append((number, bin_id))
     return {bin_id: root(bin_id) for bin_id in asins}
 
 

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,14 +65,18 @@ def recounted_products(listed: Sequence[Product], key: str, quantity: int) -> li
     return [one for one in changed if one.quantity]
 
 
-def product_arrays(bins: Sequence[Sequence[Product]]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def product_arrays(bins: Iterable[Sequence[Product]]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Quantities, (n, m), and sizes, (n, m, SIZES), of the products of n bins; 0 and NaN where one has fewer than m."""
-    most = max(map(len, bins), default=0)
-    quantities = np.zeros((len(bins), most), np.int64)
-    sizes = np.full((len(bins), most, len(SIZES)), np.nan)
-    for row, products in enumerate(bins):
-        for place, product in enumerate(products):
-            quantities[row, place], sizes[row, place] = product.quantity, product.sizes
+    lengths, listed, measures = array("q"), array("q"), array("d")  # objects would take ten times the memory
+    for products in bins:
+        lengths.append(len(products))
+        for product in products:
+            listed.append(product.quantity)
+            measures.extend(product.sizes)
+    number = np.array(lengths, np.int64)
+    lies = np.arange(number.max(initial=0)) < number[:, None]
+    quantities, sizes = np.zeros(lies.shape, np.int64), np.full((*lies.shape, len(SIZES)), np.nan)
+    quantities[lies], sizes[lies] = listed, np.reshape(measures, (-1, len(SIZES)))
     return quantities, sizes
 
 

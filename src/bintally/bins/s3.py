@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 from bintally.bins.connections import MAX_BODY_S, PIECE, WAIT_S, BodyGivenUp, Connections, Unreachable
 from bintally.bins.objects import (
     DENIED,
+    IMAGES,
     RECORDS,
     UNCHANGED,
     Memory,
@@ -27,7 +28,8 @@ from bintally.errors import UserError, printable
 from bintally.params import Fetch
 
 log = logging.getLogger("bintally.source")
-MAX_ATTEMPTS = 4
+MAX_ATTEMPTS = 4  # until the server has answered once
+MAX_ATTEMPTS_LATER = 7  # 25 s in all: as long as it takes to start a server anew
 FIRST_PAUSE_S = 0.4  # after the first attempt; twice as long after each other
 MAX_FAILED_IN_A_ROW = 32  # objects; more are a server that is down, and not objects that are damaged
 MAX_ERROR_BYTES = 2**16
@@ -83,7 +85,7 @@ class _Failed(Exception):
 
 
 class S3Source:
-    """Bins in a bucket, read with concurrent requests, each in up to MAX_ATTEMPTS attempts."""
+    """Bins in a bucket, read with concurrent requests, each in up to MAX_ATTEMPTS_LATER attempts."""
 
     def __init__(self, fetch: Fetch) -> None:
         """Raises UserError if requests are to be signed and there are no credentials."""
@@ -99,7 +101,11 @@ class S3Source:
         self._failed_in_a_row, self._lock = 0, threading.Lock()
 
     def ids(self) -> list[str]:
-        return record_ids(self._names(), self._name)
+        return record_ids((name for name, _ in self._listed(RECORDS)), self._name)
+
+    def digests(self) -> Iterator[tuple[str, str]]:
+        for folder in (RECORDS, IMAGES):
+            yield from ((f"{folder}/{name}", md5) for name, md5 in self._listed(folder) if md5)
 
     def read(
         self, keys: Sequence[str], known: Mapping[str, str] | None = None
@@ -139,17 +145,18 @@ class S3Source:
         self._failed_in_a_row, self._has_answered = 0, True
         return found
 
-    def _names(self) -> Iterator[str]:
-        """The keys of the records, without their prefix. Raises UserError if the listing has no end."""
-        start, folder = time.monotonic(), f"{self._prefix}{RECORDS}/"
-        names, listed, pages_without_keys = list[str](), 0, 0
+    def _listed(self, of: str) -> Iterator[tuple[str, str]]:
+        """The keys in a folder, without its name, each with its MD5, or "" where the entity tag is none.
+
+        Raises UserError if the listing has no end.
+        """
+        start, folder = time.monotonic(), f"{self._prefix}{of}/"
+        names, listed, pages_without_keys = list[tuple[str, str]](), 0, 0
         query = {"list-type": "2", "prefix": folder}
         while True:
             before, page = names, self._page(query)
-            # No more characters: a search must not read a page again and again.
-            escaped = re.findall(rb"<Key>([^<]{1,4000})</Key>", page)
-            keys = (html.unescape(key.decode(errors="replace")) for key in escaped)
-            names = [key.removeprefix(folder) for key in keys if key.startswith(folder)]
+            objects = [_key_and_md5(part) for part in page.split(b"<Key>")[1:]]
+            names = [(key.removeprefix(folder), md5) for key, md5 in objects if key.startswith(folder)]
             yield from names
             if not re.search(rb"<IsTruncated>\s*true\s*<", page):
                 return
@@ -205,9 +212,12 @@ class S3Source:
             except (http.client.HTTPException, OSError) as broken:
                 is_cut = isinstance(broken, http.client.IncompleteRead | OSError)
                 error = _Failed("the connection was cut" if is_cut else "the answer is not HTTP")
-            if attempt == MAX_ATTEMPTS or stopped.is_set():
+            attempts = MAX_ATTEMPTS_LATER if self._has_answered else MAX_ATTEMPTS
+            if attempt >= attempts or stopped.is_set():
                 raise error
-            log.info("%s: attempt %d of %d for %s failed, retrying", self._name, attempt, MAX_ATTEMPTS, path)
+            # First attempts fail by the thousand in a large bucket.
+            level = logging.DEBUG if attempt == 1 else logging.INFO
+            log.log(level, "%s: attempt %d of %d for %s failed, retrying", self._name, attempt, attempts, path)
             stopped.wait(FIRST_PAUSE_S * 2 ** (attempt - 1))
         raise AssertionError("unreachable")
 
@@ -250,6 +260,13 @@ class S3Source:
         return UserError(
             f"{self._name}: the listing has no end ({why}); check the server, or list the ids in fetch.ids"
         )
+
+
+def _key_and_md5(listed: bytes) -> tuple[str, str]:
+    """The key at the start of a part of a listing, "" if it is none, and its MD5 if the entity tag after it is one."""
+    key = re.match(rb"([^<]{1,4000})</Key>", listed)
+    tag = re.search(rb'<ETag>(?:&quot;|&#34;|")?([0-9a-f]{32})(?:&quot;|&#34;|")?</ETag>', listed)
+    return html.unescape(key[1].decode(errors="replace")) if key else "", tag[1].decode() if tag else ""
 
 
 def signer(url: str, region: str) -> Callable[[str], Headers]:

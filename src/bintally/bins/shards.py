@@ -11,14 +11,15 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from sys import intern
 
 from bintally.errors import UserError, disk_full_as_user_error
-from bintally.files import read_csv, write_csv
+from bintally.files import iter_csv, write_csv
 
 SHARD_BYTES = 32 * 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """The index entry of a bin; offsets and sizes in bytes."""
 
@@ -79,8 +80,10 @@ def read_index(folder: Path) -> list[Entry]:
     """Read ``folder/index.csv``: the entries in order of id."""
     integers = ("image_offset", "image_size", "record_offset", "record_size")
     return [
-        Entry(row["id"], int(row["count"]), row["group"], row["shard"], *(int(row[name]) for name in integers))
-        for row in read_csv(folder / "index.csv")
+        # The names of a group and a shard are those of many bins: interned, they are in memory once.
+        Entry(intern(row["id"]), int(row["count"]), intern(row["group"]), intern(row["shard"]), *places)
+        for row in iter_csv(folder / "index.csv")
+        for places in [[int(row[name]) for name in integers]]
     ]
 
 

@@ -31,6 +31,9 @@ class Source(Protocol):
             known: MD5 of the bytes of objects that the caller has; UNCHANGED may be yielded for those that have them.
         """
 
+    def digests(self) -> Iterator[tuple[str, str]]:
+        """Yield keys with the MD5 of their bytes, as far as a listing has them; nothing where reading is as quick."""
+
 
 def open_source(fetch: Fetch) -> Source:
     """Open the bucket, folder or table `fetch.source`. Raises UserError if it does not exist.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from bintally.bins.groups import group_bins
 from bintally.bins.id_list import read_id_list, with_lost_zeros
 from bintally.bins.images import BadImage, decode_image
 from bintally.bins.objects import DENIED, MemoryLimit, Unread, image_key, record_key
-from bintally.bins.record import BadBin, Record, parse_record
+from bintally.bins.record import BadBin, parse_record
 from bintally.bins.shards import Bin
 from bintally.bins.source import Source
 from bintally.bins.staging import Staging
@@ -23,7 +24,8 @@ from bintally.params import Fetch
 from bintally.progress import progress
 
 log = logging.getLogger("bintally.subset")
-BATCH = 2048
+BATCH = 2048  # bins, of which some may turn out not to be needed
+BATCH_OF_ALL = 16_384  # if all are; the end of each batch waits for the slowest answers and for those tried again
 DECODERS = min(8, len(os.sched_getaffinity(0)))
 MAX_BYTES_WAITING = 2**27  # of photographs to decode
 MAX_REASON = 200  # characters
@@ -53,29 +55,34 @@ def select_bins(source: Source, fetch: Fetch, staging: Staging) -> Subset:
         candidates = [ids[index] for index in np.random.default_rng(fetch.seed).permutation(len(ids))]
     limit = fetch.per_count or len(candidates)
     goal = min(limit * len(fetch.counts), len(candidates))
-    records: dict[str, Record] = {}
-    labels: dict[str, int] = {}
+    asins: dict[str, tuple[str, ...]] = {}  # of the records that can be read; nothing else of them is kept
+    bins: dict[str, str] = {}
     counts: dict[str, int] = {}
     rejected: dict[str, str] = {}
     selected: Counter[int] = Counter()
     with progress("fetch", goal, "bins") as advance, _Decoders() as decoders:
-        for start in range(0, len(candidates), BATCH):
+        size = BATCH if fetch.per_count else BATCH_OF_ALL
+        for start in range(0, len(candidates), size):
             if all(selected[count] >= limit for count in fetch.counts):
                 break
-            batch = candidates[start : start + BATCH]
+            batch = candidates[start : start + size]
             for _ in staging.fetch(source, map(record_key, batch)):
                 advance(0)
+            labels: dict[str, int] = {}
             usable: list[str] = []
             for bin_id in batch:
                 try:
-                    records[bin_id] = record = parse_record(_present(staging.get(record_key(bin_id)), "record"))
+                    record = parse_record(_present(staging.get(record_key(bin_id)), "record"))
                 except BadBin as reason:
                     rejected[bin_id] = _short(reason)
                     continue
+                asins[bin_id] = tuple(map(intern, record.asins))
+                if record.bin is not None:
+                    bins[bin_id] = record.bin
                 labels[bin_id] = min(record.count, fetch.counts[-1]) if fetch.open_ended else record.count
                 if labels[bin_id] in fetch.counts:
                     usable.append(bin_id)
-            if not records and set(rejected.values()) == {f"record {DENIED.reason}"}:
+            if not asins and set(rejected.values()) == {f"record {DENIED.reason}"}:
                 remedy = "check fetch.source, or set fetch.anonymous: false to sign with AWS credentials"
                 records_denied = f"each of {len(rejected)} records, such as {record_key(batch[0])}"
                 raise UserError(f"{fetch.source}: access denied to {records_denied}; {remedy}")
@@ -83,12 +90,15 @@ def select_bins(source: Source, fetch: Fetch, staging: Staging) -> Subset:
                 advance(len(batch) - len(usable))
             # Repeated while bad images leave room for the next bins of their counts.
             while wanted := _first_with_room(usable, labels, {n: limit - selected[n] for n in fetch.counts}):
-                checks: dict[str, Future[str | None]] = {}
+                checks: dict[str, Future[str]] = {}
                 for key in staging.fetch(source, map(image_key, wanted)):
-                    checks[key] = decoders.check(staging.get(key))
+                    if staging.defect(key) is None:
+                        checks[key] = decoders.check(staging.get(key))
                     advance(1)
+                for key, check in checks.items():
+                    staging.keep_defect(key, check.result())
                 for bin_id in wanted:
-                    if defect := checks[image_key(bin_id)].result():
+                    if defect := staging.defect(image_key(bin_id)):
                         rejected[bin_id] = defect
                         if fetch.per_count:  # another bin replaces it
                             advance(-1)
@@ -108,8 +118,7 @@ def select_bins(source: Source, fetch: Fetch, staging: Staging) -> Subset:
             log.warning("count %d: %d bins, fewer than fetch.per_count (%d)", count, selected[count], fetch.per_count)
         if not selected[count]:
             raise UserError(f"{fetch.source} has no usable bin with count {count}; remove it from fetch.counts")
-    bins = {bin_id: record.bin for bin_id, record in records.items() if record.bin is not None}
-    groups = group_bins({bin_id: record.asins for bin_id, record in records.items()}, bins)
+    groups = group_bins(asins, bins)
     return Subset(counts, {bin_id: groups[bin_id] for bin_id in counts}, rejected)
 
 
@@ -176,8 +185,8 @@ class _Decoders:
     def __exit__(self, *_error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def check(self, body: bytes | Unread | None) -> "Future[str | None]":
-        """The defect of a photograph, None if it has none, as a future; waits while others hold too much memory."""
+    def check(self, body: bytes | Unread | None) -> "Future[str]":
+        """The defect of a photograph, "" if it has none, as a future; waits while others hold too much memory."""
         size = len(body) if isinstance(body, bytes) else 0
         self._memory.take(size)
         future = self._pool.submit(self._defect, body)
@@ -185,9 +194,9 @@ class _Decoders:
         return future
 
     @staticmethod
-    def _defect(body: bytes | Unread | None) -> str | None:
+    def _defect(body: bytes | Unread | None) -> str:
         try:
             decode_image(_present(body, "image"))
         except (BadBin, BadImage) as reason:
             return _short(reason)
-        return None
+        return ""

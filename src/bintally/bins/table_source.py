@@ -94,6 +94,9 @@ class TableSource:
     def _is_good(self, bin_id: str) -> bool:
         return isinstance(self._records[bin_id], bytes)
 
+    def digests(self) -> Iterator[tuple[str, str]]:
+        return iter(())
+
     def read(
         self, keys: Sequence[str], known: Mapping[str, str] | None = None
     ) -> Iterator[tuple[str, bytes | Unread | None]]:

@@ -138,6 +138,9 @@ class DemoSource:
         width = max(5, len(str(self._bins)))
         return [f"{number:0{width}}" for number in range(1, self._bins + 1)]
 
+    def digests(self) -> Iterator[tuple[str, str]]:
+        return iter(())
+
     def read(
         self, keys: Sequence[str], known: Mapping[str, str] | None = None
     ) -> Iterator[tuple[str, bytes | Unread | None]]:

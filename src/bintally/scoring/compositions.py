@@ -25,6 +25,8 @@ FALL = 0.5  # share of bins with one product more than the last known number
 LIMIT = 3.0  # standard deviations; a size further off is taken for this
 MAX_NUMBER = 1000.0  # of a coefficient, and far from any that was ever fitted
 DIGITS = 4  # of a saved number; further ones depend on the CPU
+MOST_RECORDS = 20_000  # to learn from: the time grows with them, and a coefficient has thousands of products by then
+SEED = 1  # of those drawn
 TOLERANCE = 1e-12  # of the loss, relative
 
 
@@ -154,10 +156,15 @@ def count_by_products(compositions: CompositionModel, totals: Totals, lists: Lis
 def fit_compositions(quantities: Counts, sizes: Floats, totals: Totals) -> CompositionModel:
     """Fit the model to records by penalised maximum likelihood, each given the products in it.
 
+    Of more than MOST_RECORDS, as many are drawn at random.
+
     Args:
         quantities: (n, m) of each product, 0 where there are fewer than m; their sums are allowed by ``totals``.
         sizes: (n, m, sizes), NaN where they are not known.
     """
+    if len(quantities) > MOST_RECORDS:
+        rows = np.sort(np.random.default_rng(SEED).permutation(len(quantities))[:MOST_RECORDS])
+        quantities, sizes = quantities[rows], sizes[rows]
     present = quantities > 0
     number = present.sum(1)
     means, deviations = _moments(sizes[present])

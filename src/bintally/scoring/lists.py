@@ -1,11 +1,12 @@
 """The products that records list, as arrays."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bintally.bins.contents import Contents
 from bintally.bins.products import Product, are_named, product_arrays
 from bintally.scoring.metrics import Counts, Floats
 
@@ -24,9 +25,28 @@ class Lists:
     """(n,), or one for all: whether a record names its products, and not only their number of items."""
 
     @classmethod
-    def of(cls, bins: Sequence[Sequence[Product]]) -> "Lists":
-        """What the products of each bin are as arrays."""
-        return cls(*product_arrays(bins), np.array([are_named(products) for products in bins], bool))
+    def of(cls, bins: Iterable[Sequence[Product]]) -> "Lists":
+        """What the products of each bin are as arrays; the bins are held one at a time."""
+        named = list[bool]()
+
+        def noted() -> Iterator[Sequence[Product]]:
+            for products in bins:
+                named.append(are_named(products))
+                yield products
+
+        return cls(*product_arrays(noted()), np.array(named, bool))
+
+    @classmethod
+    def of_contents(cls, contents: Iterable[Contents]) -> tuple["Lists", NDArray[np.bool_]]:
+        """What lies in each bin, and whether that is known, (n,)."""
+        known = list[bool]()
+
+        def noted() -> Iterator[Sequence[Product]]:
+            for one in contents:
+                known.append(one.is_known)
+                yield one.products
+
+        return cls.of(noted()), np.array(known, bool)
 
     @property
     def present(self) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from bintally.errors import UserError
 from bintally.scoring.decoding import DECODINGS, decode_counts
 
 BINS = 10  # of confidence
+WEIGHTS_AT_ONCE = 4_000_000  # of resampled groups
 DECIMALS = 9  # of a confidence that is compared: further ones depend on the CPU
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -101,15 +102,25 @@ def evaluate(scored: LabelledPredictions, resamples: int, seed: int) -> dict[str
     for name, column in values.items():
         np.add.at(by_group[name], member, column)
     size = np.bincount(member).astype(np.float64)
-    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples)
-    weights = drawn.astype(np.float64)
-    resampled = _metrics({name: weights @ column for name, column in by_group.items()}, weights @ size)
+    resampled = _resampled(by_group | {"size": size}, resamples, seed)
     return {
         "images": len(scored.truth),
         "groups": len(names),
         **_nested({name: float(value) for name, value in metrics.items()}),
         "interval_95": _nested({name: np.percentile(resampled[name], [2.5, 97.5]).tolist() for name in metrics}),
     }
+
+
+def _resampled(by_group: dict[str, Floats], resamples: int, seed: int) -> dict[str, Floats]:
+    """The metrics, (resamples,) each, of as many groups drawn with replacement, from sums over each group."""
+    groups, random = len(by_group["size"]), np.random.default_rng(seed)
+    chances, at_once = np.full(groups, 1 / groups), max(1, WEIGHTS_AT_ONCE // groups)
+    parts = []
+    for start in range(0, resamples, at_once):  # the draws are those of one call, the memory is not
+        drawn = random.multinomial(groups, chances, min(at_once, resamples - start)).astype(np.float64)
+        sums = {name: drawn @ column for name, column in by_group.items()}
+        parts.append(_metrics(sums, sums["size"]))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def per_class(scored: LabelledPredictions, rule: str) -> list[dict[str, float]]:

@@ -7,7 +7,7 @@ list stands for that.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,6 +154,12 @@ def inject_errors(
     able = np.flatnonzero(possible.is_any)
     wrong = min(max(1, round(share * len(able))), len(able), number - 1)
     pool, steps = np.argwhere(quantities > 0), np.array(offsets(totals.last))
+
+    @cache
+    def addable(total: int) -> Counts:
+        """Those of the pool that fit beside so many items."""
+        return pool[totals.allow(total + quantities[tuple(pool.T)])]
+
     for row in random.choice(able, max(wrong, 0), replace=False):
         present, total = quantities[row], quantities[row].sum()
         kind = random.choice(list(possible.shares), p=[values[row] for values in possible.shares.values()])
@@ -169,7 +175,7 @@ def inject_errors(
             changed[row, random.choice(np.flatnonzero((present > 0) & totals.allow(total - present)))] = 0
             kinds[row] = "left_out"
         else:
-            fitting = pool[totals.allow(total + quantities[tuple(pool.T)])]
+            fitting = addable(int(total))
             if not len(fitting):
                 continue
             other, place = fitting[random.integers(len(fitting))]

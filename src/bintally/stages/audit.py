@@ -13,7 +13,7 @@ import numpy as np
 from bintally import paths
 from bintally.bins.contents import read_contents
 from bintally.errors import UserError
-from bintally.files import METRIC_DIGITS, read_csv, write_csv, write_json
+from bintally.files import METRIC_DIGITS, read_columns, write_csv, write_json
 from bintally.params import ErrorShares, Params
 from bintally.scoring import figures
 from bintally.scoring.audit import expected_recall_curve, found_by_kind, ranking_metrics, recall_curve
@@ -131,22 +131,22 @@ def _not_assumed(assumed: Errors) -> dict[str, Errors]:
 
 def _read_bins(model: RecordModel) -> Bins:
     """Raises UserError if the predictions are too few, or not of this calibration and these bins."""
-    table = read_csv(paths.PREDICTIONS)
+    columns = [f"p{count}" for count in model.answers.counts]
     try:
-        probabilities = np.array([[float(row[f"p{count}"]) for count in model.answers.counts] for row in table])
-        contents = read_contents(paths.BINS, paths.CORRECTIONS, [row["id"] for row in table])
+        ids, groups, *chances = read_columns(paths.PREDICTIONS, "id", "group", *columns)
+        probabilities = np.stack([np.array(column, np.float64) for column in chances], 1)
+        contents = read_contents(paths.BINS, paths.CORRECTIONS, ids)
+        lists, known = Lists.of_contents(contents)
     except KeyError as error:
         raise UserError(
             f"{paths.PREDICTIONS} is not of this calibration or of these bins: {error} is missing; run `dvc repro`"
         ) from error
-    lists = Lists.of([one.products for one in contents])
-    known = np.array([one.is_known for one in contents], bool)
     if not lists.named.any():
         known[:] = True
     rows = np.flatnonzero(known & model.totals.allow(lists.totals))
     if len(rows) < 2:
         raise UserError(f"{len(rows)} test bins are too few to measure how errors are found; raise fetch.per_count")
-    return Bins(probabilities[rows], lists.take(rows), [table[row]["group"] for row in rows])
+    return Bins(probabilities[rows], lists.take(rows), [groups[row] for row in rows])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from bintally import paths
 from bintally.bins.contents import read_contents
 from bintally.errors import UserError
-from bintally.files import METRIC_DIGITS, read_csv, write_json
+from bintally.files import METRIC_DIGITS, read_columns, write_json
 from bintally.params import Params
 from bintally.scoring.calibration import (
     Calibration,
@@ -40,26 +40,30 @@ SEED = 1  # of the bootstrap
 
 def main(params: Params) -> None:
     counts = params.answer_counts
-    table = read_csv(paths.SPLITS)
-    rows = [number for number, row in enumerate(table) if row["split"] == "validation" and int(row["count"]) in counts]
+    ids, splits, bin_counts, bin_groups = read_columns(paths.SPLITS, "id", "split", "count", "group")
+    bins = zip(splits, map(int, bin_counts), strict=True)
+    rows = [row for row, (split, count) in enumerate(bins) if split == "validation" and count in counts]
     if not rows:
         raise UserError(f"no validation bin has one of the counts {counts}; change calibrate.counts or split.test_ids")
-    truth = np.array([int(table[row]["count"]) for row in rows])
+    truth = np.array([int(bin_counts[row]) for row in rows])
     answered, classes = np.searchsorted(params.model_counts, counts), len(params.model_counts)
-    outputs = read_outputs(paths.LOG_PROBABILITIES, (len(table), classes), rows)
-    tables = read_outputs(paths.EVIDENCE, (len(table), FEATURES, classes), rows)[..., answered]
+    outputs = read_outputs(paths.LOG_PROBABILITIES, (len(ids), classes), rows)
+    tables = read_outputs(paths.EVIDENCE, (len(ids), FEATURES, classes), rows)[..., answered]
     features = load_list_features(paths.MODELS / "card.json")
 
     temperature = fit_temperature(outputs[:, answered], np.searchsorted(counts, truth))
     probabilities = calibrated(outputs, params.model_counts, counts, temperature)
-    groups = [table[row]["group"] for row in rows]
+    groups = [bin_groups[row] for row in rows]
     photograph = LabelledPredictions(probabilities, truth, groups, counts)
     metrics = evaluate(photograph, params.evaluate.resamples, SEED)
     calibration = _calibration(params, photograph, temperature, metrics)
 
     totals = Totals(counts, calibration.open_ended)
-    compositions, lists = _learn_compositions(table, totals), _lists(table, rows)
-    by_products, logs = count_by_products(compositions, totals, lists), log_probabilities(probabilities)
+    in_training = [bin_id for bin_id, split in zip(ids, splits, strict=True) if split == "train"]
+    compositions = _learn_compositions(in_training, totals)
+    lists, _ = Lists.of_contents(read_contents(paths.BINS, paths.CORRECTIONS, [ids[row] for row in rows]))
+    logs = log_probabilities(probabilities)
+    by_products = count_by_products(compositions, totals, lists)
     true_class = np.searchsorted(counts, truth)
     (weight,), offsets = fit_weights(by_products, [logs], true_class)
     read = log_evidence(tables, features.of(lists.present, lists.sizes))
@@ -103,18 +107,12 @@ def _calibration(
     )
 
 
-def _learn_compositions(table: Sequence[Mapping[str, str]], totals: Totals) -> CompositionModel:
+def _learn_compositions(ids: Sequence[str], totals: Totals) -> CompositionModel:
     """How frequent compositions are among the training records that say what lies in the bin."""
-    ids = [row["id"] for row in table if row["split"] == "train"]
     contents = read_contents(paths.BINS, paths.CORRECTIONS, ids)
-    lists = Lists.of([one.products for one in contents if one.is_known])
+    lists = Lists.of(one.products for one in contents if one.is_known)
     learned = lists.take(np.flatnonzero(totals.allow(lists.totals)))
     return fit_compositions(learned.quantities, learned.sizes, totals)
-
-
-def _lists(table: Sequence[Mapping[str, str]], rows: Sequence[int]) -> Lists:
-    contents = read_contents(paths.BINS, paths.CORRECTIONS, [table[row]["id"] for row in rows])
-    return Lists.of([one.products for one in contents])
 
 
 if __name__ == "__main__":

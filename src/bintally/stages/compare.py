@@ -90,8 +90,7 @@ def _model_rows(name: str, metrics: Mapping[str, Any], demo: bool) -> list[Bench
 
 
 def _lists(rows: Sequence[Mapping[str, str]]) -> Lists:
-    contents = read_contents(paths.BINS, paths.CORRECTIONS, [row["id"] for row in rows])
-    return Lists.of([one.products for one in contents])
+    return Lists.of_contents(read_contents(paths.BINS, paths.CORRECTIONS, [row["id"] for row in rows]))[0]
 
 
 def _as_dicts(rows: Sequence[BenchmarkRow]) -> list[dict[str, object]]:

@@ -10,7 +10,7 @@ from bintally.bins.contents import read_contents
 from bintally.bins.images import decode_fetched
 from bintally.bins.shards import ShardReader, read_index
 from bintally.errors import UserError
-from bintally.files import METRIC_DIGITS, read_csv, write_csv, write_json
+from bintally.files import METRIC_DIGITS, read_columns, write_csv, write_json
 from bintally.params import Params
 from bintally.scoring import figures
 from bintally.scoring.calibration import Calibration, calibrated, load_calibration, predict_counts
@@ -38,27 +38,27 @@ PROBABILITY_DIGITS = 8  # enough to recompute every metric
 def main(params: Params) -> None:
     calibration = load_calibration(paths.MODELS, beside_model=False)
     counts = calibration.counts
-    table = read_csv(paths.SPLITS)
-    rows = [number for number, row in enumerate(table) if row["split"] == "test" and int(row["count"]) in counts]
+    all_ids, splits, bin_counts, bin_groups = read_columns(paths.SPLITS, "id", "split", "count", "group")
+    bins = zip(splits, map(int, bin_counts), strict=True)
+    rows = [row for row, (split, count) in enumerate(bins) if split == "test" and count in counts]
     if not rows:
         raise UserError(f"no test bin has one of the counts {counts}; change calibrate.counts or split.test_ids")
-    outputs = read_outputs(paths.LOG_PROBABILITIES, (len(table), len(params.model_counts)), rows)
-    ids = [table[row]["id"] for row in rows]
+    outputs = read_outputs(paths.LOG_PROBABILITIES, (len(all_ids), len(params.model_counts)), rows)
+    ids = [all_ids[row] for row in rows]
     photograph = LabelledPredictions(
         calibrated(outputs, params.model_counts, counts, calibration.temperature),
-        np.array([int(table[row]["count"]) for row in rows]),
-        [table[row]["group"] for row in rows],
+        np.array([int(bin_counts[row]) for row in rows]),
+        [bin_groups[row] for row in rows],
         counts,
     )
     records = require_record_model(paths.MODELS, beside_calibration=False)
     answered = np.searchsorted(params.model_counts, counts)
-    evidence = read_outputs(paths.EVIDENCE, (len(table), FEATURES, len(params.model_counts)), rows)[..., answered]
-    contents = read_contents(paths.BINS, paths.CORRECTIONS, ids)
-    lists = Lists.of([one.products for one in contents])
+    evidence = read_outputs(paths.EVIDENCE, (len(all_ids), FEATURES, len(params.model_counts)), rows)[..., answered]
+    lists, _ = Lists.of_contents(read_contents(paths.BINS, paths.CORRECTIONS, ids))
     both = records.count_given_products(photograph.probabilities, evidence, lists)
     given_products = replace(photograph, probabilities=both)
     content = _metrics(photograph, calibration, params.evaluate.resamples)
-    bad = {row["id"] for row in read_csv(paths.QUALITY) if row["reasons"]}
+    bad = {one for one, reasons in zip(*read_columns(paths.QUALITY, "id", "reasons"), strict=True) if reasons}
     content["good_photographs"] = _without(photograph, [one in bad for one in ids], params.evaluate.resamples)
     content["given_products"] = _metrics(given_products, records.answers, params.evaluate.resamples)
     write_json(paths.TEST_METRICS, content, METRIC_DIGITS)

@@ -32,6 +32,7 @@ def main(params: Params) -> None:
     scratch = SCRATCH / "fetch" / hashlib.sha256(origin.encode()).hexdigest()[:16]
     staging = Staging(scratch / "objects.sqlite")
     try:
+        staging.verify(source)
         subset = select_bins(source, fetch, staging)
         new_bins = scratch / "bins"
         shutil.rmtree(new_bins, ignore_errors=True)

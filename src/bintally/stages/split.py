@@ -14,7 +14,7 @@ from bintally.bins.id_list import read_id_list, with_lost_zeros
 from bintally.bins.products import listed_products
 from bintally.bins.shards import Entry, ShardReader, read_index
 from bintally.errors import UserError
-from bintally.files import read_csv, write_csv
+from bintally.files import read_columns, write_csv
 from bintally.params import Fetch, Params, Split
 from bintally.paths import BINS, CORRECTIONS, QUALITY, SPLITS
 from bintally.stages import run
@@ -86,25 +86,24 @@ def _apply_corrections(fetch: Fetch, entries: list[Entry], splits: list[str]) ->
 
 def _without_bad(settings: Split, entries: list[Entry], splits: list[str]) -> list[str]:
     """The splits with what is to be excluded from training left out; what leaks from training is logged."""
-    quality = read_csv(QUALITY)
-    if [row["id"] for row in quality] != [entry.id for entry in entries]:
+    ids, reasons, probabilities, duplicates = read_columns(
+        QUALITY, "id", "reasons", "record_probability", "near_duplicate_of"
+    )
+    if ids != [entry.id for entry in entries]:
         raise UserError(f"{QUALITY} has other bins than {BINS}; run `dvc repro`")
-    split_of = {entry.id: split for entry, split in zip(entries, splits, strict=True)}
+    split_of = dict(zip(ids, splits, strict=True))
     leaks = [
-        f"{row['id']} of {first}"
-        for row in quality
-        if (first := row["near_duplicate_of"]) and len({split_of[row["id"]], split_of[first]} - {"left_out"}) > 1
+        f"{one} of {first}"
+        for one, first in zip(ids, duplicates, strict=True)
+        if first and len({split_of[one], split_of[first]} - {"left_out"}) > 1
     ]
     if leaks:
         named = ", ".join(leaks[:NAMED])
         log.warning("%d photographs are near-duplicates of one in another split, which leaks: %s", len(leaks), named)
     train = [row for row, split in enumerate(splits) if split == "train"]
-    excluded = {row for row in train if set(settings.exclude) & set(quality[row]["reasons"].split())}
+    excluded = {row for row in train if set(settings.exclude) & set(reasons[row].split())}
     corrected = read_corrections(CORRECTIONS)
-    doubted = sorted(
-        (row for row in train if entries[row].id not in corrected),
-        key=lambda row: float(quality[row]["record_probability"]),
-    )
+    doubted = sorted((row for row in train if ids[row] not in corrected), key=lambda row: float(probabilities[row]))
     excluded.update(doubted[: round(settings.exclude_wrong * len(train))])
     if excluded:
         log.info("%d of %d training bins are left out, as split.exclude* says", len(excluded), len(train))

@@ -1,6 +1,6 @@
 """What training knows of the lists of products in bins: their features, and how frequent each count is with them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from bintally.bins.contents import Contents
 from bintally.scoring.compositions import count_by_products, fit_compositions
-from bintally.scoring.evidence import ListFeatures
+from bintally.scoring.evidence import FEATURES, ListFeatures
 from bintally.scoring.lists import Lists
 from bintally.scoring.record_errors import Totals
 
@@ -27,7 +27,7 @@ class ListInputs:
 
 
 def list_inputs(
-    contents: Sequence[Contents], is_train: NDArray[np.bool_], totals: Totals
+    contents: Iterable[Contents], is_train: NDArray[np.bool_], totals: Totals
 ) -> tuple[ListInputs, ListFeatures]:
     """The inputs for bins of known and unknown contents, and how their features are scaled.
 
@@ -35,12 +35,13 @@ def list_inputs(
         is_train: the bins from whose records scale and frequencies are learned.
         totals: the classes.
     """
-    lists = Lists.of([one.products for one in contents])
-    is_known = np.array([one.is_known for one in contents], bool)
+    lists, is_known = Lists.of_contents(contents)
     learned = lists.take(np.flatnonzero(is_known & is_train & totals.allow(lists.totals)))
     compositions = fit_compositions(learned.quantities, learned.sizes, totals)
     scale = ListFeatures.scaled_as(compositions)
     prior = np.log(count_by_products(compositions, totals, lists).clip(LEAST))
-    features = scale.of(lists.present, lists.sizes)
+    features = np.empty((len(is_known), FEATURES), np.float32)
+    for rows, _, packed in lists.by_length():
+        features[rows] = scale.of(packed.present, packed.sizes)
     known = is_known[:, None]
-    return ListInputs((features * known).astype(np.float32), (prior * known).astype(np.float32)), scale
+    return ListInputs(features * known, (prior * known).astype(np.float32)), scale

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from bintally.bins.contents import read_contents
 from bintally.bins.groups import random_group_subset
-from bintally.files import read_csv
+from bintally.files import read_columns
 from bintally.hashing import sha256_hex, source_code
 from bintally.model.backbone import Backbone
 from bintally.model.encoded import Encoded, load_encoded
@@ -57,18 +57,17 @@ def prepare(params: Params) -> TrainingSetup:
         head = Head(backbone.width, train.hidden, len(counts), train.ordinal, seed)
         return CountingNetwork(backbone, head, EvidenceHead(backbone.width, train.hidden, FEATURES, len(counts), seed))
 
-    table = read_csv(SPLITS)
-    splits = np.array([row["split"] for row in table])
-    truth = np.array([int(row["count"]) for row in table])
+    ids, split_names, bin_counts, bin_groups = read_columns(SPLITS, "id", "split", "count", "group")
+    splits, truth = np.array(split_names), np.array(bin_counts, np.int64)
     classes = np.searchsorted(counts, truth)
     totals = Totals(counts, params.fetch.open_ended and counts[-1] == params.fetch.counts[-1])
-    contents = read_contents(BINS, CORRECTIONS, [row["id"] for row in table])
+    contents = read_contents(BINS, CORRECTIONS, ids)
     lists, scale = list_inputs(contents, splits == "train", totals)
-    in_share = random_group_subset([row["group"] for row in table], train.share, train.seed)
+    in_share = random_group_subset(bin_groups, train.share, train.seed)
 
     def samples(chosen: NDArray[np.bool_]) -> Samples:
         rows = np.flatnonzero(chosen & np.isin(truth, counts))
-        names, groups = ([table[row][column] for row in rows] for column in ("id", "group"))
+        names, groups = ([column[row] for row in rows] for column in (ids, bin_groups))
         chosen_lists = ListInputs(lists.features[rows], lists.log_prior[rows])
         return Samples(
             encoded.rows, encoded.encoding.kind, rows, classes[rows], names, groups, model.mirror, chosen_lists
