@@ -50,8 +50,7 @@ def saw(images: Sequence[bytes], network: CountingNetwork | None = None) -> Pred
     """What a network, by default the small one, says of photographs, computed by PyTorch in one batch."""
     model = calibrated_network(network or counting_network(), CARD, CALIBRATION)
     with torch.inference_mode():
-        probabilities, tables = model(torch.stack([decode(image, CARD.image_size) for image in images]))
-    return Predictions(probabilities.double().numpy(), tables.double().numpy())
+        return Predictions.of(model(torch.stack([decode(image, CARD.image_size) for image in images])), CARD)
 
 
 def older_network() -> CountingNetwork:
