@@ -39,7 +39,7 @@ class DistanceReference(BaseModel):
         The mean over photographs is the probability that one of them lies farther than one of validation: the statistic
         of Mann and Whitney (1947) over the number of pairs, 0.5 for photographs like them.
         """
-        return np.interp(distances, self.quantiles, np.linspace(0, 1, len(self.quantiles)))
+        return np.asarray(np.interp(distances, self.quantiles, np.linspace(0, 1, len(self.quantiles))))
 
 
 class ModelCard(BaseModel):

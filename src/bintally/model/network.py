@@ -139,15 +139,16 @@ class CountingNetwork(Heads):
         head: Head,
         evidence: EvidenceHead | None = None,
         others: "Sequence[CountingNetwork]" = (),
+        distance: FeatureDistance | None = None,
     ) -> None:
-        super().__init__(head, evidence, others)
+        super().__init__(head, evidence, others, distance)
         self.backbone = backbone
 
     @staticmethod
     def of(networks: "Sequence[CountingNetwork]") -> "CountingNetwork":
         """A network that predicts the mean of ``networks``."""
         first = networks[0]
-        return CountingNetwork(first.backbone, first.head, first.evidence, networks[1:])
+        return CountingNetwork(first.backbone, first.head, first.evidence, networks[1:], first.distance)
 
     def heads(self) -> Heads:
         """The same heads, for features that the backbones, all with the same weights, have computed."""
