@@ -130,7 +130,7 @@ def meaning(new: Answers, measured: Answers, reference: DistanceReference | None
         return (
             "These photographs are not like those that the model was validated on: look at some, as the metrics above "
             f"may not hold for them. One lies farther from the training photographs than one of validation with "
-            f"probability {rank:.0%} (± {margin:.0%}); 50 % if they were alike."
+            f"probability {rank:.0%} ± {margin:.0%}; 50% if they were alike."
         )
     shares = ((one.unsure_share, one.photographs) for one in (new, measured))
     error = Z * math.sqrt(sum(share * (1 - share) / number for share, number in shares))
@@ -142,6 +142,6 @@ def meaning(new: Answers, measured: Answers, reference: DistanceReference | None
         )
     return (
         "Nothing speaks against the metrics above for these photographs: they lie as far from the training photographs "
-        f"as those of validation (one lies farther with probability {rank:.0%} ± {margin:.0%}; 50 % if they are "
+        f"as those of validation (one lies farther with probability {rank:.0%} ± {margin:.0%}; 50% if they are "
         "alike), and no more answers are unsure."
     )
