@@ -70,7 +70,7 @@ def _since(bins: Collection, path: Path) -> str:
     confidence = bins.predictions.probabilities.max(1)
     ranks = np.full(len(confidence), np.nan)  # of test bins they are not kept
     measured = Answers.of(counts, bins.predicted_counts[FOR_ACCURACY], confidence, bins.unsure, ranks)
-    both = {bins.test_description(): measured, str(path): new}
+    both = {bins.test_description(): measured, "since then": new}
     rank = "unknown"
     if reference and new.by_rank.sum():
         mean, margin = new.mean_rank(reference)
@@ -89,8 +89,8 @@ def _since(bins: Collection, path: Path) -> str:
         new.by_rank,
     )
     caption = (
-        "The most probable count, its probability, and the rank of the distance: the share of the validation "
-        "photographs that lie nearer to those of training. Grey: what the model was measured on."
+        f"Predictions in {path}: the most probable count, its probability, and the rank of the distance, which is the "
+        "share of the validation photographs that lie nearer to those of training. Grey: what the model was measured on."
     )
     sentence = f"<p><b>{escape(meaning(new, measured, reference))}</b></p>"
     return _section("Since then", sentence + table(["", *both], rows) + picture(figure, caption), caption)
