@@ -90,7 +90,7 @@ def _since(bins: Collection, path: Path) -> str:
     )
     caption = (
         f"Predictions in {path}: the most probable count, its probability, and the rank of the distance, which is the "
-        "share of the validation photographs that lie nearer to those of training. Grey: what the model was measured on."
+        "share of validation's photographs that lie nearer to those of training. Grey: what the model was measured on."
     )
     sentence = f"<p><b>{escape(meaning(new, measured, reference))}</b></p>"
     return _section("Since then", sentence + table(["", *both], rows) + picture(figure, caption), caption)
