@@ -9,8 +9,8 @@ from bintally.bins.shards import Bin
 from bintally.bins.trained_on import photograph_digest
 from bintally.demo.warehouse import DemoWarehouse
 from bintally.model.backbone import LITE, Backbone
-from bintally.model.card import ModelCard
-from bintally.model.network import CountingNetwork, EvidenceHead, Head
+from bintally.model.card import DistanceReference, ModelCard
+from bintally.model.network import CountingNetwork, EvidenceHead, FeatureDistance, Head
 from bintally.model.pretrained import load_weights
 from bintally.scoring.calibration import Calibration
 from bintally.scoring.evidence import FEATURES, ListFeatures
@@ -27,6 +27,7 @@ CARD = ModelCard(
     counts=[1, 2, 3, 4, 5],
     hidden=16,
     list_features=ListFeatures(means=[3.0, 2.0, 1.0, -0.5], deviations=[1.5, 0.5, 0.75, 1.0]),
+    distances=DistanceReference(components=4, photographs=10, quantiles=[0.0, 1.0, 2.0, 3.0, 4.0]),
     parameters={"train": {"lr": 0.01, "clip_grad_norm": None}},
     data="abc",
     trained_on=hashlib.sha256(photograph_digest(LEARNED).to_bytes(8, "little")).hexdigest(),
@@ -43,6 +44,7 @@ CALIBRATION = Calibration(
     target_precision=0.8,
     confidence_threshold=0.6,
     record_error_rate=0.1,
+    unsure=0.4,
 )
 
 
@@ -53,7 +55,10 @@ def counting_network() -> CountingNetwork:
     load_weights(backbone, "DEFAULT")
     head = Head(backbone.width, CARD.hidden, len(CARD.counts), CARD.ordinal, seed=1)
     evidence = EvidenceHead(backbone.width, CARD.hidden, FEATURES, len(CARD.counts), seed=2)
-    network = CountingNetwork(backbone, head, evidence).eval()
+    assert CARD.distances
+    distance = FeatureDistance(backbone.width, CARD.distances.components)
+    distance.axes.fill_diagonal_(1)
+    network = CountingNetwork(backbone, head, evidence, distance=distance).eval()
     for name in ("head", "evidence"):
         network.get_parameter(f"{name}.2.weight").data *= 10
     return network

@@ -24,6 +24,8 @@ from bintally.scoring.record_errors import Totals
 from bintally.scoring.record_model import ReadWithList, RecordModel, save_record_model
 from small import CALIBRATION, CARD, counting_network
 
+OLDER = {"list_features": None, "distances": None}
+
 
 @cache
 def record_model() -> RecordModel:
@@ -48,14 +50,15 @@ def record_model() -> RecordModel:
 
 def saw(images: Sequence[bytes], network: CountingNetwork | None = None) -> Predictions:
     """What a network, by default the small one, says of photographs, computed by PyTorch in one batch."""
-    model = calibrated_network(network or counting_network(), CARD, CALIBRATION)
+    network = network or counting_network()
+    card = CARD if network.distance else CARD.model_copy(update=OLDER)
+    model = calibrated_network(network, card, CALIBRATION)
     with torch.inference_mode():
-        probabilities, tables = model(torch.stack([decode(image, CARD.image_size) for image in images]))
-    return Predictions(probabilities.double().numpy(), tables.double().numpy())
+        return Predictions.of(model(torch.stack([decode(image, CARD.image_size) for image in images])), card)
 
 
 def older_network() -> CountingNetwork:
-    """The small network without the head that reads photographs with lists."""
+    """The small network without the head that reads photographs with lists, and without distances."""
     return CountingNetwork(counting_network().backbone, counting_network().head).eval()
 
 
@@ -65,7 +68,7 @@ def older_record_model() -> RecordModel:
 
 
 def save_older_model(folder: Path) -> None:
-    save_model(folder, older_network(), CARD.model_copy(update={"list_features": None}))
+    save_model(folder, older_network(), CARD.model_copy(update=OLDER))
     save_calibration(folder, CALIBRATION)
     save_record_model(folder, older_record_model())
 

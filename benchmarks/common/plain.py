@@ -24,7 +24,7 @@ class Plain:
 
     def __init__(self, folder: Path) -> None:
         network, card = load_model(folder)
-        self.counts = load_calibration(folder).counts
+        self.card, self.counts = card, load_calibration(folder).counts
         self._transform = transforms.Compose(
             [
                 transforms.Resize((card.image_size, card.image_size)),
@@ -44,8 +44,7 @@ class Plain:
     @torch.inference_mode()
     def predict(self, pixels: torch.Tensor) -> Predictions:
         """Predictions for decoded photographs; one call at a time."""
-        probabilities, tables = self._model(pixels)
-        return Predictions(probabilities.double().numpy(), tables.double().numpy())
+        return Predictions.of(self._model(pixels), self.card)
 
 
 def make_model(folder: Path, size: int = 224) -> None:

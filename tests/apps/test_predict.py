@@ -83,7 +83,10 @@ def test_both_formats_have_the_predictors_probabilities(
     with Path("out/predicted.csv").open(encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     assert header == table.column_names
-    assert header == ["id", "most_probable", "rounded_mean", "median", "low", "high", "unsure", "p2", "p3", "p5"]
+    assert header == [*OF_PHOTOGRAPH, "distance_rank"]
+    expected_ranks = saw([one.image for one in bins()]).distance_ranks
+    np.testing.assert_allclose(table.column("distance_rank").to_numpy(), expected_ranks, atol=1e-4)
+    assert expected_ranks.std() > 0.1
     probabilities = np.stack([table.column(name).to_numpy() for name in ("p2", "p3", "p5")], 1)
     np.testing.assert_array_equal(probabilities, expected)
     assert table.column("most_probable").to_pylist() == predicted.by_rule["most_probable"].tolist()
@@ -140,7 +143,7 @@ def test_records_add_columns_and_leave_the_photographs_own_as_they_are(
         assert read_csv(Path("predicted-rejected.csv")) == rejected
 
     rows = read_csv(Path("predicted.csv"))
-    assert [*rows[0]] == [*OF_PHOTOGRAPH, *OF_RECORD, *OF_JUDGEMENT]
+    assert [*rows[0]] == [*OF_PHOTOGRAPH, "distance_rank", *OF_RECORD, *OF_JUDGEMENT]
     assert [{name: row[name] for name in OF_PHOTOGRAPH} for row in rows] == read_csv(Path("alone.csv"))
     by_id = {row["id"]: row for row in rows}
     for bin_id, empty in (
@@ -181,6 +184,7 @@ def test_an_older_model_reads_records_without_evidence_and_beside_parts_without_
     run(monkeypatch, "--records", "--to", "predicted.parquet")
     table = pq.read_table("predicted.parquet").to_pylist()
     assert [row["id"] for row in table] == [one.id for one in rest]
+    assert all(row["distance_rank"] is None for row in table)
     lists = Lists(*product_arrays([listed_products(one.record) for one in rest]))
     expected = saw([one.image for one in rest], older_network())
     assert expected.tables.size == 0

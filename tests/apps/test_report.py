@@ -4,19 +4,25 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bintally import cli, paths
 from bintally.apps.collection import load_collection
+from bintally.apps.since import Answers, meaning, read_answers
 from bintally.bins.shards import write_shards
+from bintally.errors import UserError
 from bintally.files import write_csv, write_json
+from bintally.model.card import DistanceReference
 from bintally.scoring.metrics import LabelledPredictions, evaluate
-from small import bins
+from small import CARD, bins
 
 SPLITS = ["train", "train", "train", "validation", "test", "test", "test", "test"]  # the second group is in two splits
 
@@ -60,8 +66,8 @@ def write_outs(splits: list[str], comparable: bool = False, name: str | None = N
     write_json(paths.BENCHMARK, {"comparable": comparable, "rows": table})
 
 
-def run_report(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(sys, "argv", ["bintally", "report", "--to", "page.html"])
+def run_report(monkeypatch: pytest.MonkeyPatch, *options: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["bintally", "report", "--to", "page.html", *options])
     cli.main()
     return Path("page.html").read_text(encoding="utf-8")
 
@@ -191,3 +197,113 @@ def test_a_page_that_cannot_be_written_is_said_before_the_work(
     with pytest.raises(SystemExit):
         run_report(monkeypatch)
     assert "'page.html' cannot be written (it is a folder)" in capsys.readouterr().err
+
+
+# --- compared with later predictions ----------------------------------------------------------------------
+
+
+def save_card(reference: DistanceReference | None) -> None:
+    paths.MODELS.mkdir(exist_ok=True)
+    card = CARD.model_copy(update={"distances": reference, "counts": [1, 2, 3]})
+    (paths.MODELS / "card.json").write_text(card.model_dump_json(), encoding="utf-8")
+
+
+def write_later(path: Path, ranks: Sequence[float | None], unsure: bool = False) -> None:
+    """Predictions as `bintally predict` writes them, one a rank: three in four of 2 items, the others of 3."""
+    number = len(ranks)
+    is_two = np.arange(number) % 4 > 0
+    answer = np.where(is_two, 2, 3)
+    columns: dict[str, Any] = {"id": [f"{row:05}" for row in range(number)]}
+    columns |= dict.fromkeys(("most_probable", "rounded_mean", "median", "low", "high"), answer)
+    columns |= {"unsure": np.full(number, unsure), "p1": np.full(number, 0.1)}
+    columns |= {
+        "p2": np.where(is_two, 0.7, 0.2),
+        "p3": np.where(is_two, 0.2, 0.7),
+        "distance_rank": pa.array(ranks, pa.float64()),
+    }
+    table = pa.table(columns)
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+        return
+    cells = [
+        ["" if v is None else int(v) if isinstance(v, bool) else v for v in row.values()] for row in table.to_pylist()
+    ]
+    write_csv(path, table.column_names, cells)
+
+
+EVENLY, FAR = np.linspace(0, 1, 200).tolist(), np.linspace(0.7, 1, 200).tolist()
+REFERENCE = DistanceReference(components=4, photographs=500, quantiles=[0.0, 1.0, 2.0])
+LATER: dict[str, tuple[list[float | None], bool, DistanceReference | None, str]] = {
+    "alike": (EVENLY, False, REFERENCE, "Nothing speaks against the metrics above for these photographs"),
+    "drifted": (FAR, False, REFERENCE, "These photographs are not like those that the model was validated on"),
+    "few": ([0.9, 0.4, 0.8], False, REFERENCE, "Nothing speaks against the metrics above"),
+    "unsure": (EVENLY, True, REFERENCE, "more answers are unsure, 100% instead of 0%"),
+    "older": ([None] * 8, False, None, "is not known, as it was trained before models kept what is needed"),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_later_predictions_are_read_in_every_form_and_told_in_a_sentence(tmp_path: Path, name: str) -> None:
+    ranks, unsure, reference, sentence = LATER[name]
+    half = len(ranks) // 2 // 4 * 4  # so that both have the same three in four
+    for part, some in ((1, ranks[:half]), (2, ranks[half:])):
+        write_later(tmp_path / f"later/part-{part}-of-2.parquet", some, unsure)
+    (tmp_path / "later/_rejected-1-of-2.csv").write_text("id,reason\n")
+    of_three = -(-len(ranks) // 4)
+    measured = Answers.of(
+        [1, 2, 3], np.array([2, 3, 2, 2]), np.array([0.7, 0.8, 0.6, 0.4]), np.zeros(4, bool), np.full(4, np.nan)
+    )
+    for file in ("later", "later.csv", "later.parquet"):
+        if file != "later":
+            write_later(tmp_path / file, ranks, unsure)
+        answers = read_answers(tmp_path / file, [1, 2, 3])
+        assert answers.by_count.tolist() == [0, len(ranks) - of_three, of_three]
+        assert answers.by_confidence.sum() == answers.photographs == len(ranks)
+        assert answers.confidence == pytest.approx(0.7 * len(ranks))
+        assert answers.unsure == (len(ranks) if unsure else 0)
+        assert sentence in meaning(answers, measured, reference)
+
+
+def test_the_page_compares_later_predictions_with_the_test_bins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_outs(SPLITS)
+    save_card(REFERENCE)
+    write_later(Path("later.csv"), FAR)
+    page = run_report(monkeypatch, "--since", "later.csv")
+    section = re.sub('base64,[^"]*', "", page[page.index("Since then") : page.index("Bins by count")])
+    assert LATER["drifted"][3] in section and "nan" not in section and section.count("<img") == 1
+    assert "<td>photographs</td><td>4</td><td>200</td>" in section
+    assert "0.50 in validation</td><td>0.85 ± 0.03</td>" in section
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.unlink(), "later.csv is not what `bintally predict --to` writes"),
+        (lambda path: path.write_text("id\n"), "has no column distance_rank: predict anew"),
+        (lambda path: change(path, ",p3,", ",p4,"), "has no column p3: predict anew"),
+        (lambda path: change(path, "id,", "p0,"), "probabilities of other counts than [1, 2, 3]"),
+        (lambda path: change(path, "00001,2", "00001,two"), "later.csv is not what `bintally predict --to` writes"),
+        (lambda path: path.write_text(path.read_text().splitlines()[0] + "\n"), "later.csv has no predictions"),
+    ],
+)
+def test_predictions_that_cannot_be_compared_are_told_in_a_sentence(
+    spoil: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "later.csv"
+    write_later(file, EVENLY)
+    spoil(file)
+    with pytest.raises(UserError) as error:
+        read_answers(file, [1, 2, 3])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_dataset_without_all_its_parts_is_refused(tmp_path: Path) -> None:
+    write_later(tmp_path / "part-1-of-2.parquet", EVENLY)
+    with pytest.raises(UserError, match="has 1 of 2 parts; predict the others first"):
+        read_answers(tmp_path, [1, 2, 3])
+    with pytest.raises(UserError, match=r"holds no part-\*\.parquet"):
+        read_answers(tmp_path / "..", [1, 2, 3])

@@ -59,6 +59,8 @@ def test_parts_have_the_probabilities_and_tables_of_their_photographs(
             expected = saw([Path("album", name).read_bytes() for name in good], network())
             np.testing.assert_allclose(part.probabilities, expected.probabilities, atol=1e-4)
             np.testing.assert_allclose(part.tables, expected.tables, atol=1e-3)
+            np.testing.assert_allclose(part.distance_ranks, expected.distance_ranks, atol=1e-4)
+            assert np.isnan(part.distance_ranks).all() == (not features)
     assert [len(part.ids) for part in parts] == [0, scores.PART // 2, 2]
 
 

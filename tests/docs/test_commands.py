@@ -78,6 +78,11 @@ RUN_BY = {
     "bintally tune --storage postgresql+psycopg://USER:PASSWORD@HOST/DATABASE": (SEARCH, "--storage"),
     "bintally diagnose": ("tests/e2e/test_diagnose.py", '"bintally", "diagnose"'),
     "bintally report": ("tests/apps/test_report.py", '"report"'),
+    "bintally report --since exports/counts.csv": ("tests/apps/test_report.py", '"--since"'),
+    "prometheus --config.file=deploy/prometheus.yaml --web.listen-address=127.0.0.1:9090": (
+        "tests/deploy/test_alerts.py",
+        "--config.file=",
+    ),
     "bintally export": ("tests/apps/test_export_command.py", '"export"'),
     "bintally audit --budget 50": (AUDIT, '"--budget"'),
     "bintally audit --budget 50 --error-rate 0.03": (AUDIT, '"--error-rate"'),

@@ -14,7 +14,7 @@ from bintally.inference.export import FILES, TOLERANCE, export
 from bintally.inference.runtime import OUTPUTS, Outputs, Runner
 from bintally.model.backbone import Backbone
 from bintally.model.card import ModelCard
-from bintally.model.network import CalibratedNetwork, CountingNetwork, EvidenceHead, Head
+from bintally.model.network import CalibratedNetwork, CountingNetwork, EvidenceHead, FeatureDistance, Head
 from bintally.scoring.calibration import Calibration
 from bintally.scoring.evidence import FEATURES
 from bintally.scoring.record_model import RecordModel
@@ -49,7 +49,9 @@ def network() -> CountingNetwork:
     backbone = Backbone(CARD.backbone, 64, CARD.features)
     head = Head(backbone.width, CARD.hidden, 5, CARD.ordinal, seed=1)
     evidence = EvidenceHead(backbone.width, CARD.hidden, FEATURES, 5, seed=2)
-    network = CountingNetwork(backbone, head, evidence).eval()
+    distance = FeatureDistance(backbone.width, 4)
+    distance.axes.fill_diagonal_(1)
+    network = CountingNetwork(backbone, head, evidence, distance=distance).eval()
     network.get_parameter("head.2.weight").data *= 5
     return network
 
@@ -77,19 +79,22 @@ def test_files_give_the_models_outputs_without_this_project(
 ) -> None:
     batch = images(number, seed=5)
     expected, plain = (calibrated(network, mirror)(batch) for mirror in (True, False))
-    for one, other in zip(expected, plain, strict=True):  # so that equality shows that views are averaged
+    assert expected[2].shape == (number, 1)
+    for one, other in zip(expected[:2], plain[:2], strict=True):  # so that equality shows that views are averaged
         assert (one - other).flatten(1).abs().amax(1).min() > 10 * TOLERANCE
     for got in outputs_of_files(folder, batch):
         torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
 
 
 @torch.no_grad()
-def test_files_of_an_older_model_give_tables_without_features(network: CountingNetwork, tmp_path: Path) -> None:
+def test_files_of_an_older_model_give_tables_without_features_and_no_distances(
+    network: CountingNetwork, tmp_path: Path
+) -> None:
     older = CountingNetwork(network.backbone, network.head).eval()
-    card = CARD.model_copy(update={"list_features": None})
+    card = CARD.model_copy(update={"list_features": None, "distances": None})
     export(tmp_path, older, card, CALIBRATION, None, list(FILES), [images(2)])
     expected = calibrated(older, mirror=True)(images(3))
-    assert expected[1].shape == (3, 0, 3)
+    assert expected[1].shape == (3, 0, 3) and expected[2].shape == (3, 0)
     for got in outputs_of_files(tmp_path, images(3)):
         torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
 
@@ -117,7 +122,8 @@ def test_equal_models_give_equal_bytes(folder: Path, network: CountingNetwork, t
 
 
 @pytest.mark.parametrize(
-    ("wrong", "error"), [("probabilities", 2e-4), ("probabilities", float("nan")), ("evidence", -0.5)]
+    ("wrong", "error"),
+    [("probabilities", 2e-4), ("probabilities", float("nan")), ("evidence", -0.5), ("distance", 0.5)],
 )
 def test_no_file_is_written_if_one_differs_from_the_model(
     tmp_path: Path, network: CountingNetwork, monkeypatch: pytest.MonkeyPatch, wrong: str, error: float
@@ -129,9 +135,9 @@ def test_no_file_is_written_if_one_differs_from_the_model(
             path.write_text("new")
 
             def run(images: torch.Tensor) -> Outputs:
-                probabilities, tables = model(images)
-                last = torch.tensor([0, 0, error])
-                return (probabilities + last, tables) if wrong == "probabilities" else (probabilities, tables + last)
+                values = dict(zip(OUTPUTS, model(images), strict=True))
+                values[wrong] = values[wrong] + error * (torch.arange(values[wrong].shape[-1]) == 0)
+                return values["probabilities"], values["evidence"], values["distance"]
 
             return run
 

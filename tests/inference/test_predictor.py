@@ -19,7 +19,7 @@ from bintally.inference.predictor import Predictor
 from bintally.model.backbone import Backbone
 from bintally.model.encoding import BATCH
 from bintally.model.images import decode
-from bintally.model.network import CountingNetwork, Head, predict_views
+from bintally.model.network import CountingNetwork, Head, predict_views_and_distances
 from bintally.model.views import stack_views
 from bintally.scoring.calibration import calibrated
 from bintally.scoring.evidence import FEATURES
@@ -43,14 +43,22 @@ def check_predictions(predictor: Predictor, network: CountingNetwork) -> None:
     np.testing.assert_allclose(distributions.sum(1), 1, atol=1e-6)
     assert distributions.std(0).mean() > 0.01  # else equal distributions would show nothing
     card = predictor.card
-    tables = predictor.predict(torch.stack([predictor.decode(file) for file in FILES])).tables
+    predicted = predictor.predict(torch.stack([predictor.decode(file) for file in FILES]))
+    tables, ranks = predicted.tables, predicted.distance_ranks
     assert tables.dtype == np.float64 and tables.shape == (len(FILES), predictor.list_features, 3)
     with torch.no_grad():
-        for row, table, file in zip(distributions, tables, FILES, strict=True):
-            logs, of_one = predict_views(network, stack_views(decode(file, card.image_size)[None], card.mirror))
+        for row, table, rank, file in zip(distributions, tables, ranks, FILES, strict=True):
+            views = stack_views(decode(file, card.image_size)[None], card.mirror)
+            logs, of_one, distance = predict_views_and_distances(network, views)
             alone = calibrated(logs.double().numpy(), card.counts, CALIBRATION.counts, CALIBRATION.temperature)
             np.testing.assert_allclose(row, alone[0], atol=1e-4)
             np.testing.assert_allclose(table, of_one[0][:, [1, 2, 4]], atol=1e-4)
+            if card.distances:
+                features = network.backbone(views[0])[:, :4].mean(0)  # axes, mean and deviations of the small network
+                np.testing.assert_allclose(distance, features.square().mean().sqrt()[None, None], rtol=1e-5)
+                assert rank == pytest.approx(min(distance.item() / 4, 1), abs=1e-4)  # by the quantiles of CARD
+            else:
+                assert distance.shape == (1, 0) and np.isnan(rank)
     with ThreadPoolExecutor(4) as pool:
         for in_thread in pool.map(predictor, [FILES] * 4):
             np.testing.assert_allclose(in_thread, distributions, atol=1e-5)
@@ -62,9 +70,15 @@ def test_predictions_by_onnx_runtime_are_those_of_the_network() -> None:
     check_predictions(predictor, counting_network())
 
 
-def test_an_older_model_without_mirrored_views_and_tables_is_exported_as_it_is() -> None:
+def test_an_older_model_without_mirrored_views_tables_and_distances_is_exported_as_it_is() -> None:
     # A network that is quick to export.
-    changes = {"backbone": "squeezenet1_1", "features": "last", "mirror": False, "list_features": None}
+    changes = {
+        "backbone": "squeezenet1_1",
+        "features": "last",
+        "mirror": False,
+        "list_features": None,
+        "distances": None,
+    }
     card = CARD.model_copy(update=changes)
     torch.manual_seed(1)
     backbone = Backbone(card.backbone, card.image_size, card.features)

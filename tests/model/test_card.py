@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from bintally.errors import UserError
 from bintally.files import write_json
 from bintally.model.backbone import LITE, Backbone
-from bintally.model.card import ModelCard, load_model, save_model
-from bintally.model.network import CountingNetwork, EvidenceHead, Head
+from bintally.model.card import DistanceReference, ModelCard, load_model, save_model
+from bintally.model.network import CountingNetwork, EvidenceHead, FeatureDistance, Head
 from bintally.scoring.evidence import FEATURES, ListFeatures
 
 CARD = ModelCard(
@@ -66,6 +67,22 @@ def test_an_older_model_whose_card_names_no_features_of_lists_has_no_head_for_th
     loaded, card = load_model(folder)
     assert loaded.evidence is None and card.list_features is None
     assert torch.equal(loaded.head.get_parameter("2.bias"), network.head.get_parameter("2.bias"))
+
+
+@torch.no_grad()
+def test_a_model_keeps_how_far_features_lie_from_training(tmp_path: Path, network: CountingNetwork) -> None:
+    distance = FeatureDistance(network.backbone.width, 2)
+    distance.axes.fill_diagonal_(1)
+    measured = CountingNetwork(network.backbone, network.head, network.evidence, distance=distance)
+    reference = DistanceReference(components=2, photographs=7, quantiles=[0.5, 1.0, 1.5])
+    save_model(tmp_path, measured, CARD.model_copy(update={"distances": reference}))
+    loaded, card = load_model(tmp_path)
+    assert card.distances == reference and loaded.distance
+    assert torch.equal(loaded.distance.axes, distance.axes)
+    assert reference.ranks(np.array([0.1, 0.5, 0.75, 1.5, 9.0])).tolist() == [0, 0, 0.25, 1, 1]
+    save_model(tmp_path, network, card)
+    with pytest.raises(UserError, match=r"the weights do not fit the card: .*distance"):
+        load_model(tmp_path)
 
 
 @torch.no_grad()

@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from bintally.model.network import CalibratedNetwork, CountingNetwork, EvidenceHead, Head, Heads, predict_views
+from bintally.model.network import (
+    CalibratedNetwork,
+    CountingNetwork,
+    EvidenceHead,
+    FeatureDistance,
+    Head,
+    Heads,
+    predict_views,
+    predict_views_and_distances,
+)
 from bintally.model.views import horizontal_flip, stack_views
 from small import backbone, images
 
@@ -132,7 +141,28 @@ def test_an_ordinal_head_gives_the_product_of_continuation_ratios() -> None:
 @torch.no_grad()
 def test_calibrated_probabilities_are_of_the_given_classes_at_the_temperature(network: CountingNetwork) -> None:
     logs, tables = predict_views(network, stack_views(images(), True))
-    torch.testing.assert_close(CalibratedNetwork(network, mirror=True)(images()), (logs.exp(), tables))
+    torch.testing.assert_close(CalibratedNetwork(network, mirror=True)(images())[:2], (logs.exp(), tables))
     root = logs.exp()[:, [1, 3]].sqrt()
     chosen = CalibratedNetwork(network, mirror=True, classes=[1, 3], temperature=2.0)(images())
-    torch.testing.assert_close(chosen, (root / root.sum(1, keepdim=True), tables[..., [1, 3]]))
+    torch.testing.assert_close(chosen[:2], (root / root.sum(1, keepdim=True), tables[..., [1, 3]]))
+
+
+@torch.no_grad()
+def test_distances_are_of_the_mean_of_an_images_views_in_units_of_their_spread(network: CountingNetwork) -> None:
+    width, views = network.backbone.width, stack_views(images(), True)
+    features = network.backbone(views.flatten(0, 1)).unflatten(0, (3, 2)).mean(1)
+    assert predict_views_and_distances(network, views)[2].shape == (3, 0)
+    distance = FeatureDistance(width, 2)
+    distance.mean.copy_(features[0])
+    distance.axes[4, 0] = distance.axes[5, 1] = 1
+    distance.deviations.copy_(torch.tensor([0.5, 2]))
+    measured = CountingNetwork(network.backbone, network.head, network.evidence, distance=distance).eval()
+    expected = (((features - features[0])[:, 4:6] / torch.tensor([0.5, 2])) ** 2).mean(1, keepdim=True).sqrt()
+    *outputs, distances = predict_views_and_distances(measured, views)
+    torch.testing.assert_close(distances, expected)
+    assert distances[0] == 0 and distances[1:].min() > 0.01
+    torch.testing.assert_close(tuple(outputs), predict_views(network, views), atol=0, rtol=0)
+    several = CountingNetwork.of([measured, network])
+    torch.testing.assert_close(predict_views_and_distances(several, views)[2], distances)
+    of_heads = predict_views_and_distances(several.heads(), network.backbone(views.flatten(0, 1)).unflatten(0, (3, 2)))
+    torch.testing.assert_close(of_heads[2], distances)

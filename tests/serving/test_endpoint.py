@@ -393,6 +393,12 @@ def test_metrics_count_what_happened(client: httpx.Client) -> None:
         names = [f'bintally_answers_total{{count="{count}",unsure="{unsure}"}}' for unsure in ("true", "false")]
         of_count = [one for one in answered if one["most_probable"] == count]
         assert sum(grown.get(name, 0) for name in names) == len(of_count)
+    ranks = saw(bin_images()[:3]).distance_ranks
+    assert grown["bintally_distance_rank_count"] == 3
+    assert grown["bintally_distance_rank_sum"] == pytest.approx(ranks.sum(), abs=1e-3)
+    assert grown['bintally_distance_rank_bucket{le="0.9"}'] == (ranks <= 0.9).sum()
+    assert after['bintally_expected_ratio{of="unsure"}'] == CALIBRATION.unsure
+    assert after['bintally_expected_ratio{of="wrong"}'] == CALIBRATION.record_error_rate
     assert grown["bintally_images_total"] == 3 and grown["bintally_batch_images_sum"] == 3
     assert grown['bintally_requests_total{status="200"}'] == grown['bintally_requests_total{status="400"}'] == 1
     assert grown["bintally_request_seconds_count"] == 1 and grown["bintally_decode_seconds_count"] == 4

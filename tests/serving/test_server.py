@@ -142,7 +142,7 @@ def test_a_place_is_taken_by_a_body_that_is_there_and_no_body_is_read_in_vain() 
     def run(batch: Sequence[torch.Tensor]) -> list[Seen]:
         assert go_on.wait(60)
         prediction = cast(Prediction, {"counts": CALIBRATION.counts, "most_probable": 1, "unsure": False})
-        return [Seen(prediction, np.zeros((0, len(CALIBRATION.counts))))] * len(batch)
+        return [Seen(prediction, np.zeros((0, len(CALIBRATION.counts))), 0.5)] * len(batch)
 
     async def content(name: str, end: asyncio.Event | None = None) -> AsyncIterator[bytes]:
         read.append(name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from bintally import paths
@@ -59,6 +60,7 @@ class Collection:
     predictions: LabelledPredictions  # for the test bins
     predicted_counts: dict[str, Counts]  # (t,) for each decoding rule
     prediction_sets: Counts  # (t, 2) the lowest and the highest count
+    unsure: NDArray[np.bool_]  # (t,)
     reader: ShardReader
 
     def description(self) -> str:
@@ -155,6 +157,7 @@ def _read_outs() -> Collection:
         ),
         predicted_counts={rule: np.array([int(line[rule]) for line in predictions]) for rule in DECODINGS},
         prediction_sets=np.array([[int(line["low"]), int(line["high"])] for line in predictions]),
+        unsure=np.array([line["unsure"] == "1" for line in predictions]),
         reader=reader,
     )
 

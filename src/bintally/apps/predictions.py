@@ -1,6 +1,7 @@
 """Predictions as a table: a CSV or Parquet file that is written part by part."""
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -28,6 +29,7 @@ from bintally.scoring.record_model import RecordModel
 
 PREDICTION_COLUMNS = (*DECODINGS, "low", "high", "unsure")
 RUN = b"bintally.run"
+DISTANCE = "distance_rank"
 GIVEN_PRODUCTS = "given_products_"  # begins the names of columns of the count given the products
 
 Columns = dict[str, tuple[pa.DataType, list[Any]]]
@@ -104,7 +106,7 @@ def write_predictions(path: Path, scores: Scores, records: RecordColumns | None 
     """
     tables = (_table(part, scores.calibration, records) for part in scores)
     counts = len(scores.calibration.counts)
-    nothing = ScoredPart([], np.zeros((0, counts)), np.zeros((0, FEATURES, counts)), [])
+    nothing = ScoredPart([], np.zeros((0, counts)), np.zeros((0, FEATURES, counts)), np.zeros(0), [])
     empty = _table(nothing, scores.calibration, records)
     empty = empty.replace_schema_metadata({RUN: run_key} if run_key else None)
     with atomic_write(path) as temporary:
@@ -113,6 +115,8 @@ def write_predictions(path: Path, scores: Scores, records: RecordColumns | None 
 
 def _table(part: ScoredPart, calibration: Calibration, records: RecordColumns | None) -> pa.Table:
     columns: Columns = {"id": (pa.string(), part.ids), **_predictions(part.probabilities, calibration)}
+    # Empty by a model that does not say.
+    columns[DISTANCE] = (pa.float64(), [None if math.isnan(rank) else rank for rank in part.distance_ranks.tolist()])
     columns |= records.of_part(part) if records else {}
     schema = pa.schema([(name, kind) for name, (kind, _) in columns.items()])
     return pa.table([pa.array(values, kind) for kind, values in columns.values()], schema=schema)

@@ -27,20 +27,23 @@ th.record{color:#c05621}
 def configure(parser: argparse.ArgumentParser) -> None:
     to = Path("exports/report.html")
     parser.add_argument("--to", type=Path, default=to, metavar="PAGE", help="default: %(default)s")
+    help_line = "also compare what `bintally predict --to` wrote, FILE or the folder of parts, with the test bins"
+    parser.add_argument("--since", type=Path, metavar="FILE", help=help_line)
     parser.set_defaults(func=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the page, a single file. It shows photographs, so keep it where the data may be.
 
-    Raises UserError if the page cannot be written, or as :func:`bintally.apps.collection.load_collection` does.
+    Raises UserError if the page cannot be written, or as :func:`bintally.apps.collection.load_collection` and
+    :func:`bintally.apps.since.read_answers` do.
     """
     from bintally.apps.collection import load_collection
     from bintally.apps.report_sections import report_sections
 
     check_writable(arguments.to)
     bins = load_collection()
-    sections = "\n".join(report_sections(bins))
+    sections = "\n".join(report_sections(bins, arguments.since))
     body = f'<h1>The bins and the model</h1><p class="about">{bins.description()}</p>{sections}'
     write_text(arguments.to, document("The bins and the model", body, STYLE))
     print(printable(str(arguments.to)))

@@ -49,6 +49,7 @@ class ScoredPart:
     ids: list[str]
     probabilities: Floats  # (ids, counts)
     tables: Floats  # (ids, features, counts) of evidence
+    distance_ranks: Floats  # (ids,) as in Predictions
     rejected: list[tuple[str, str]]  # id and reason
 
 
@@ -66,8 +67,9 @@ class Scores:
             probabilities = np.stack([scored[f"p{count}"].to_numpy() for count in self.calibration.counts], 1)
             shape = len(scored), int(table.schema.metadata[FEATURES]), len(self.calibration.counts)
             tables = np.array(scored["evidence"].to_pylist(), np.float64).reshape(shape)
+            ranks = scored["distance_rank"].to_numpy()
             reasons = zip(rejected["id"].to_pylist(), rejected["reason"].to_pylist(), strict=True)
-            yield ScoredPart(scored["id"].to_pylist(), probabilities, tables, list(reasons))
+            yield ScoredPart(scored["id"].to_pylist(), probabilities, tables, ranks, list(reasons))
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,9 @@ def _score(predictor: Predictor, images: ReadFiles, ids: Sequence[str], files: S
     columns = [("id", pa.string()), ("reason", pa.string()), ("was_read", pa.bool_())]
     evidence = ("evidence", pa.list_(pa.float64()))  # a flattened table
     metadata = {FEATURES: str(predictor.list_features)}
-    schema = pa.schema([*columns, *((name, pa.float64()) for name in counts), evidence], metadata)
-    unscored = [None] * (len(counts) + 1)
+    rank = ("distance_rank", pa.float64())
+    schema = pa.schema([*columns, *((name, pa.float64()) for name in counts), evidence, rank], metadata)
+    unscored = [None] * (len(counts) + 2)
     with progress("predict", len(ids), "photographs") as advance:
         batches = _decoded_batches(predictor, images(ids))
         for file in files:
@@ -147,9 +150,9 @@ def _score(predictor: Predictor, images: ReadFiles, ids: Sequence[str], files: S
                     if isinstance(pixels, _Rejected):
                         rows.append([file_id, pixels.reason, pixels.was_read, *unscored])
                         continue
-                    distribution, table = next(predictions)
+                    distribution, table, distance_rank = next(predictions)
                     if all(map(math.isfinite, (*distribution, *table))):
-                        rows.append([file_id, None, True, *distribution, table])
+                        rows.append([file_id, None, True, *distribution, table, distance_rank])
                     else:
                         rows.append([file_id, "its probabilities are not finite", True, *unscored])
                 advance(len(batch))
@@ -157,10 +160,11 @@ def _score(predictor: Predictor, images: ReadFiles, ids: Sequence[str], files: S
                 pq.write_table(pa.table(list(map(list, zip(*rows, strict=True))), schema=schema), temporary)
 
 
-def _rows(predictions: Predictions) -> Iterator[tuple[list[float], list[float]]]:
-    """The probabilities and the flattened table of each photograph."""
+def _rows(predictions: Predictions) -> Iterator[tuple[list[float], list[float], float]]:
+    """The probabilities, the flattened table and the rank of each photograph's distance."""
     tables = predictions.tables.reshape(len(predictions.tables), -1)
-    return zip(predictions.probabilities.tolist(), tables.tolist(), strict=True)
+    ranks = predictions.distance_ranks.tolist()
+    return zip(predictions.probabilities.tolist(), tables.tolist(), ranks, strict=True)
 
 
 def _decoded_batches(

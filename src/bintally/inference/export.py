@@ -1,11 +1,12 @@
 """A model as one file that runs without this project: ONNX, or a PyTorch program.
 
 Both take ``images``, uint8 (n, 3, size, size) of any n, as ``bintally.model.images.decode`` returns them, and return
-``probabilities``, float32 (n, counts), calibrated, and ``evidence``, float32 (n, features, counts), of which
-:mod:`bintally.scoring.evidence` says what it is. ONNX holds the card, ``calibration`` and ``records`` as metadata, a
-program as the extra file ``card.json``. ``records`` is what is needed to combine both with what a record
-lists, as :mod:`bintally.scoring.record_model` does; null for a model without it. Equal models give equal bytes under
-one version of PyTorch.
+``probabilities``, float32 (n, counts), calibrated, ``evidence``, float32 (n, features, counts), of which
+:mod:`bintally.scoring.evidence` says what it is, and ``distance``, float32 (n, 1), or (n, 0) of a model without it, of
+which :class:`bintally.model.network.FeatureDistance` does. ONNX holds the card, ``calibration`` and ``records`` as
+metadata, a program as the extra file ``card.json``. ``records`` is what is needed to combine the first two with what a
+record lists, as :mod:`bintally.scoring.record_model` does; null for a model without it. Equal models give equal bytes
+under one version of PyTorch.
 """
 
 import json

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bintally.bins.images import FORMATS
-from bintally.inference.runtime import load_runner
+from bintally.inference.runtime import Outputs, load_runner
 from bintally.model.card import ModelCard
 from bintally.model.encoding import BATCH, decoded_batches
 from bintally.model.images import decode
@@ -25,6 +25,14 @@ class Predictions:
     """(n, counts) of the calibration's counts, calibrated."""
     tables: Floats
     """(n, features, counts) of evidence (:mod:`bintally.scoring.evidence`)."""
+    distance_ranks: Floats
+    """(n,) the share of validation's photographs that lie nearer to training's; NaN by a model that does not say."""
+
+    @classmethod
+    def of(cls, outputs: Outputs, card: ModelCard) -> "Predictions":
+        probabilities, tables, distances = (values.double().numpy() for values in outputs)
+        ranks = card.distances.ranks(distances[:, 0]) if card.distances else np.full(len(distances), np.nan)
+        return cls(probabilities, tables, ranks)
 
 
 class Predictor:
@@ -44,8 +52,7 @@ class Predictor:
 
     def predict(self, pixels: torch.Tensor) -> Predictions:
         """Predictions for decoded images."""
-        probabilities, tables = self._run(pixels)
-        return Predictions(probabilities.double().numpy(), tables.double().numpy())
+        return Predictions.of(self._run(pixels), self.card)
 
     def __call__(self, files: Sequence[bytes]) -> Floats:
         """Probabilities, (n, counts), for files. Raises UserError if one does not decode."""

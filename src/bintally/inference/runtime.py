@@ -25,9 +25,10 @@ ONNX_CACHE, ONNX_CACHE_SIZE = SCRATCH / "onnx", 4
 
 log = logging.getLogger("bintally")
 
-OUTPUTS = ["probabilities", "evidence"]
-Outputs = tuple[torch.Tensor, torch.Tensor]
-"""Calibrated probabilities, float32 (n, counts), and tables of evidence, float32 (n, features of a list, counts)."""
+OUTPUTS = ["probabilities", "evidence", "distance"]
+Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Calibrated probabilities, float32 (n, counts), tables of evidence, float32 (n, features of a list, counts), and the
+distance of the features from training's, float32 (n, 1), or (n, 0) of a model without it."""
 Runner = Callable[[torch.Tensor], Outputs]
 """Takes uint8 (n, 3, size, size) of any n."""
 
@@ -56,8 +57,8 @@ def load_runner(network: CountingNetwork, card: ModelCard, calibration: Calibrat
 
     @torch.inference_mode()
     def run(images: torch.Tensor) -> Outputs:
-        probabilities, tables = model(images.to(device))
-        return probabilities.cpu(), tables.cpu()
+        probabilities, tables, distances = model(images.to(device))
+        return probabilities.cpu(), tables.cpu(), distances.cpu()
 
     return run
 
@@ -71,8 +72,8 @@ def onnx_runner(onnx: bytes) -> Runner:
     session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
 
     def run(images: torch.Tensor) -> Outputs:
-        probabilities, tables = session.run(OUTPUTS, {"images": images.numpy()})
-        return torch.from_numpy(probabilities), torch.from_numpy(tables)
+        probabilities, tables, distances = map(torch.from_numpy, session.run(OUTPUTS, {"images": images.numpy()}))
+        return probabilities, tables, distances
 
     return run
 
@@ -109,7 +110,8 @@ def to_onnx(program: torch.export.ExportedProgram, metadata: dict[str, Any]) -> 
     onnx_program.model.doc_string = (
         "images: RGB, 0 to 255, resized to the square by squashing, bilinear with antialiasing; normalised inside. "
         "probabilities: one for each of calibration.counts. evidence: what the photograph adds to a list of products, "
-        "features of the list by counts."
+        "features of the list by counts. distance: of the photograph's features from training's; the card's distances "
+        "has the quantiles of validation's."
     )
     content: bytes = onnx_program.model_proto.SerializeToString(deterministic=True)
     return content

@@ -1,9 +1,11 @@
 """A model on disk: its weights, ``model.safetensors``, and its card, ``card.json``."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -11,12 +13,33 @@ from safetensors.torch import load_file, save_file
 from bintally.errors import UserError, first_wrong_field
 from bintally.files import atomic_write, write_text
 from bintally.model.backbone import Backbone
-from bintally.model.network import CountingNetwork, EvidenceHead, Head
+from bintally.model.network import CountingNetwork, EvidenceHead, FeatureDistance, Head
 from bintally.params import MAX_IMAGE_SIZE, MAX_NETWORKS, Counts
 from bintally.scoring.evidence import FEATURES, ListFeatures
 
 MAX_CARD_BYTES = 1_000_000
+MAX_COMPONENTS = 64  # of feature distances
 MAX_HEADER_BYTES = 4_000_000  # of the names and shapes of weights; those of the largest backbone are a tenth of it
+
+
+class DistanceReference(BaseModel):
+    """What distances of features (:class:`bintally.model.network.FeatureDistance`) are compared with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    components: int = Field(ge=1, le=MAX_COMPONENTS)
+    photographs: int = Field(ge=1)
+    """Number of validation photographs whose distances"""
+    quantiles: Annotated[list[float], Field(min_length=2, max_length=1001)]
+    """these are, from the least to the greatest, at equal steps of probability."""
+
+    def ranks(self, distances: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The share of the validation photographs that lie nearer to training's than each of (n,).
+
+        The mean over photographs is the probability that one of them lies farther than one of validation: the statistic
+        of Mann and Whitney (1947) over the number of pairs, 0.5 for photographs like them.
+        """
+        return np.asarray(np.interp(distances, self.quantiles, np.linspace(0, 1, len(self.quantiles))))
 
 
 class ModelCard(BaseModel):
@@ -42,6 +65,8 @@ class ModelCard(BaseModel):
     list_features: ListFeatures | None = None
     """Of a network that reads a photograph with the list of products in its bin; None: of an older one, which does
     not."""
+    distances: DistanceReference | None = None
+    """Of a model that says how far photographs lie from training's; None: of one that does not."""
     parameters: dict[str, Any]
     """The parameters of the training."""
     data: str
@@ -92,6 +117,8 @@ def load_model(folder: Path) -> tuple[CountingNetwork, ModelCard]:
         raise UserError(f"{folder}: the weights do not fit the card: they have no hidden layer of {card.hidden} units")
     network = CountingNetwork.of([_network(card) for _ in range(card.networks)])
     backbone = network.backbone
+    if card.distances:
+        network.distance = FeatureDistance(backbone.width, card.distances.components)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -45,6 +45,8 @@ class Calibration(BaseModel):
     """An answer with less probability than this is marked unsure; None: every answer is."""
     record_error_rate: float = Field(gt=0, lt=1)
     """Fraction of records assumed to be wrong before their photographs are seen."""
+    unsure: float | None = Field(default=None, ge=0, le=1)
+    """Fraction of the validation photographs' answers that are marked unsure; None: of an older calibration."""
 
     @field_validator("counts")
     @classmethod

@@ -143,6 +143,32 @@ def errors_figure(errors: Mapping[str, Counts]) -> Figure:
     return figure
 
 
+def since_figure(
+    counts: Sequence[int], answers: Mapping[str, Counts], confidences: Mapping[str, Counts], ranks: Counts
+) -> Figure:
+    """The distributions of answers, of their probability and of the ranks of distances, new ones beside measured ones.
+
+    Args:
+        answers: (counts,) photographs by the most probable count; the measured ones first, then the new.
+        confidences: (steps,) photographs by the highest probability, from 0 to 1, in the same order.
+        ranks: (steps,) new photographs by rank, from 0 to 1.
+    """
+    figure, (left, middle, right) = _panels(3)
+    colours = dict(zip(answers, (GREY, ORANGE), strict=True))
+    _grouped_bars(left, map(str, counts), {name: number / number.sum() for name, number in answers.items()}, colours)
+    left.set(xlabel="most probable count", ylabel="share of photographs")
+    left.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
+    for name, number in confidences.items():
+        middle.stairs(number / number.sum(), np.linspace(0, 1, len(number) + 1), color=colours[name], linewidth=2)
+    middle.set(xlabel="probability of the most probable count")
+    right.stairs(ranks / max(ranks.sum(), 1), np.linspace(0, 1, len(ranks) + 1), color=ORANGE, linewidth=2)
+    right.axhline(1 / len(ranks), color=GREY, linewidth=2)  # of photographs like validation's
+    right.set(xlabel="rank of the distance", ylim=(0, None))
+    for axes in (left, middle, right):
+        _percent(axes)
+    return figure
+
+
 def _panels(number: int) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, number, squeeze=False)[0]

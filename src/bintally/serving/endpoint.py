@@ -51,6 +51,8 @@ class Seen:
     prediction: Prediction
     table: Floats
     """(features, counts) of evidence."""
+    distance_rank: float
+    """NaN by a model that does not say."""
 
 
 class LoadedModel:
@@ -65,6 +67,7 @@ class LoadedModel:
     ) -> None:
         self.digest, self.card, self.calibration = digest, predictor.card, predictor.calibration
         self.records = records
+        metrics.expect(self.calibration)
         self._predictor = predictor
         # The first image and the first batch take seconds longer than later ones.
         image = io.BytesIO()
@@ -89,7 +92,8 @@ class LoadedModel:
     def _predict(self, pixels: Sequence[torch.Tensor]) -> list[Seen]:
         found = self._predictor.predict(torch.stack(list(pixels)))
         answers = counted_items(found.probabilities, self.calibration)
-        return [Seen(Prediction(**one), table) for one, table in zip(answers, found.tables, strict=True)]  # type: ignore[typeddict-item]
+        rows = zip(answers, found.tables, found.distance_ranks.tolist(), strict=True)
+        return [Seen(Prediction(**one), table, rank) for one, table, rank in rows]  # type: ignore[typeddict-item]
 
 
 class Endpoint:
@@ -148,7 +152,7 @@ class Endpoint:
                             raise UserError(f"{len(uploads)} images are too many; send at most {self.limits.images}")
                         slot.take(len(uploads) - 1)
                     del body
-                    predictions = await _predict_uploads(model, uploads, request)
+                    seen = await _predict_uploads(model, uploads, request)
         except UserError as error:
             raise HTTPException(400, str(error)) from error
         except QueueFull as full:
@@ -159,7 +163,8 @@ class Endpoint:
             ) from full
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        self.metrics.count_answers(predictions)
+        predictions = [one.prediction for one in seen]
+        self.metrics.count_answers(predictions, [one.distance_rank for one in seen])
         content = predictions[0] if single else {"predictions": predictions}
         return JSONResponse(content, headers={"x-model": model.digest})
 
@@ -183,8 +188,8 @@ def _expected(request: Request) -> int | None:
     return bodies.parse_expected(values[0]) if values else None
 
 
-async def _predict_uploads(model: LoadedModel, uploads: Sequence[bodies.Upload], request: Request) -> list[Prediction]:
-    """One prediction per upload. Raises UserError for the first bad image, ClientDisconnect if the client has left."""
+async def _predict_uploads(model: LoadedModel, uploads: Sequence[bodies.Upload], request: Request) -> list[Seen]:
+    """What is seen in each upload. Raises UserError for the first bad one, ClientDisconnect if the client has left."""
     predicting = asyncio.gather(*(model.batcher.predict(one.content) for one in uploads), return_exceptions=True)
     disconnected = asyncio.ensure_future(request.receive())  # after the body only a disconnect can come
     disconnected.add_done_callback(lambda _: predicting.cancel())
@@ -204,7 +209,7 @@ async def _predict_uploads(model: LoadedModel, uploads: Sequence[bodies.Upload],
             raise outcome
         seen.append(outcome)
     await _add_records(model, uploads, seen)
-    return [one.prediction for one in seen]
+    return seen
 
 
 async def _add_records(model: LoadedModel, uploads: Sequence[bodies.Upload], seen: Sequence[Seen]) -> None:

@@ -93,6 +93,8 @@ def _calibration(
     """Decoding rule, prediction sets and thresholds for the validation bins' probabilities."""
     settings, counts = params.calibrate, scored.counts
     true_class = np.searchsorted(counts, scored.truth)
+    threshold = fit_confidence_threshold(scored.probabilities, true_class, settings.target_precision)
+    unsure = 1.0 if threshold is None else float((scored.probabilities.max(1) < threshold).mean())
     return Calibration(
         counts=list(counts),
         open_ended=params.fetch.open_ended and counts[-1] == params.fetch.counts[-1],
@@ -102,8 +104,9 @@ def _calibration(
         coverage=settings.coverage,
         conformal_threshold=fit_conformal_threshold(scored.probabilities, true_class, settings.coverage),
         target_precision=settings.target_precision,
-        confidence_threshold=fit_confidence_threshold(scored.probabilities, true_class, settings.target_precision),
+        confidence_threshold=threshold,
         record_error_rate=settings.record_error_rate,
+        unsure=round(unsure, METRIC_DIGITS),
     )
 
 

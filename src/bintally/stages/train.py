@@ -86,6 +86,7 @@ def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", 
     from bintally.model.card import ModelCard, save_model
     from bintally.model.network import CountingNetwork
     from bintally.model.prediction import predict_encoded
+    from bintally.training.distance import fit_distance
 
     network, model = CountingNetwork.of(setup.networks), params.model
     rows = np.flatnonzero(np.isin(setup.splits, ("validation", "test")))
@@ -95,6 +96,8 @@ def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", 
         of_bins[rows] = values
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.save(file, of_bins)
+    fitted = fit_distance(network, model.mirror, setup.encoded, setup.train.rows, setup.validation.rows, device)
+    network.distance, distances = fitted or (None, None)
     photographs = load_digests(ENCODED / ENCODED_FILE)[setup.train.rows]
     trained_on = save_digests(MODELS / FILE, sorted(photographs.tolist()))
     train, validation = (
@@ -114,6 +117,7 @@ def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", 
         ordinal=params.train.ordinal,
         networks=params.train.networks,
         list_features=setup.list_features,
+        distances=distances,
         parameters={name: getattr(params, name).model_dump() for name in ("model", "train", "augment")},
         data=setup.data_digest,
         trained_on=trained_on,
