@@ -26,7 +26,7 @@ class Staging:
     """Objects by key in one SQLite file, used by one process at a time.
 
     Each is complete or absent, even after the process is killed. What a later run finds here it uses only if the source
-    says that it is unchanged; that an object was missing is not kept. Memory does not grow with the objects.
+    says that it is unchanged; that an object was missing is not kept. Memory grows with objects without bytes alone.
     """
 
     def __init__(self, path: Path) -> None:
