@@ -23,16 +23,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from safetensors.torch import save_file
 
 from bintally import paths
 from bintally.bins.shards import ShardReader, read_index
-from bintally.bins.trained_on import ENCODED_FILE, save_digests
 from bintally.files import read_csv
-from bintally.model.backbone import Backbone
-from bintally.model.encoded import Encoding
 from bintally.yaml_files import read_yaml
 from common import ROOT, environment, report, rounded, say
 from common.bucket import NAME, Bucket, BucketServer, bucket_server, render
@@ -56,8 +51,9 @@ def _stage(name: str, *outs: Path, resumes: bool = False) -> Step:
 PREDICTED, PAGE = Path("exports/predictions.csv"), Path("exports/report.html")
 STEPS = {
     "fetch": _stage("fetch", paths.BINS, resumes=True),
-    "split": _stage("split", paths.SPLITS),
     "encode": _stage("encode", paths.ENCODED, resumes=True),
+    "quality": _stage("quality", paths.QUALITY, resumes=True),
+    "split": _stage("split", paths.SPLITS),
     "train": _stage("train", paths.MODELS / "model.safetensors", paths.LOG_PROBABILITIES, paths.EVIDENCE, resumes=True),
     "calibrate": _stage("calibrate", paths.MODELS / "calibration.json", paths.MODELS / "records.json"),
     "evaluate": _stage("evaluate", paths.PREDICTIONS, paths.TEST_METRICS),
@@ -83,10 +79,7 @@ def main() -> None:
             _write_params(folder, server, arguments)
             for step in arguments.only:
                 say(f"{arguments.bins:,} bins: {step}")
-                if step == "encode" and arguments.random_features:
-                    figures[step] = _write_random_features(folder, arguments.image_size)
-                else:
-                    figures[step] = _measure(step, folder, variables, server, bucket, arguments.interrupt)
+                figures[step] = _measure(step, folder, variables, server, bucket, arguments.interrupt)
                 say(f"  {figures[step]}")
         parameters = vars(arguments) | {"photograph_bytes": _mean_size(bucket)}
         parameters |= {name: str(parameters[name]) for name in ("rendered", "work")}
@@ -101,7 +94,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=224, help="longest side of a photograph (default: %(default)s)")
     parser.add_argument("--image-size", type=int, default=64, help="model.image_size (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=5, help="train.epochs (default: %(default)s)")
-    parser.add_argument("--random-features", action="store_true", help="write random numbers in place of encode")
     parser.add_argument("--rendered", type=Path, metavar="FOLDER", help="keeps the rendered photographs")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keeps what the stages write")
     arguments = parser.parse_args()
@@ -120,24 +112,6 @@ def _write_params(folder: Path, server: BucketServer, arguments: argparse.Namesp
     params["train"]["epochs"] = arguments.epochs
     params["launch"]["ranks"] = 1
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-
-
-def _write_random_features(folder: Path, image_size: int) -> dict[str, Any]:
-    """Write what encode writes, with random numbers as features: later steps take as long, and predict nothing."""
-    entries, encoded = read_index(folder / paths.BINS), folder / paths.ENCODED
-    encoded.mkdir(parents=True, exist_ok=True)
-    backbone = Backbone(read_yaml(folder / "params.yaml")["model"]["backbone"], image_size, "every_scale")
-    array = np.lib.format.open_memmap(
-        encoded / "array.npy", "w+", dtype=np.float32, shape=(len(entries), 1, backbone.width)
-    )
-    random = np.random.default_rng(1)
-    for start in range(0, len(entries), 1024):
-        array[start : start + 1024] = random.standard_normal(array[start : start + 1024].shape, np.float32)
-    save_file(backbone.state_dict(), encoded / "backbone.safetensors")
-    encoding = Encoding(kind="features", image_size=image_size, digest="random")
-    (encoded / "encoding.json").write_text(encoding.model_dump_json())
-    save_digests(encoded / ENCODED_FILE, range(len(entries)))
-    return {"random": True, "bytes": array.nbytes}
 
 
 def _measure(
