@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import pytest
 from bintally import cli, paths
 from bintally.apps.collection import load_collection
 from bintally.apps.since import Answers, meaning, read_answers
+from bintally.bins.images import decode_image
+from bintally.bins.quality import Measures, measure
 from bintally.bins.shards import write_shards
 from bintally.errors import UserError
 from bintally.files import write_csv, write_json
@@ -40,6 +42,7 @@ def write_outs(splits: list[str], comparable: bool = False, name: str | None = N
     write_shards(paths.BINS, eight)
     rows = [(one.id, one.count, one.group, split) for one, split in zip(eight, splits, strict=True)]
     write_csv(paths.SPLITS, ["id", "count", "group", "split"], rows)
+    write_quality([one.id for one in eight], {})
     test = eight[4:]
     probabilities = np.array([[0.2, 0.7, 0.1], [0.05, 0.15, 0.8], [0.1, 0.6, 0.3], [0.3, 0.4, 0.3]])
     scored = LabelledPredictions(
@@ -66,6 +69,24 @@ def write_outs(splits: list[str], comparable: bool = False, name: str | None = N
     write_json(paths.BENCHMARK, {"comparable": comparable, "rows": table})
 
 
+def write_quality(ids: list[str], near_duplicates: dict[str, str]) -> None:
+    """What the stage quality writes for bins of small.bins(), each record less probable than the one before."""
+    bodies = {one.id: one.image for one in bins()}
+    measured = [measure(decode_image(bodies[one])) for one in ids]
+    names = [field.name for field in fields(Measures)]
+    rows = (
+        (
+            one,
+            *astuple(measures),
+            near_duplicates.get(one, ""),
+            1 / (2 + n),
+            "near_duplicate" * (one in near_duplicates),
+        )
+        for n, (one, measures) in enumerate(zip(ids, measured, strict=True))
+    )
+    write_csv(paths.QUALITY, ["id", *names, "near_duplicate_of", "record_probability", "reasons"], rows)
+
+
 def run_report(monkeypatch: pytest.MonkeyPatch, *options: str) -> str:
     monkeypatch.setattr(sys, "argv", ["bintally", "report", "--to", "page.html", *options])
     cli.main()
@@ -77,13 +98,24 @@ def test_the_page_contains_every_figure_and_requests_nothing(tmp_path: Path, mon
     write_outs(SPLITS)
     page = run_report(monkeypatch)
     images = re.findall(r'<figure><img src="data:image/png;base64,[\w+/=]+" alt="[^"]+"><figcaption>[^<]+<', page)
-    assert len(images) == page.count("data:image/png") == page.count("<h2>") - 2 == 11
+    assert len(images) == page.count("data:image/png") == page.count("<h2>") - 2 == 15
     assert "://" not in page and "<script" not in page and "nan" not in re.sub('base64,[^"]*', "", page)
     assert "8 rendered demo bins: these figures say nothing about real ones." in page
     assert "&lt;script&gt;model</td><td>4 test bins of this run</td><td>75.0 (50.0–100.0)</td>" in page
     assert "of another project" not in page
     assert "Photographs of the same bin are a group; of 4 groups, 1 are in two splits." in page
     assert "4 bins were photographed more than once" in page
+
+
+def test_bad_photographs_are_counted_and_leaks_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_outs(SPLITS)
+    ids = [one.id for one in bins()[:8]]
+    write_quality(ids, {ids[1]: ids[0], ids[7]: ids[0]})
+    page = run_report(monkeypatch)
+    assert "<h2>Blurred photographs: 0</h2>" in page and "<h2>Near-duplicates: 2</h2>" in page
+    assert "1 are in another split than it, and make metrics too good." in page
+    assert "the median is 18.3%" in page  # of 1/2, 1/3, ... 1/9
 
 
 def test_doubted_records_are_cards_with_the_least_likely_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

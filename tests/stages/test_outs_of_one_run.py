@@ -43,6 +43,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     write_shards(paths.BINS, copies)
     rows = [(one.id, one.count, one.group, ("validation", "test")[n % 2]) for n, one in enumerate(copies)]
     write_csv(paths.SPLITS, ["id", "count", "group", "split"], rows)
+    write_csv(paths.QUALITY, ["id", "reasons"], [(one.id, "blurred" * (n % 3 == 0)) for n, one in enumerate(copies)])
     random = np.random.default_rng(0)
     logits = random.normal(size=(BINS, 5))
     np.save(paths.LOG_PROBABILITIES, logits - np.log(np.exp(logits).sum(1, keepdims=True)))

@@ -47,6 +47,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     splits = [("validation", "test", "test", "train")[row // 2 % 4] for row in range(BINS)]
     rows = [(one.id, one.count, one.group, split) for one, split in zip(copies, splits, strict=True)]
     write_csv(paths.SPLITS, ["id", "count", "group", "split"], rows)
+    write_csv(paths.QUALITY, ["id", "reasons"], [(one.id, "blurred" * (n % 3 == 0)) for n, one in enumerate(copies)])
     random = np.random.default_rng(0)
     logits = random.normal(size=(BINS, 5)) + np.eye(5)[[one.count - 1 for one in copies]]
     logits[::5] *= 60  # as certain as a float can be

@@ -9,12 +9,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from bintally import paths
 from bintally.apps.collection import Collection
 from bintally.apps.report_quality import quality_sections
-from bintally.apps.since import Answers, meaning, read_answers
 from bintally.bins.products import listed_products
-from bintally.model.card import load_card
 from bintally.page import picture, table
 from bintally.scoring import data_figures, selection
 from bintally.scoring.decoding import FOR_ACCURACY
@@ -33,7 +30,11 @@ def report_sections(bins: Collection, since: Path | None = None) -> Iterator[str
 
     Raises UserError as :func:`bintally.apps.since.read_answers` does.
     """
-    new = _since(bins, since) if since else ""
+    new = ""
+    if since:
+        from bintally.apps.report_since import since_section  # imports torch, which nothing else here needs
+
+        new = _section(*since_section(bins, since))
     yield _headline(bins)
     yield new
     yield from _data_figures(bins)
@@ -62,39 +63,6 @@ def _headline(bins: Collection) -> str:
         f"{bins.metrics['calibration_error']:.3f} ({error_low:.3f}–{error_high:.3f}). In brackets: 95 % intervals, "
         "bootstrapped by group.</p></section>"
     )
-
-
-def _since(bins: Collection, path: Path) -> str:
-    """New predictions beside those of the test bins."""
-    counts, reference = bins.predictions.counts, load_card(paths.MODELS).distances
-    new = read_answers(path, counts)
-    confidence = bins.predictions.probabilities.max(1)
-    ranks = np.full(len(confidence), np.nan)  # of test bins they are not kept
-    measured = Answers.of(counts, bins.predicted_counts[FOR_ACCURACY], confidence, bins.unsure, ranks)
-    both = {bins.test_description(): measured, "since then": new}
-    rank = "unknown"
-    if reference and new.by_rank.sum():
-        mean, margin = new.mean_rank(reference)
-        rank = f"{mean:.2f} ± {margin:.2f}"
-    rows = [
-        ("photographs", *(f"{one.photographs:,}" for one in both.values())),
-        ("most probable count, mean", *(f"{one.by_count @ counts / one.photographs:.2f}" for one in both.values())),
-        ("its probability, mean", *(f"{one.confidence / one.photographs:.1%}" for one in both.values())),
-        ("unsure", *(f"{one.unsure_share:.1%}" for one in both.values())),
-        ("rank of the distance from training's photographs, mean", "0.50 in validation", rank),
-    ]
-    figure = data_figures.since_figure(
-        counts,
-        {name: one.by_count for name, one in both.items()},
-        {name: one.by_confidence for name, one in both.items()},
-        new.by_rank,
-    )
-    caption = (
-        f"Predictions in {path}: the most probable count, its probability, and the rank of the distance, which is the "
-        "share of validation's photographs that lie nearer to those of training. Grey: what the model was measured on."
-    )
-    sentence = f"<p><b>{escape(meaning(new, measured, reference))}</b></p>"
-    return _section("Since then", sentence + table(["", *both], rows) + picture(figure, caption), caption)
 
 
 def _data_figures(bins: Collection) -> Iterator[str]:
