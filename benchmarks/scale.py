@@ -8,7 +8,7 @@ again, killed in the middle and resumed: they come to the same bytes, `interrupt
 backbone is frozen, the images are small.
 
     python benchmarks/scale.py                                         1,000 bins, about three minutes
-    python benchmarks/scale.py --bins 100000 --only fetch split        the stages named, in the folder of --work
+    python benchmarks/scale.py --bins 100000 --only fetch      the stages named, in the folder of --work
 """
 
 import argparse
@@ -52,7 +52,7 @@ PREDICTED, PAGE = Path("exports/predictions.csv"), Path("exports/report.html")
 STEPS = {
     "fetch": _stage("fetch", paths.BINS, resumes=True),
     "encode": _stage("encode", paths.ENCODED, resumes=True),
-    "quality": _stage("quality", paths.QUALITY, resumes=True),
+    "quality": _stage("quality", paths.QUALITY),
     "split": _stage("split", paths.SPLITS),
     "train": _stage("train", paths.MODELS / "model.safetensors", paths.LOG_PROBABILITIES, paths.EVIDENCE, resumes=True),
     "calibrate": _stage("calibrate", paths.MODELS / "calibration.json", paths.MODELS / "records.json"),

@@ -40,7 +40,12 @@ def main() -> None:
     parser.add_argument("--cpus", type=float, default=1, help="cores of each task")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of each task")
     options, arguments = parser.parse_known_args()
-    numbers = [int(one) for one in options.only.split(",")] if options.only else range(1, options.parts + 1)
+    parts = [str(number) for number in range(1, options.parts + 1)]
+    numbers = options.only.split(",") if options.only else parts
+    if unknown := sorted(set(numbers) - set(parts)):
+        parser.error(f"--only {','.join(unknown)}: there are no such parts of {options.parts}")
+    if not parts:
+        parser.error(f"--parts {options.parts}: give at least 1")
     try:
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"))
     except ConnectionError as error:
@@ -61,7 +66,7 @@ def main() -> None:
             reason = str(error).splitlines()[-1]
             print(f"part {number} of {options.parts} failed: {reason}", file=sys.stderr, flush=True)
     if failed:
-        missing = ",".join(map(str, sorted(failed)))
+        missing = ",".join(sorted(failed, key=int))
         sys.exit(f"predict_ray.py: {len(failed)} parts are missing; the same command with --only {missing} scores them")
 
 

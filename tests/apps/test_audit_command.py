@@ -30,7 +30,7 @@ from bintally.scoring.lists import Lists
 from bintally.scoring.record_model import save_record_model
 from bintally.stages import split
 from s3_stub import Answer, Request, error, stub_server
-from small import CALIBRATION, LEARNED, bins
+from small import CALIBRATION, LEARNED, bins, write_quality
 from small_records import record_model, saw
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,7 @@ def project(model_workspace: Path) -> list[Bin]:
     audited = bins_with_counts_in_turn()
     write_shards(paths.BINS, audited)
     write_csv(paths.SPLITS, ["id", "count", "group", "split"], [(one.id, one.count, one.id, "test") for one in audited])
+    write_quality([one.id for one in audited])
     shutil.copy(ROOT / "params.yaml", "params.yaml")
     save_digests(paths.MODELS / FILE, [photograph_digest(LEARNED)])
     save_record_model(paths.MODELS, record_model())

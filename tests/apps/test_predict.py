@@ -144,7 +144,8 @@ def test_records_add_columns_and_leave_the_photographs_own_as_they_are(
 
     rows = read_csv(Path("predicted.csv"))
     assert [*rows[0]] == [*OF_PHOTOGRAPH, "distance_rank", *OF_RECORD, *OF_JUDGEMENT]
-    assert [{name: row[name] for name in OF_PHOTOGRAPH} for row in rows] == read_csv(Path("alone.csv"))
+    of_both = (*OF_PHOTOGRAPH, "distance_rank")
+    assert [{name: row[name] for name in of_both} for row in rows] == read_csv(Path("alone.csv"))
     by_id = {row["id"]: row for row in rows}
     for bin_id, empty in (
         (garbage, OF_RECORD + OF_JUDGEMENT),

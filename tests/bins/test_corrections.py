@@ -21,6 +21,7 @@ from bintally.errors import UserError
 from bintally.files import read_csv
 from bintally.params import Params, load_params
 from bintally.stages import split
+from small import write_quality
 
 ROOT = Path(__file__).parents[2]
 WITH_ITEMS = "id,count,product,quantity"
@@ -209,6 +210,7 @@ def test_the_split_uses_them_as_labels_and_moves_no_other_bin(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_shards(paths.BINS, [Bin(f"{n:02}", n % 3 + 1, f"{n - n % 2:02}", b"", b"") for n in range(60)])
+    write_quality([f"{n:02}" for n in range(60)])
     split.main(make_params(open_ended))
     before = {row["id"]: row for row in read_csv(paths.SPLITS)}
     paths.CORRECTIONS.write_text("id,count\n00,3\n01,2\n02,7\n3,1\n99,1\n")
@@ -230,6 +232,7 @@ def test_the_split_says_which_corrections_do_not_fit_their_record(
     monkeypatch.chdir(tmp_path)
     record = b'{"BIN_FCSKU_DATA": {"B01": {"quantity": 2}}, "EXPECTED_QUANTITY": 2}'
     write_shards(paths.BINS, [Bin(f"{n:02}", n % 3 + 1, f"{n:02}", b"", record) for n in range(60)])
+    write_quality([f"{n:02}" for n in range(60)])
     paths.CORRECTIONS.write_text(f"{WITH_ITEMS}\n00,3,B01,3\n01,2,B01,1\n02,3,,\n")
     split.main(make_params(open_ended=False))
     assert [row["count"] for row in read_csv(paths.SPLITS)][:3] == ["3", "2", "3"]

@@ -27,11 +27,15 @@ def test_blurred_photographs_are_the_least_sharp() -> None:
     assert max(blurred) < min(sharp)
 
 
+def reasons(measured: list[quality.Measures]) -> list[list[Reason]]:
+    return quality.reasons(measured, quality.near_duplicates(measured))
+
+
 def reasons_of(spoiled: Image.Image) -> list[Reason]:
     """The reasons why a photograph is bad among good ones, of which none is."""
     good = [quality.measure(one) for one in photographs(None, 9)]
-    assert quality.reasons(good) == [[]] * len(good)
-    return quality.reasons([*good, quality.measure(spoiled)])[-1]
+    assert reasons(good) == [[]] * len(good)
+    return reasons([*good, quality.measure(spoiled)])[-1]
 
 
 @pytest.fixture
@@ -53,4 +57,9 @@ def test_a_photograph_compressed_again_and_scaled_is_a_near_duplicate_of_the_fir
     others = [quality.measure(one) for one in photographs(None, 4)]
     measured = [*others, quality.measure(photograph), quality.measure(decode_image(file.getvalue()))]
     assert quality.near_duplicates(measured) == [None] * 5 + [4]
-    assert "near_duplicate" in quality.reasons(measured)[5] and not quality.reasons(measured)[4]
+    assert "near_duplicate" in reasons(measured)[5] and not reasons(measured)[4]
+
+
+def test_one_pixel_more_than_all_others_is_not_odd(photograph: Image.Image) -> None:
+    measured = [quality.measure(photograph.resize(size)) for size in [(400, 300)] * 9 + [(401, 300), (800, 300)]]
+    assert ["odd_size" in one for one in reasons(measured)] == [False] * 10 + [True]

@@ -149,7 +149,7 @@ NOT_RUN = {
     "python benchmarks/predict.py --model models --images FOLDER --price 0.10": BENCHMARK,
     "python benchmarks/scale.py --image-size 32 --epochs 3": BENCHMARK,
     "python benchmarks/scale.py --bins 10000 --image-size 32 --epochs 3 --interrupt encode": BENCHMARK,
-    "python benchmarks/scale.py --bins 100000 --only fetch split": BENCHMARK,
+    "python benchmarks/scale.py --bins 100000 --image-size 32 --epochs 3 --interrupt": BENCHMARK,
     "python benchmarks/train.py": BENCHMARK,
     "python benchmarks/train.py --only stages --image-size 192": BENCHMARK,
     "python benchmarks/train.py --only full --backbone resnet50 --image-size 224 --batch-size 256 --bins 6144 "

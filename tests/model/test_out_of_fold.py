@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from bintally.model.encoded import MemoryMappedRows
 from bintally.model.out_of_fold import out_of_fold
@@ -34,3 +35,14 @@ def test_wrong_classes_are_the_least_probable_and_groups_teach_nothing_about_the
     again = out_of_fold(features, changed, groups, seed=1)
     assert np.allclose(again[:2], found[:2], atol=1e-6)
     assert not np.allclose(again, found, atol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 3, 4])
+def test_what_no_other_group_has_is_not_known(tmp_path: Path, groups: int) -> None:
+    views = np.random.default_rng(1).normal(size=(8, 1, WIDTH)).astype(np.float32)
+    np.save(tmp_path / "array.npy", views)
+    classes = np.array([0, 1, 0, 1, 0, 1, 0, 2])
+    member = [str(row % groups) for row in range(8)]
+    found = out_of_fold(MemoryMappedRows(tmp_path / "array.npy"), classes, member, seed=1)
+    assert np.isnan(found[7, 2])
+    assert np.isnan(found[:, :2]).all() == (groups == 1)

@@ -143,7 +143,10 @@ def _read_outs() -> Collection:
         groups=[entry.group for entry in entries],
         splits=splits,
         quality=Quality(
-            {name: np.array(column, np.float64) for name, column in zip(MEASURES, measures, strict=True)},
+            {
+                name: np.array([float(one or "nan") for one in column])
+                for name, column in zip(MEASURES, measures, strict=True)
+            },
             [row_of[first] if first else None for first in near_duplicate_of],
             reasons,
         ),

@@ -92,5 +92,5 @@ def _improbable_records(bins: Collection) -> tuple[str, Figure, str]:
         "The least probable records of all bins",
         data_figures.photographs_figure(bins.images(rows), titles, grid_columns=4),
         "The probability of the record's count by a logistic regression of the features that has not learned from the "
-        f"bin's group; the median is {np.median(probabilities):.1%}. The record or the photograph may be at fault.",
+        f"bin's group; the median is {np.nanmedian(probabilities):.1%}. The record or the photograph may be at fault.",
     )

@@ -20,9 +20,10 @@ DARK = 0.42  # brightest tone; cleanvision 0.3.7 has 0.32, which takes 2 of 11,4
 GLARING = 0.95  # darkest tone, as in cleanvision 0.3.7
 LOW_CONTRAST = 12.0  # of 255
 ODD_SIZE = 3.0  # interquartile ranges beyond the quartiles: "far out" in Tukey, Exploratory Data Analysis, 2C
+LEAST_RANGE = 0.1  # of the logarithms of sides, where nearly all photographs have one size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Measures:
     """What is measured of one photograph."""
 
@@ -68,14 +69,18 @@ def near_duplicates(measured: Sequence[Measures]) -> list[int | None]:
     return [None if (found := first.setdefault(one.hash, row)) == row else found for row, one in enumerate(measured)]
 
 
-def reasons(measured: Sequence[Measures]) -> list[list[Reason]]:
-    """Why each photograph is bad, compared with all; empty for a good one."""
+def reasons(measured: Sequence[Measures], first: Sequence[int | None]) -> list[list[Reason]]:
+    """Why each photograph is bad, compared with all; empty for a good one.
+
+    Args:
+        first: what :func:`near_duplicates` says of them.
+    """
     blurred = BLURRED * float(np.median([one.sharpness for one in measured]))
     # Sides are compared as ratios: twice as long is as odd as half as long.
     sides = np.log([[one.width, one.height] for one in measured])
     low, high = np.percentile(sides, [25, 75], axis=0)
-    odd = ((sides < low - ODD_SIZE * (high - low)) | (sides > high + ODD_SIZE * (high - low))).any(1)
-    duplicate = near_duplicates(measured)
+    margin = ODD_SIZE * np.maximum(high - low, LEAST_RANGE)
+    odd = ((sides < low - margin) | (sides > high + margin)).any(1)
     return [
         [
             reason
@@ -87,7 +92,7 @@ def reasons(measured: Sequence[Measures]) -> list[list[Reason]]:
                     one.darkest > GLARING,
                     one.contrast < LOW_CONTRAST,
                     odd[row],
-                    duplicate[row] is not None,
+                    first[row] is not None,
                 ),
                 strict=True,
             )

@@ -43,6 +43,6 @@ def run_as_rank(stage: str, work: Callable[[Params, StopRequest], None]) -> int:
 
 if __name__ == "__main__":
     status = import_module(sys.argv[1]).run_rank()
-    from bintally.distributed.process_group import exit_process  # torch, which run_rank() imports when it is ready
+    from bintally.distributed.process_group import exit_process  # imports torch
 
     exit_process(status)

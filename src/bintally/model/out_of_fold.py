@@ -26,22 +26,23 @@ def out_of_fold(
 
     Args:
         features: float32 (n, views, width); the first view is learned from, all are averaged in the probabilities.
-        classes: of each row, from 0; a class that no model has seen has the probability 0.
+        classes: of each row, from 0. A class that the other folds do not have, and all where these have fewer than two,
+            has the probability NaN.
     """
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     random = np.random.default_rng(seed)
     fold = (random.permutation(len(names)) % FOLDS)[member]
-    found = np.zeros((len(classes), int(classes.max()) + 1), np.float32)
+    found = np.full((len(classes), int(classes.max()) + 1), np.nan, np.float32)
     with progress("records", len(classes), "bins") as advance:
         for number in range(FOLDS):
-            others = np.flatnonzero(fold != number)
-            learned = np.sort(random.permutation(others)[:LEARNED])
-            model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=200))
-            model.fit(features.take(learned)[:, 0].astype(np.float64), classes[learned])
-            seen = model[-1].classes_
             rows = np.flatnonzero(fold == number)
-            for some in np.array_split(rows, range(BATCH, len(rows), BATCH)):
-                views = features.take(some).swapaxes(0, 1)
-                found[np.ix_(some, seen)] = np.mean([model.predict_proba(view) for view in views], 0)
-                advance(len(some))
+            learned = np.sort(random.permutation(np.flatnonzero(fold != number))[:LEARNED])
+            seen = np.unique(classes[learned])
+            if len(seen) > 1 and len(rows):
+                model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=200))
+                model.fit(features.take(learned)[:, 0].astype(np.float64), classes[learned])
+                for some in np.array_split(rows, range(BATCH, len(rows), BATCH)):
+                    views = features.take(some).swapaxes(0, 1)
+                    found[np.ix_(some, seen)] = np.mean([model.predict_proba(view) for view in views], 0)
+            advance(len(rows))
     return found

@@ -1,11 +1,12 @@
 """Judge every photograph, and how probable its record is to a model that has not learned from it."""
 
 import csv
-import os
+import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, fields
 from functools import partial
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from bintally.bins.images import decode_fetched
 from bintally.bins.quality import REASONS, Measures, measure, near_duplicates, reasons
 from bintally.bins.shards import Entry, ShardReader, read_index
+from bintally.bins.trained_on import ENCODED_FILE
 from bintally.distributed.process_group import RankContext, use_deterministic_algorithms
 from bintally.errors import disk_full_as_user_error
 from bintally.files import METRIC_DIGITS, SCRATCH, read_csv, write_csv, write_json
@@ -25,15 +27,15 @@ from bintally.memory import configure_malloc
 from bintally.model.backbone import Backbone
 from bintally.model.encoded import Encoded, MemoryMappedRows, load_encoded
 from bintally.model.encoding import encode
-from bintally.model.images import decode_bin
 from bintally.model.out_of_fold import out_of_fold
 from bintally.params import Params
 from bintally.paths import BINS, ENCODED, QUALITY, QUALITY_METRICS
 from bintally.progress import progress
-from bintally.resources import default_device
+from bintally.resources import available_cpus, default_device
 from bintally.stages import run
 
 SEED = 1  # of the folds
+FEATURES = SCRATCH / "quality/features"
 DIGITS = 6
 AHEAD = 256  # photographs measured ahead of those written
 SHARES = (0.02, 0.05, 0.1)  # of the bins, those with the least probable records
@@ -43,19 +45,21 @@ def main(params: Params) -> None:
     configure_malloc()
     reader, entries = ShardReader(BINS), read_index(BINS)
     measured = _measure(reader, entries)
-    first, why = near_duplicates(measured), reasons(measured)
+    first = near_duplicates(measured)
+    why = reasons(measured, first)
     encoded = load_encoded(ENCODED)
-    features = encoded.rows if encoded.encoding.kind == "features" else _features(params, encoded, reader, entries)
+    features = encoded.rows if encoded.encoding.kind == "features" else _features(params, encoded, len(entries))
     counts = params.fetch.counts
     classes = np.searchsorted(counts, np.minimum([entry.count for entry in entries], counts[-1]))
     probabilities = out_of_fold(features, classes, [entry.group for entry in entries], SEED)
     of_record = probabilities[np.arange(len(entries)), classes]
+    shutil.rmtree(FEATURES, ignore_errors=True)
     measures = [field.name for field in fields(Measures)]
+    known = ["" if np.isnan(probability) else probability for probability in of_record.tolist()]
+    earlier = ["" if row is None else entries[row].id for row in first]
     rows = (
-        (entry.id, *astuple(one), "" if found is None else entries[found].id, probability, " ".join(reasons))
-        for entry, one, found, probability, reasons in zip(
-            entries, measured, first, of_record.tolist(), why, strict=True
-        )
+        (entry.id, *astuple(one), earlier[row], known[row], " ".join(why[row]))
+        for row, (entry, one) in enumerate(zip(entries, measured, strict=True))
     )
     write_csv(QUALITY, ["id", *measures, "near_duplicate_of", "record_probability", "reasons"], rows, DIGITS)
     numbers = Counter(reason for one in why for reason in one)
@@ -74,7 +78,9 @@ def _measure(reader: ShardReader, entries: list[Entry]) -> list[Measures]:
 
     They stay there, since another `model.backbone` runs this stage again and changes none of them.
     """
-    key = sha256_hex((BINS / "index.csv").read_bytes(), source_code("bins/images.py", "bins/quality.py"))[:16]
+    photographs, code = (ENCODED / ENCODED_FILE).read_bytes(), source_code("bins/images.py", "bins/quality.py")
+    libraries = " ".join(version(name) for name in ("pillow", "imagehash", "scipy", "numpy"))
+    key = sha256_hex((BINS / "index.csv").read_bytes(), photographs, code, libraries.encode())[:16]
     path = SCRATCH / "quality" / f"{key}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     for outdated in set(path.parent.glob("*.csv")) - {path}:
@@ -89,7 +95,7 @@ def _measure(reader: ShardReader, entries: list[Entry]) -> list[Measures]:
         disk_full_as_user_error(path),
         path.open("a", encoding="ascii", newline="") as file,
         progress("photographs", len(entries) - len(known), "photographs") as advance,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(available_cpus()) as pool,
     ):
         writer = csv.writer(file, lineterminator="\n")
         while some := list(islice(waiting, AHEAD)):
@@ -102,32 +108,41 @@ def _measure(reader: ShardReader, entries: list[Entry]) -> list[Measures]:
 
 
 def _read_measures(path: Path) -> list[Measures]:
-    """The measures of the lines that are complete; what follows them is cut off."""
+    """The measures of the lines up to the first that is not whole; it and what follows are cut off."""
+    measured: list[Measures] = []
     if not path.exists():
-        return []
-    whole, newline, _ = path.read_bytes().rpartition(b"\n")
+        return measured
     with path.open("r+b") as file:
-        file.truncate(len(whole + newline))
-    return [
-        Measures(int(width), int(height), float(sharp), float(bright), float(dark), float(contrast), perceptual)
-        for width, height, sharp, bright, dark, contrast, perceptual in csv.reader(whole.decode("ascii").splitlines())
-    ]
+        end = 0
+        for line in file:
+            try:
+                width, height, *values, perceptual = line.decode("ascii").rstrip("\n").split(",")
+                sharp, bright, dark, contrast = map(float, values)
+                measured.append(Measures(int(width), int(height), sharp, bright, dark, contrast, perceptual))
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                measured.pop()
+                break
+            end += len(line)
+        file.truncate(end)
+    return measured
 
 
-def _features(params: Params, encoded: Encoded, reader: ShardReader, entries: list[Entry]) -> MemoryMappedRows:
+def _features(params: Params, encoded: Encoded, number: int) -> MemoryMappedRows:
     """Features of the backbone as it is before training, where what is encoded are pixels."""
     model = params.model
     backbone = Backbone(model.backbone, model.image_size, model.features)
     backbone.load_state_dict(encoded.backbone_state)
-    images = [partial(decode_bin, reader, entry, model.image_size) for entry in entries]
-    folder = SCRATCH / "quality/features"
-    key = encoded.encoding.digest
-    torch.manual_seed(SEED)
+    pixels = encoded.rows
+    images = [partial(lambda row: torch.from_numpy(pixels.take(row)[0]), np.array([row])) for row in range(number)]
+    code = source_code("model/backbone.py", "model/encoding.py", "model/resumable_array.py")
+    key = sha256_hex(encoded.encoding.digest.encode(), model.model_dump_json().encode(), code)
     use_deterministic_algorithms()
     context = RankContext(0, 1, default_device(), is_main=True)
     scratch = SCRATCH / "quality/encode"
-    encode(folder, images, backbone, model.image_size, "features", False, context, scratch, key)
-    return MemoryMappedRows(folder / "array.npy")
+    encode(FEATURES, images, backbone, model.image_size, "features", False, context, scratch, key)
+    return MemoryMappedRows(FEATURES / "array.npy")
 
 
 def _compared_with_demo(seed: int, entries: list[Entry], why: list[list[Any]], of_record: Any) -> dict[str, Any]:
@@ -140,7 +155,7 @@ def _compared_with_demo(seed: int, entries: list[Entry], why: list[list[Any]], o
     among = {kind: np.array([defects[entry.id] == kind for entry in entries]) for kind in ("blurred", "wrong record")}
     broken = {one for one, defect in defects.items() if defect not in (None, *among)}
     blurred = np.array(["blurred" in one for one in why])
-    wrong, ascending = among["wrong record"], np.argsort(of_record, kind="stable")
+    wrong, ascending = among["wrong record"], np.argsort(of_record, kind="stable")  # unknown ones are the last
     return {
         "broken": {
             "precision": float(np.mean([one in broken for one in rejected])) if rejected else None,
@@ -148,7 +163,9 @@ def _compared_with_demo(seed: int, entries: list[Entry], why: list[list[Any]], o
         },
         "blurred": _precision_and_recall(blurred, among["blurred"]),
         "wrong_record": {
-            "auc": float(roc_auc_score(wrong, -of_record)) if wrong.any() and not wrong.all() else None,
+            "auc": float(roc_auc_score(wrong, -np.nan_to_num(of_record, nan=1)))
+            if wrong.any() and not wrong.all()
+            else None,
             **{
                 f"least_probable_{share:.0%}".replace("%", "_percent"): _precision_and_recall(
                     np.isin(np.arange(len(entries)), ascending[: round(share * len(entries))]), wrong

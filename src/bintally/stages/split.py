@@ -91,6 +91,15 @@ def _without_bad(settings: Split, entries: list[Entry], splits: list[str]) -> li
     )
     if ids != [entry.id for entry in entries]:
         raise UserError(f"{QUALITY} has other bins than {BINS}; run `dvc repro`")
+    train = [row for row, split in enumerate(splits) if split == "train"]
+    excluded = {row for row in train if set(settings.exclude) & set(reasons[row].split())}
+    corrected = read_corrections(CORRECTIONS)
+    known = (row for row in train if probabilities[row] and ids[row] not in corrected)
+    doubted = sorted(known, key=lambda row: float(probabilities[row]))
+    excluded.update(doubted[: round(settings.exclude_wrong * len(train))])
+    if excluded:
+        log.info("%d of %d training bins are left out, as split.exclude* says", len(excluded), len(train))
+    splits = ["left_out" if row in excluded else split for row, split in enumerate(splits)]
     split_of = dict(zip(ids, splits, strict=True))
     leaks = [
         f"{one} of {first}"
@@ -100,14 +109,7 @@ def _without_bad(settings: Split, entries: list[Entry], splits: list[str]) -> li
     if leaks:
         named = ", ".join(leaks[:NAMED])
         log.warning("%d photographs are near-duplicates of one in another split, which leaks: %s", len(leaks), named)
-    train = [row for row, split in enumerate(splits) if split == "train"]
-    excluded = {row for row in train if set(settings.exclude) & set(reasons[row].split())}
-    corrected = read_corrections(CORRECTIONS)
-    doubted = sorted((row for row in train if ids[row] not in corrected), key=lambda row: float(probabilities[row]))
-    excluded.update(doubted[: round(settings.exclude_wrong * len(train))])
-    if excluded:
-        log.info("%d of %d training bins are left out, as split.exclude* says", len(excluded), len(train))
-    return ["left_out" if row in excluded else split for row, split in enumerate(splits)]
+    return splits
 
 
 def _report_products(corrections: dict[str, Correction], entries: list[Entry]) -> None:
