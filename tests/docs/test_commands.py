@@ -148,6 +148,7 @@ NOT_RUN = {
     "python benchmarks/soak.py --model models": BENCHMARK,
     "python benchmarks/predict.py --model models --images FOLDER --price 0.10": BENCHMARK,
     "python benchmarks/scale.py --image-size 32 --epochs 3": BENCHMARK,
+    "python benchmarks/scale.py --bins 10000 --image-size 32 --epochs 3 --interrupt": BENCHMARK,
     "python benchmarks/scale.py --bins 100000 --image-size 32 --epochs 3 --interrupt": BENCHMARK,
     "python benchmarks/train.py": BENCHMARK,
     "python benchmarks/train.py --only stages --image-size 192": BENCHMARK,
