@@ -118,23 +118,27 @@ def convolve(tables: Floats, saturate: bool) -> Convolutions:
         saturate: a sum above the last counts as the last; otherwise it has no place.
     """
     number, most, width = tables.shape
-    nothing = np.zeros((number, width))
-    nothing[:, 0] = 1
+    by_quantity = np.ascontiguousarray(tables.transpose(1, 2, 0))  # numpy is several times as fast along the bins
+    nothing = np.zeros((width, number))
+    nothing[0] = 1
     before, after = [nothing], [nothing]
     for place in range(most):
-        before.append(_convolved(before[-1], tables[:, place], saturate))
-        after.append(_convolved(after[-1], tables[:, most - 1 - place], saturate))
-    others = [_convolved(before[place], after[most - 1 - place], saturate) for place in range(most)]
-    return Convolutions(before[-1], np.stack(others, 1) if most else np.zeros((number, 0, width)))
+        before.append(_convolved(before[-1], by_quantity[place], saturate))
+        after.append(_convolved(after[-1], by_quantity[most - 1 - place], saturate))
+    others = np.empty((most, width, number))
+    for place in range(most):
+        others[place] = _convolved(before[place], after[most - 1 - place], saturate)
+    return Convolutions(before[-1].T, others.transpose(2, 0, 1))
 
 
 def _convolved(left: Floats, right: Floats, saturate: bool) -> Floats:
-    width = left.shape[1]
+    """(quantities, n) of two such."""
+    width = len(left)
     result = np.zeros_like(left)
     for quantity in range(width):
-        result[:, quantity:] += left[:, : width - quantity] * right[:, quantity, None]
-        if saturate and quantity:
-            result[:, -1] += left[:, width - quantity :].sum(1) * right[:, quantity]
+        result[quantity:] += left[: width - quantity] * right[quantity]
+    if saturate:
+        result[-1] += (left[:0:-1].cumsum(0) * right[1:]).sum(0)
     return result
 
 
@@ -209,31 +213,36 @@ def _fit_quantities(quantities: Counts, features: Floats, totals: Totals) -> lis
         quantities: (n, m), the last quantity stands for all above.
         features: (n, m, features).
     """
-    present, last = quantities > 0, max(totals.last, 1)
-    penalties = np.full((features.shape[-1], 1), PENALTY)
+    last, width = max(totals.last, 1), features.shape[-1]
+    penalties = np.full((width, 1), PENALTY)
     penalties[:MOST_PRODUCTS] = COMMON_PENALTY
-    observed = np.zeros((*present.shape, last + 1))
-    np.put_along_axis(observed, quantities[..., None], 1.0, -1)
-    observed = observed[..., 1:]
     allowed = totals.allow(np.arange(last + 1))
+    allowed_after = _allowed_after(allowed, totals.open_ended)
+    present = quantities > 0
+    number = present.sum(1)
+    groups = []  # of as many products, so that one long list costs the others nothing
+    for many in np.unique(number[number > 0]).tolist():
+        places = present & (number == many)[:, None]
+        observed = np.eye(last)[quantities[places] - 1]
+        groups.append((features[places].reshape(-1, many, width), observed.reshape(-1, many, last)))
 
     def objective(flat: Floats) -> tuple[float, Floats]:
-        coefficients = flat.reshape(features.shape[-1], last)
-        scores = features @ coefficients
-        terms = scores - np.logaddexp.reduce(scores, -1, keepdims=True)
-        tables = quantity_tables(terms, present)
-        sums = convolve(tables, totals.open_ended)
-        whole = (sums.of_all * allowed).sum(1).clip(1e-300)
-        # The probability of each quantity of each product, given that the sum is allowed.
-        fitting = _allowed_after(sums.of_others, allowed, totals.open_ended)
-        expected = tables[..., 1:] * fitting[..., 1:] / whole[:, None, None]
-        # The terms of a product are normalised, too; the derivative of that drops out of the difference.
-        gradient = np.einsum("nmf,nmq->fq", features, observed - expected)
-        log_likelihood = (terms * observed).sum() - np.log(whole).sum()
-        loss = (penalties * coefficients**2).sum() - log_likelihood
-        return float(loss), np.asarray(2 * penalties * coefficients - gradient).ravel()
+        coefficients = flat.reshape(width, last)
+        loss, gradient = (penalties * coefficients**2).sum(), 2 * penalties * coefficients
+        for inputs, observed in groups:
+            scores = inputs @ coefficients
+            terms = scores - np.logaddexp.reduce(scores, -1, keepdims=True)
+            tables = quantity_tables(terms, np.ones(terms.shape[:2], np.bool_))
+            sums = convolve(tables, totals.open_ended)
+            whole = (sums.of_all @ allowed).clip(1e-300)
+            # The probability of each quantity of each product, given that the sum is allowed.
+            expected = tables[..., 1:] * (sums.of_others @ allowed_after) / whole[:, None, None]
+            # The terms of a product are normalised, too; the derivative of that drops out of the difference.
+            gradient = gradient - np.tensordot(inputs, observed - expected, ((0, 1), (0, 1)))
+            loss += np.log(whole).sum() - (terms * observed).sum()
+        return float(loss), np.asarray(gradient).ravel()
 
-    return [_rounded(row) for row in _minimise(objective, (features.shape[-1], last))]
+    return [_rounded(row) for row in _minimise(objective, (width, last))]
 
 
 def _minimise(objective: Callable[[Floats], tuple[float, Floats]], shape: tuple[int, int]) -> Floats:
@@ -244,15 +253,11 @@ def _minimise(objective: Callable[[Floats], tuple[float, Floats]], shape: tuple[
     return np.asarray(found.x.reshape(shape))
 
 
-def _allowed_after(others: Floats, allowed: NDArray[np.bool_], saturate: bool) -> Floats:
-    """The probability that the sum is allowed once a product has 0, 1, … items, from the sums of the others."""
-    width = others.shape[-1]
-    result = np.zeros_like(others)
-    for quantity in range(width):
-        ends = np.arange(width) + quantity
-        fits = allowed[np.minimum(ends, width - 1)] & (saturate | (ends < width))
-        result[..., quantity] = (others * fits).sum(-1)
-    return result
+def _allowed_after(allowed: NDArray[np.bool_], saturate: bool) -> Floats:
+    """1 where a sum of 0, 1, … is allowed once a product with 1, 2, … items is added, (last + 1, last)."""
+    width = len(allowed)
+    ends = np.add.outer(np.arange(width), np.arange(1, width))
+    return np.where(saturate | (ends < width), allowed[np.minimum(ends, width - 1)], 0.0)
 
 
 def _standardised(sizes: Floats, means: Floats, deviations: Floats) -> Floats:

@@ -1,5 +1,6 @@
 """What a training starts from: the untrained network and its samples, read from the outs of encode and split."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,11 +52,13 @@ def prepare(params: Params) -> TrainingSetup:
     torch.manual_seed(train.seed)
     encoded = load_encoded(ENCODED)
 
+    backbone = Backbone(model.backbone, model.image_size, model.features)
+    backbone.load_state_dict(encoded.backbone_state)
+
     def network(seed: int) -> CountingNetwork:
-        backbone = Backbone(model.backbone, model.image_size, model.features)
-        backbone.load_state_dict(encoded.backbone_state)
         head = Head(backbone.width, train.hidden, len(counts), train.ordinal, seed)
-        return CountingNetwork(backbone, head, EvidenceHead(backbone.width, train.hidden, FEATURES, len(counts), seed))
+        evidence = EvidenceHead(backbone.width, train.hidden, FEATURES, len(counts), seed)
+        return CountingNetwork(deepcopy(backbone), head, evidence)
 
     ids, split_names, bin_counts, bin_groups = read_columns(SPLITS, "id", "split", "count", "group")
     splits, truth = np.array(split_names), np.array(bin_counts, np.int64)
