@@ -324,6 +324,30 @@ def test_marks_accepted_twice_give_the_same_and_those_of_no_bin_are_named(
     assert "are not in data/bins" not in output
 
 
+def test_a_returned_count_sheet_is_checked_against_the_source_that_was_audited(
+    project: list[Bin], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("stock").mkdir()
+    Path("stock/007.jpg").write_bytes(project[0].image)
+    Path("stock/list.csv").write_text("photograph,count\n007.jpg,3\n008.jpg,2\n")
+    sheet = "id,location,expected,counted,difference,product,quantity\n{},,3,2,-1,,\n008,,2,,,,\n"
+    Path("marks.csv").write_text(sheet.format("007"))
+    Path("zeros.csv").write_text(sheet.format("7"))
+    shutil.rmtree(paths.BINS)
+    for words, said in (
+        (["--accept", "marks.csv"], "data/bins does not exist, so the ids in 'marks.csv' cannot be checked: run `dvc"),
+        (["stock", "--accept", "marks.csv"], "stock has no records that 'marks.csv' could correct"),
+        (["stock/list.csv", "--accept", "zeros.csv"], "there is no bin 7, but 007: a spreadsheet removes zeros"),
+    ):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, *words)
+        assert said in capsys.readouterr().err and not paths.CORRECTIONS.exists()
+    run(monkeypatch, "stock/list.csv", "--accept", "marks.csv")
+    output = capsys.readouterr().out
+    assert "1 bins new" in output and "1 lines of 'marks.csv' have no count" in output
+    assert paths.CORRECTIONS.read_text() == "id,count\n007,2\n"
+
+
 def visible_bins(page: Page) -> list[str]:
     return [str(one.get_attribute("aria-label")).removeprefix("bin ") for one in page.locator("article:visible").all()]
 

@@ -40,6 +40,8 @@ class AuditedBins:
     """The products that each lists."""
     locations: list[str]
     """Where each bin is; "" where the record does not say."""
+    photographs: list[str]
+    """The path of each photograph; "" where the record does not say."""
     bins: dict[str, str]
     """Which bin a photograph shows, where its record says so."""
     probabilities: Floats
@@ -58,6 +60,7 @@ class AuditedBins:
             ids=[self.ids[row] for row in rows],
             records=[self.records[row] for row in rows],
             locations=[self.locations[row] for row in rows],
+            photographs=[self.photographs[row] for row in rows],
             probabilities=self.probabilities[rows],
             tables=self.tables[rows],
         )
@@ -100,6 +103,7 @@ def read_bins(photographs: Photographs, model_folder: Path, with_learned: bool) 
             ids=ids,
             records=[records[bin_id].products for bin_id in ids],
             locations=[records[bin_id].location for bin_id in ids],
+            photographs=[records[bin_id].photograph for bin_id in ids],
             bins={bin_id: name for bin_id in ids if (name := records[bin_id].bin) is not None},
             probabilities=np.concatenate([part.probabilities for part in parts]),
             tables=np.concatenate([part.tables for part in parts]),
