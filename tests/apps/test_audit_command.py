@@ -557,17 +557,23 @@ def test_a_bin_without_named_products_is_counted_and_goes_into_the_count_sheet_w
 ) -> None:
     first, *rest = project
     record = {"BIN_FCSKU_DATA": {UNNAMED: {"quantity": 3, "name": "its items"}}, "EXPECTED_QUANTITY": 3}
-    bare = replace(first, count=3, record=json.dumps(record | {"location": '=1+1, "left"', "bin": "A"}).encode())
+    said = {"location": '=1+1, "left"', "bin": "A", "photograph": "=Regal <b>/1.jpg"}
+    bare = replace(first, count=3, record=json.dumps(record | said).encode())
     beside = replace(rest[0], count=3, record=json.dumps(record | {"bin": "B"}).encode())
-    write_shards(paths.BINS, [bare, beside, *rest[1:]])
+    broken = replace(rest[1], record=json.dumps(record | {"photograph": "Regal 2.jpg"}).encode(), image=b"none")
+    write_shards(paths.BINS, [bare, beside, broken, *rest[2:]])
     run(monkeypatch)
+    (rejected,) = read_csv(Path("exports/audit/rejected.csv"))
+    assert rejected["id"] == broken.id and rejected["reason"].endswith(": Regal 2.jpg")
     assert {row["group"] for row in table() if row["id"] in (bare.id, beside.id)} == {bare.id, beside.id}
     row = next(row for row in table() if row["id"] == bare.id)
     assert row["location"] == '\'=1+1, "left"' and row["given_products_most_probable"] == ""
+    assert row["photograph"] == "'=Regal <b>/1.jpg"
     page = browser.new_page(viewport={"width": 1366, "height": 768})
     page.goto(Path("exports/audit/index.html").resolve().as_uri())
     card = page.get_by_label(f"bin {bare.id}", exact=True)
     expect(card.locator("h2")).to_contain_text('=1+1, "left"')
+    expect(card.locator("> figure figcaption")).to_have_text("=Regal <b>/1.jpg")
     assert card.locator(".items li").count() == 0 and "given the products" not in card.inner_text()
     card.focus()
     page.keyboard.type("2")

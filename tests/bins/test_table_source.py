@@ -176,6 +176,7 @@ def test_photographs_that_differ_in_their_endings_alone_have_ids_of_their_own(
     [
         (",3,a", "cannot be made: row 2 has no photograph"),
         ("a.jpg,,a", "cannot be made: row 2 has no count"),
+        ('a.jpg,3,a,"{""x"": 2}"', "cannot be made: row 2 has 3 as its count, and 2 items are listed"),
         ("a.jpg,two,a", "cannot be made: row 2 has a wrong cell: count is 'two', not a number"),
         ("a.jpg,2.5,a", "cannot be made: row 2 has a wrong cell: count is 2.5, not a count from 0 to 1000"),
         ("a.jpg,-1,a", "cannot be made: row 2 has a wrong cell: count is -1, not a count from 0 to 1000"),
@@ -189,7 +190,7 @@ def test_photographs_that_differ_in_their_endings_alone_have_ids_of_their_own(
     ],
 )
 def test_a_row_that_cannot_be_used_is_set_aside_with_its_number(tmp_path: Path, row: str, reason: str) -> None:
-    opened = source(table(tmp_path, "photograph,count,id", row, "good.jpg,1,b"))
+    opened = source(table(tmp_path, "photograph,count,id,items", row, "good.jpg,1,b"))
     found = records(opened)
     assert isinstance(found["a"], Unread) and found["a"].reason.startswith(reason)
     assert found["b"]["EXPECTED_QUANTITY"] == 1

@@ -17,7 +17,7 @@ from bintally.apps.scores import score_photographs
 from bintally.bins.corrections import read_corrections
 from bintally.bins.images import BadImage
 from bintally.bins.products import Product
-from bintally.bins.record import BadBin
+from bintally.bins.record import BadBin, with_photograph
 from bintally.bins.trained_on import FILE, TrainedOn
 from bintally.errors import UserError
 from bintally.model.card import load_card
@@ -108,7 +108,10 @@ def read_bins(photographs: Photographs, model_folder: Path, with_learned: bool) 
             probabilities=np.concatenate([part.probabilities for part in parts]),
             tables=np.concatenate([part.tables for part in parts]),
             left_out=left_out,
-            rejected=rejected,
+            rejected=[
+                (bin_id, with_photograph(why, records[bin_id].photograph) if bin_id in records else why)
+                for bin_id, why in rejected
+            ],
         )
 
 

@@ -37,16 +37,15 @@ def read_record(read: ReadFile) -> ReadRecord:
     except OSError as error:
         raise BadBin(f"record: {error.strerror or error}") from error
     try:
-        bin_name = parse_record(body).bin
+        record = parse_record(body)
     except BadBin as error:
         raise BadBin(f"record: {str(error).removeprefix('record ')}") from error
-    content = json.loads(body)
-    location, photograph = content.get("location"), content.get("photograph")
+    location = json.loads(body).get("location")
     return ReadRecord(
         products=listed_products(body),
         location=one_line(location) if isinstance(location, str) else "",
-        photograph=printable(photograph) if isinstance(photograph, str) else "",
-        bin=bin_name,
+        photograph=printable(record.photograph),
+        bin=record.bin,
     )
 
 

@@ -53,18 +53,19 @@ class TableRecords:
         count = _whole(row.get(columns.count), columns.count)
         if not listed and count != 0:  # nothing is listed where something should lie: the products are not known
             listed = None
-        if count is None:
-            if listed is None:
-                raise BadRow(f"has no {columns.count}")
-            count = sum(product["quantity"] for product in listed.values())
+        total = sum(product["quantity"] for product in listed.values()) if listed is not None else count
+        if total is None:
+            raise BadRow(f"has no {columns.count}")
+        if count is not None and count != total:
+            raise BadRow(f"has {count} as its {columns.count}, and {total} items are listed")
         if listed is None:
-            listed = {UNNAMED: {"quantity": count, "name": "its items"}}
+            listed = {UNNAMED: {"quantity": total, "name": "its items"}}
         if (price := self._read(row, columns.value, price_of, f"row {number}")) is not None:
             listed = {key: {"value": price} | product for key, product in listed.items()}
         photograph = self.photograph(row)
         content = {
             "BIN_FCSKU_DATA": listed,
-            "EXPECTED_QUANTITY": count,
+            "EXPECTED_QUANTITY": total,
             "bin": text_of(row.get(columns.bin)) or photograph,
             "photograph": photograph,
         }
