@@ -13,7 +13,7 @@ class Table(Section):
     count: Text
     """How many items the bin should hold; may be missing where its items are listed."""
     id: Text
-    """Id of the photograph; the name of its file if there is no such column."""
+    """Id of the photograph; made from the name or path of its file where there is none."""
     bin: Text
     """The bin: photographs of one bin are one group; each is its own if there is no such column."""
     time: Text
@@ -21,12 +21,12 @@ class Table(Section):
     location: Text
     """Where the bin is, for the count sheet."""
     value: Text
-    """Value of one item, in any currency."""
+    """Value of one item, in any currency: of a product, or else of each item of the photograph's row."""
     items: Text
     """The bin's products as JSON: [{"product": "B00…", "quantity": 2}, …] or {"B00…": 2, …}."""
     items_file: Text | None
     """A second table of the bins' products, from the first one's folder on: a row for each, with the photograph's id or
-    the bin, and what follows; rows of one product in one bin are added up."""
+    path or the bin, and what follows; rows of one product in one bin are added up."""
     product: Text
     """Key of a product, such as an ASIN or EAN."""
     quantity: Text

@@ -217,7 +217,7 @@ def test_a_line_of_json_that_cannot_be_read_is_set_aside_with_its_number(tmp_pat
 def test_repeated_rows_count_once_and_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     opened = source(table(tmp_path, "photograph,count", *["a.jpg,1"] * 3, "b.jpg,1"))
     assert opened.ids() == ["a", "b"]
-    assert "2 rows repeat an earlier one, which counts once: 3, 4" in caplog.text
+    assert "2 rows repeat an earlier one, which counts once: 3; 4" in caplog.text
 
 
 def test_a_photograph_that_is_missing_or_behind_a_link_is_named(tmp_path: Path) -> None:

@@ -56,6 +56,14 @@ def test_lines_above_the_header_are_skipped_and_said(
     assert f"list.csv: {len(titles)} lines above the header are skipped" in caplog.text
 
 
+def test_a_column_that_is_there_twice_matters_where_it_is_a_known_one() -> None:
+    text = "Datum;Bild;Datum\n1.10.;a.jpg;2.10.\n"
+    ((_, row),) = rows(text, known=["bild"])
+    assert isinstance(row, dict) and row["Bild"] == "a.jpg"
+    with pytest.raises(UserError, match="two columns named 'Bild'"):
+        rows(text.replace("Datum;B", "BILD;B").replace("BILD;Bild", "Bild;BILD"), known=["bild"])
+
+
 def test_a_header_that_has_no_known_name_is_told_from_titles_and_from_decimal_commas() -> None:
     text = "Bestand, vom 1.10.,,,\n\nNr;Foto;Menge;Preis;\n" + "1;a.jpg;2,0;3,50;x\n" * 5
     assert rows(text, known=["photograph"])[0] == (

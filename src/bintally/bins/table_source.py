@@ -88,8 +88,9 @@ class TableSource:
             if first is not new and (first.path, first.record) == (new.path, new.record):
                 repeated.append(number)
             elif first is not new:
-                differs = f"row {number} differs from row {first.row}, which has the same id"
-                found[name] = replace(first, record=Unread(f"cannot be made: {differs}"))
+                same = "names the same photograph" if name == path else "has the same id"
+                differs = Unread(f"cannot be made: row {number} differs from row {first.row}, which {same}")
+                found[name] = replace(first, record=differs)
         left_out += [one.row for name, one in bad.items() if name in found]
         self._warn(self._fetch.source, REPEATED, repeated)
         self._warn(self._fetch.source, LEFT_OUT, sorted(left_out))
@@ -204,7 +205,7 @@ class TableSource:
     def _warn(self, name: str | None, what: str, rows: Sequence[int | str]) -> None:
         """Say what happened to rows, or parts of them, and name the first."""
         if rows:
-            some = ", ".join(map(str, rows[:NAMED])) + (", …" if len(rows) > NAMED else "")
+            some = "; ".join(map(str, rows[:NAMED])) + ("; …" if len(rows) > NAMED else "")
             log.warning("%s: %d %s: %s", name, len(rows), what, some)
 
 

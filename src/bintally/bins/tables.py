@@ -96,7 +96,7 @@ def _csv_rows(text: str, name: str, known: Collection[str]) -> Iterator[tuple[in
         if header:
             yield number, dict(zip_longest(header, cells[: len(header)], fillvalue=""))
         else:
-            header = _checked_header([cell.strip() for cell in cells], name)
+            header = _checked_header([cell.strip() for cell in cells], name, known)
             if above:
                 log.warning("%s: %d lines above the header are skipped", name, above)
     if not header:
@@ -123,8 +123,10 @@ def _find_header(text: str, known: Collection[str]) -> tuple[str, int]:
     return delimiter, next((above for above, cells in enumerate(filled) if 2 * cells > max(filled)), 0)
 
 
-def _checked_header(header: list[str], name: str) -> list[str]:
-    twice = next((column for column in header if column and header.count(column) > 1), None)
+def _checked_header(header: list[str], name: str, known: Collection[str] = ()) -> list[str]:
+    folded = [column.casefold() for column in header]
+    asked = [column for column in folded if column in known] if known else filter(None, folded)
+    twice = next((header[folded.index(column)] for column in asked if folded.count(column) > 1), None)
     if twice or len(header) > MAX_COLUMNS:
         reason = f"two columns named '{twice}'" if twice else f"more than {MAX_COLUMNS:,} columns"
         raise UserError(f"{name} has {reason}; rename or remove some")
