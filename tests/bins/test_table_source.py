@@ -163,9 +163,7 @@ def test_photographs_that_differ_in_their_endings_alone_have_ids_of_their_own(
     found = records(of_names(tmp_path, names))
     assert {one["photograph"] for one in found.values()} == set(names)
     assert [bin_id.rpartition("-")[0] or bin_id for bin_id in found] == ["1_jpg", "1_png", "2_JPG", "2_jpg", "3"]
-    assert (
-        "4 photographs have names that differ in their endings alone" in caplog.text and "1.jpg, 1.png" in caplog.text
-    )
+    assert "4 photographs have names that differ in their endings alone" in caplog.text
     assert of_names(tmp_path, names[::-1]).ids() == list(found)
     mixed = records(source(table(tmp_path, "photograph,count,id", "1.png,1,1", "1.jpg,x,", "2.png,2,2.png")))
     assert mixed["1"]["photograph"] == "1.png" and mixed["2"]["EXPECTED_QUANTITY"] == 2 and len(mixed) == 3

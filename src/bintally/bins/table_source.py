@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from bintally.bins.folder import FolderSource
 from bintally.bins.objects import Unread, record_key
@@ -98,6 +98,10 @@ class TableSource:
 
     def ids(self) -> list[str]:
         return sorted(self._photographs)
+
+    def path(self, bin_id: str) -> str:
+        """The path of a photograph, as the table names it."""
+        return self._photographs[bin_id].path if bin_id in self._photographs else ""
 
     def files(self) -> list[Path]:
         """The local files that the bins come from: the table, where it is one, and photographs."""
@@ -232,11 +236,8 @@ def _ids(names: Collection[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _short_id(name: str) -> str | None:
-    """A name that is an id, or that of a file without its ending; None if that is no id."""
-    stem = PurePosixPath(name).stem
-    if ID_PATTERN.fullmatch(name):
-        return name
-    return stem if ID_PATTERN.fullmatch(stem) and stem == name.rpartition(".")[0] else None
+    """A name that is an id, or is one without its ending; None if neither is."""
+    return next((one for one in (name, name.rpartition(".")[0]) if ID_PATTERN.fullmatch(one)), None)
 
 
 def _long_id(name: str) -> str:
