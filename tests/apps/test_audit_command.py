@@ -324,6 +324,38 @@ def test_marks_accepted_twice_give_the_same_and_those_of_no_bin_are_named(
     assert "are not in data/bins" not in output
 
 
+def test_a_table_with_faults_of_every_kind_is_audited_and_each_is_said(
+    project: list[Bin], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path("stock").mkdir()
+    for name in ("1.jpg", "1.png", "2.jpg"):
+        Path("stock", name).write_bytes(project[0].image)
+    columns = ["Bild", "Menge", "Preis"]
+    lines = [("1.jpg", "3", "25,99 €"), ("1.png", "", "auf Anfrage"), ("2.jpg", "2", "$1,299.00"), ("3.jpg", "1", "")]
+    rows = [json.dumps(dict(zip(columns, line, strict=True)), ensure_ascii=False) for line in lines]
+    Path("stock/list.jsonl").write_text("\n".join(["{", *rows]))
+    Path("stock/items.csv").write_text(
+        "Artikel;;\n;;\nBild;product;quantity;Preis\n1.jpg;x;3;\n1.png;y;1;\n2.jpg;z;two;\n"
+    )
+    named = "{photograph: Bild, count: Menge, value: Preis, items_file: items.csv}"
+    Path("columns.yaml").write_text(f"fetch: {{table: {named}}}")
+    monkeypatch.setattr(sys, "argv", ["bintally", "use", "columns.yaml"])
+    cli.main()
+    run(monkeypatch, "stock/list.jsonl", "--by", "value")
+    assert {row["photograph"]: row["items"] for row in table()} == {"1.jpg": "3 × x", "1.png": "1 × y"}
+    assert {row["id"][:6] for row in table()} == {"1_jpg-", "1_png-"}
+    rejected = {row["id"]: row["reason"] for row in read_csv(Path("exports/audit/rejected.csv"))}
+    assert rejected["row-1"].startswith("record: it cannot be made: row 1 is not JSON")
+    assert "row 4 has a wrong item: row 6 of items.csv has a wrong cell: quantity is 'two'" in rejected["2"]
+    assert rejected["3"] == "it is missing: row 5 names '3.jpg'" and len(rejected) == 3
+    for said in (
+        "items.csv: 2 lines above the header are skipped",
+        "1 values or sizes cannot be read, and the rows are taken without them: row 3, Preis is 'auf Anfrage', not a",
+        "2 photographs have names that differ in their endings alone",
+    ):
+        assert said in caplog.text
+
+
 def test_a_returned_count_sheet_is_checked_against_the_source_that_was_audited(
     project: list[Bin], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

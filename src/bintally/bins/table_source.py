@@ -58,12 +58,12 @@ class TableSource:
             records.add_items(self._rows(self._items_file, ("quantity",)), table.items_file or "")
         photographs = self._read_photographs(records)
         self._check_renamed()
-        self._warn(self._items_file, WITHOUT_OWNER, records.without_owner)
-        self._warn(fetch.source, UNREAD, records.unread)
+        _warn(self._items_file, WITHOUT_OWNER, records.without_owner)
+        _warn(fetch.source, UNREAD, records.unread)
         if not photographs:
             raise UserError(f"{fetch.source} has no rows beneath its header")
         ids, alike = _ids(photographs)
-        self._warn(fetch.source, ALIKE, alike)
+        _warn(fetch.source, ALIKE, alike)
         self._photographs = {ids[name]: photograph for name, photograph in photographs.items()}
 
     def _read_photographs(self, records: TableRecords) -> dict[str, _Photograph]:
@@ -92,8 +92,8 @@ class TableSource:
                 differs = Unread(f"cannot be made: row {number} differs from row {first.row}, which {same}")
                 found[name] = replace(first, record=differs)
         left_out += [one.row for name, one in bad.items() if name in found]
-        self._warn(self._fetch.source, REPEATED, repeated)
-        self._warn(self._fetch.source, LEFT_OUT, sorted(left_out))
+        _warn(self._fetch.source, REPEATED, repeated)
+        _warn(self._fetch.source, LEFT_OUT, sorted(left_out))
         return bad | found
 
     def ids(self) -> list[str]:
@@ -173,11 +173,11 @@ class TableSource:
                 f"{'fetch.source' if name == self._fetch.source else 'fetch.table.items_file'}"
             )
         by_name = {column.casefold(): column for column in self._names().values()}
-        unread: list[tuple[int, BadRow]] = []
+        bad: tuple[int, BadRow] | None = None
         one_read = False
         for number, cells in read_table(body, name, by_name):
             if isinstance(cells, BadRow):
-                unread = unread or [(number, cells)]
+                bad = bad or (number, cells)
                 yield number, cells
                 continue
             row = {by_name.get(column.casefold(), column): cell for column, cell in cells.items()}
@@ -189,8 +189,8 @@ class TableSource:
                 raise UserError(f"{name} has no column '{wanted}', only {only}: name it in fetch.table.{missing[0]}")
             one_read = True
             yield number, row
-        if unread and not one_read:
-            raise UserError(f"{name} has no row that can be read: row {unread[0][0]} {unread[0][1]}")
+        if bad and not one_read:
+            raise UserError(f"{name} has no row that can be read: row {bad[0]} {bad[1]}")
 
     def _names(self) -> dict[str, str]:
         """The name of each column by its parameter."""
@@ -206,11 +206,12 @@ class TableSource:
                     f"fetch.table.{parameter}: {self._fetch.source} has no column '{column}', only {columns}"
                 )
 
-    def _warn(self, name: str | None, what: str, rows: Sequence[int | str]) -> None:
-        """Say what happened to rows, or parts of them, and name the first."""
-        if rows:
-            some = "; ".join(map(str, rows[:NAMED])) + ("; …" if len(rows) > NAMED else "")
-            log.warning("%s: %d %s: %s", name, len(rows), what, some)
+
+def _warn(name: str | None, what: str, rows: Sequence[int | str]) -> None:
+    """Say what happened to rows of a table, or parts of them, and name the first."""
+    if rows:
+        some = "; ".join(map(str, rows[:NAMED])) + ("; …" if len(rows) > NAMED else "")
+        log.warning("%s: %d %s: %s", name, len(rows), what, some)
 
 
 def _folder_of(name: str) -> tuple[str, str]:
