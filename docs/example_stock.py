@@ -2,8 +2,9 @@
 
 python docs/example_stock.py exports/stock
 
-The photographs are JPEG, PNG, WebP and TIFF files. The spreadsheet is German: columns by other names, semicolons,
-decimal commas, Windows' separators in paths and its encoding; a cell is empty, a row is there twice, a file is missing.
+The photographs are JPEG, PNG, WebP and TIFF files. The spreadsheet is German: a title, columns by other names,
+semicolons, decimal commas, euros, Windows' separators in paths and its encoding; a cell is empty, a row is there twice,
+a file is missing.
 """
 
 import argparse
@@ -52,10 +53,10 @@ def main() -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         image.save(folder / name, SUFFIXES[suffix])
         path = name.replace("/", "\\")
-        rows.append(f"R{shelf}-{place:02};{path};{count};{number % 7 * 12 + 3},{number % 10}9;")
+        rows.append(f"R{shelf}-{place:02};{path};{count};{number % 7 * 12 + 3},{number % 10}9 €;")
     rows[10:10] = [rows[3], "R9-01;;2;1,00;ohne Foto", "R9-02;Fotos\\Regal 9\\Fach 02.jpg;1;9,99;"]
     rows.append("R9-03;Fotos\\Regal 1\\Fach 01.jpg;zwei;2,50;")
-    text = "\r\n".join(["Fach;Bild;Soll-Menge;Stückpreis;Bemerkung", *rows, ""])
+    text = "\r\n".join(["Bestand, Halle 1;;;;", ";;;;", "Fach;Bild;Soll-Menge;Stückpreis;Bemerkung", *rows, ""])
     (folder / "Bestand.csv").write_bytes(text.encode("cp1252"))
     write_text(folder / "columns.yaml", COLUMNS)
     print(f"{folder}: {BINS} photographs, Bestand.csv and columns.yaml")

@@ -6,8 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
@@ -16,6 +14,8 @@ from pydantic import (
 )
 
 from bintally.errors import UserError, wrong_fields
+from bintally.section import Section, Text
+from bintally.table_columns import Table
 from bintally.yaml_files import read_yaml
 
 PARAMS_FILE = Path("params.yaml")
@@ -35,56 +35,7 @@ Positive = Annotated[int, Field(ge=1)]
 ImageSize = Annotated[int, Field(ge=32, le=MAX_IMAGE_SIZE)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Counts = Annotated[list[Annotated[int, Field(ge=0, le=MAX_CLASS)]], Field(min_length=2), AfterValidator(_ascending)]
-Text = Annotated[str, StringConstraints(min_length=1)]
 Reason = Literal["blurred", "dark", "glaring", "low_contrast", "odd_size", "near_duplicate"]
-
-
-class Section(BaseModel):
-    """Part of ``params.yaml``: frozen; unknown keys and values of another type are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
-
-
-class Table(Section):
-    """The columns of a table as source: CSV, JSON Lines or Parquet, a row for each photograph."""
-
-    photograph: Text
-    """Path of the photograph from the table's folder on, or s3://bucket/key."""
-    count: Text
-    """How many items the bin should hold; may be missing where its items are listed."""
-    id: Text
-    """Id of the photograph; the name of its file if there is no such column."""
-    bin: Text
-    """The bin: photographs of one bin are one group; each is its own if there is no such column."""
-    time: Text
-    """When the photograph was taken; only kept."""
-    location: Text
-    """Where the bin is, for the count sheet."""
-    value: Text
-    """Value of one item, in any currency."""
-    items: Text
-    """The bin's products as JSON: [{"product": "B00…", "quantity": 2}, …] or {"B00…": 2, …}."""
-    items_file: Text | None
-    """A second table of the bins' products, from the first one's folder on: a row for each, with the photograph's id or
-    the bin, and what follows; rows of one product in one bin are added up."""
-    product: Text
-    """Key of a product, such as an ASIN or EAN."""
-    quantity: Text
-    """How many of it."""
-    name: Text
-    """Name of the product."""
-    length: Text
-    """Length of one item, in `fetch.table.length_unit`."""
-    width: Text
-    """Width."""
-    height: Text
-    """Height."""
-    weight: Text
-    """Weight, in `fetch.table.weight_unit`."""
-    length_unit: Literal["mm", "cm", "m", "in", "ft"]
-    """Unit of lengths."""
-    weight_unit: Literal["g", "kg", "oz", "lb"]
-    """Unit of weights."""
 
 
 class Fetch(Section):

@@ -324,6 +324,62 @@ def test_marks_accepted_twice_give_the_same_and_those_of_no_bin_are_named(
     assert "are not in data/bins" not in output
 
 
+def test_a_table_with_faults_of_every_kind_is_audited_and_each_is_said(
+    project: list[Bin], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path("stock").mkdir()
+    for name in ("1.jpg", "1.png", "2.jpg"):
+        Path("stock", name).write_bytes(project[0].image)
+    columns = ["Bild", "Menge", "Preis"]
+    lines = [("1.jpg", "3", "25,99 €"), ("1.png", "", "auf Anfrage"), ("2.jpg", "2", "$1,299.00"), ("3.jpg", "1", "")]
+    rows = [json.dumps(dict(zip(columns, line, strict=True)), ensure_ascii=False) for line in lines]
+    Path("stock/list.jsonl").write_text("\n".join(["{", *rows]))
+    Path("stock/items.csv").write_text(
+        "Artikel;;\n;;\nBild;product;quantity;Preis\n1.jpg;x;3;\n1.png;y;1;\n2.jpg;z;two;\n"
+    )
+    named = "{photograph: Bild, count: Menge, value: Preis, items_file: items.csv}"
+    Path("columns.yaml").write_text(f"fetch: {{table: {named}}}")
+    monkeypatch.setattr(sys, "argv", ["bintally", "use", "columns.yaml"])
+    cli.main()
+    run(monkeypatch, "stock/list.jsonl", "--by", "value")
+    assert {row["photograph"]: row["items"] for row in table()} == {"1.jpg": "3 × x", "1.png": "1 × y"}
+    assert {row["id"][:6] for row in table()} == {"1_jpg-", "1_png-"}
+    rejected = {row["id"]: row["reason"] for row in read_csv(Path("exports/audit/rejected.csv"))}
+    assert rejected["row-1"].startswith("record: it cannot be made: row 1 is not JSON")
+    assert "row 4 has a wrong item: row 6 of items.csv has a wrong cell: quantity is 'two'" in rejected["2"]
+    assert rejected["3"] == "it is missing: row 5 names '3.jpg'" and len(rejected) == 3
+    for said in (
+        "items.csv: 2 lines above the header are skipped",
+        "1 values or sizes cannot be read, and the rows are taken without them: row 3, Preis is 'auf Anfrage', not a",
+        "2 photographs have names that differ in their endings alone",
+    ):
+        assert said in caplog.text
+
+
+def test_a_returned_count_sheet_is_checked_against_the_source_that_was_audited(
+    project: list[Bin], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("stock").mkdir()
+    Path("stock/007.jpg").write_bytes(project[0].image)
+    Path("stock/list.csv").write_text("photograph,count\n007.jpg,3\n008.jpg,2\n")
+    sheet = "id,location,expected,counted,difference,product,quantity\n{},,3,2,-1,,\n008,,2,,,,\n"
+    Path("marks.csv").write_text(sheet.format("007"))
+    Path("zeros.csv").write_text(sheet.format("7"))
+    shutil.rmtree(paths.BINS)
+    for words, said in (
+        (["--accept", "marks.csv"], "data/bins does not exist, so the ids in 'marks.csv' cannot be checked: run `dvc"),
+        (["stock", "--accept", "marks.csv"], "stock has no records that 'marks.csv' could correct"),
+        (["stock/list.csv", "--accept", "zeros.csv"], "there is no bin 7, but 007: a spreadsheet removes zeros"),
+    ):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, *words)
+        assert said in capsys.readouterr().err and not paths.CORRECTIONS.exists()
+    run(monkeypatch, "stock/list.csv", "--accept", "marks.csv")
+    output = capsys.readouterr().out
+    assert "1 bins new" in output and "1 lines of 'marks.csv' have no count" in output
+    assert paths.CORRECTIONS.read_text() == "id,count\n007,2\n"
+
+
 def visible_bins(page: Page) -> list[str]:
     return [str(one.get_attribute("aria-label")).removeprefix("bin ") for one in page.locator("article:visible").all()]
 
@@ -533,17 +589,23 @@ def test_a_bin_without_named_products_is_counted_and_goes_into_the_count_sheet_w
 ) -> None:
     first, *rest = project
     record = {"BIN_FCSKU_DATA": {UNNAMED: {"quantity": 3, "name": "its items"}}, "EXPECTED_QUANTITY": 3}
-    bare = replace(first, count=3, record=json.dumps(record | {"location": '=1+1, "left"', "bin": "A"}).encode())
+    said = {"location": '=1+1, "left"', "bin": "A", "photograph": "=Regal <b>/1.jpg"}
+    bare = replace(first, count=3, record=json.dumps(record | said).encode())
     beside = replace(rest[0], count=3, record=json.dumps(record | {"bin": "B"}).encode())
-    write_shards(paths.BINS, [bare, beside, *rest[1:]])
+    broken = replace(rest[1], record=json.dumps(record | {"photograph": "Regal 2.jpg"}).encode(), image=b"none")
+    write_shards(paths.BINS, [bare, beside, broken, *rest[2:]])
     run(monkeypatch)
+    (rejected,) = read_csv(Path("exports/audit/rejected.csv"))
+    assert rejected["id"] == broken.id and rejected["reason"].endswith(": Regal 2.jpg")
     assert {row["group"] for row in table() if row["id"] in (bare.id, beside.id)} == {bare.id, beside.id}
     row = next(row for row in table() if row["id"] == bare.id)
     assert row["location"] == '\'=1+1, "left"' and row["given_products_most_probable"] == ""
+    assert row["photograph"] == "'=Regal <b>/1.jpg"
     page = browser.new_page(viewport={"width": 1366, "height": 768})
     page.goto(Path("exports/audit/index.html").resolve().as_uri())
     card = page.get_by_label(f"bin {bare.id}", exact=True)
     expect(card.locator("h2")).to_contain_text('=1+1, "left"')
+    expect(card.locator("> figure figcaption")).to_have_text("=Regal <b>/1.jpg")
     assert card.locator(".items li").count() == 0 and "given the products" not in card.inner_text()
     card.focus()
     page.keyboard.type("2")

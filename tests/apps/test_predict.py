@@ -245,6 +245,17 @@ def test_odd_names_and_odd_files_do_not_stop_the_others(
     assert pq.read_table("predicted.parquet")["id"].to_pylist()[:2] == ["=1+1.jpg", "@x.jpg"]
 
 
+def test_a_rejected_photograph_of_a_table_is_found_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    Path("stock").mkdir()
+    Path("stock/good.jpg").write_bytes(bins()[0].image)
+    Path("stock/货架三.jpg").write_bytes(b"nothing")
+    Path("stock/list.csv").write_text("photograph,count\ngood.jpg,1\n货架三.jpg,2\nnone.jpg,1\n")
+    run(monkeypatch, "stock/list.csv", "--to", "predicted.csv")
+    reasons = [row["reason"] for row in read_csv(Path("predicted-rejected.csv"))]
+    assert reasons[0].endswith(": 货架三.jpg") and reasons[1] == "it is missing: row 4 names 'none.jpg'"
+
+
 def test_scoring_asks_nobody_and_leaves_nothing_in_the_home_folder(project: Path) -> None:
     """What goes to another machine would go to a proxy that refuses it."""
     home, asked = project / "home", []

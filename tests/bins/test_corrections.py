@@ -174,6 +174,17 @@ def test_ids_that_lost_their_zeros_are_refused_and_those_of_no_bin_are_named(tmp
     assert merge_corrections(path, marks, known) == Merged(new=0, changed=1, same=0)
 
 
+def test_lines_of_a_count_sheet_without_a_count_are_of_bins_that_were_not_counted(tmp_path: Path) -> None:
+    path, marks = tmp_path / "corrections.csv", tmp_path / "marks.csv"
+    sheet = "id;location;expected;counted;difference;product;quantity"
+    marks.write_text(f"{sheet}\n7;R1;3;;;;\n8;R2;3;2;-1;;\n9;R3;4;;-4\n8;R2;3\n;;;;;;\n")
+    assert merge_corrections(path, marks) == Merged(new=1, changed=0, same=0, uncounted=3)
+    assert path.read_text() == "id,count\n8,2\n"
+    marks.write_text(f"{sheet}\n7;R1;3;;;B01;2\n")  # an item was counted, and the others perhaps
+    with pytest.raises(UserError, match=r"line 2: .* must have a count from 0 to 1000"):
+        merge_corrections(path, marks)
+
+
 def merge_often(folder: Path, who: int, start: Barrier) -> None:
     for turn in range(30):
         marks = folder / f"{who}.csv"

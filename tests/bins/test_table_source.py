@@ -50,6 +50,7 @@ def test_a_row_becomes_a_record_and_its_photograph_keeps_its_bytes(tmp_path: Pat
             "bin": "17",
             "id": "A-1",
             "location": "R1",
+            "photograph": "shelf 1/a.jpg",
         }
     }
     body = dict(opened.read([record_key("A-1")]))[record_key("A-1")]
@@ -109,16 +110,63 @@ def test_items_may_be_rows_of_a_second_table(tmp_path: Path) -> None:
     unknown = {UNNAMED: {"quantity": 2, "name": "its items"}}  # nothing is listed for d, which should hold two
     assert [one["BIN_FCSKU_DATA"] for one in found.values()] == [LISTED, LISTED, {}, unknown]
     assert [one["bin"] for one in found.values()] == ["17", "17", "19", "20"]
-    lost = source(table(tmp_path, "photograph,bin,count", "e.jpg,21,"), items_file="items.csv")._records["e"]
-    assert lost == Unread("cannot be made: row 2 has no count")
+    lost = records(source(table(tmp_path, "photograph,bin,count", "e.jpg,21,"), items_file="items.csv"))
+    assert lost == {"e": Unread("cannot be made: row 2 has no count")}
+
+
+@pytest.mark.parametrize("owner", ["id;A-1", "id;shelf/a.jpg", "photograph;shelf\\a.jpg", "bin;17"])
+def test_a_second_table_names_photographs_by_id_or_file_or_their_bin(tmp_path: Path, owner: str) -> None:
+    column, name = owner.split(";")
+    table(tmp_path, f"{column};product;quantity", f"{name};x;2", f"{name};y;1", name="items.csv")
+    path = table(
+        tmp_path, "photograph,id,bin,count", f"shelf/a.jpg,{'A-1' if name == 'A-1' else ''},17,3", "b.jpg,B,18,1"
+    )
+    found = {one["photograph"]: one["BIN_FCSKU_DATA"] for one in records(source(path, items_file="items.csv")).values()}
+    assert found["shelf/a.jpg"].keys() == {"x", "y"} and found["b.jpg"].keys() == {UNNAMED}
+
+
+def test_a_wrong_cell_of_the_second_table_is_said_with_its_own_row(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = ["Artikelliste", "id;product;quantity;value", "b;x;two;", "a;x;1;ask", "a;y;1;2 €", ";z;1;1", "c;;1;1"]
+    table(tmp_path, *items, name="items.csv")
+    path = table(tmp_path, "photograph,count,value", "a.jpg,2,1.5", "b.jpg,1,", "c.jpg,1,")
+    found = records(source(path, items_file="items.csv"))
+    assert found["b"] == Unread(
+        "cannot be made: row 3 has a wrong item: row 3 of items.csv has a wrong cell: quantity is 'two', not a number"
+    )
+    assert found["c"].reason.endswith("row 7 of items.csv has a wrong cell: one of its items has no product")
+    assert [one["value"] for one in found["a"]["BIN_FCSKU_DATA"].values()] == [1.5, 2.0]  # else that of its photograph
+    assert (
+        "1 values or sizes cannot be read, and the rows are taken without them: row 4 of items.csv, value is 'ask'"
+        in caplog.text
+    )
+    assert f"{tmp_path}/items.csv: 1 rows cannot be read, or name no photograph's id and no bin" in caplog.text
 
 
 def test_odd_ids_become_others_that_stay_the_same(tmp_path: Path) -> None:
     names = ["a/1.jpg", "b/1.jpg", "1.jpg", "ü x.jpg", "plain.jpg", f"{'n' * 200}.jpg"]
-    path = table(tmp_path, "photograph,count", *(f"{name},1" for name in names))
-    ids = {record_id: key for record_id, (key, _) in source(path)._images.items()}
-    assert sorted(ids.values()) == sorted(names) and {"1", "plain"} <= ids.keys()
-    assert source(table(tmp_path, "photograph,count", *(f"{name},1" for name in reversed(names)))).ids() == sorted(ids)
+    ids = {one["photograph"]: bin_id for bin_id, one in records(of_names(tmp_path, names)).items()}
+    assert ids.keys() == set(names) and {"1", "plain"} <= set(ids.values())
+    assert ids["b/1.jpg"].startswith("b_1_jpg-")
+    assert of_names(tmp_path, names[::-1]).ids() == sorted(ids.values())
+
+
+def of_names(folder: Path, names: list[str]) -> TableSource:
+    return source(table(folder, "photograph,count", *(f"{name},1" for name in names)))
+
+
+def test_photographs_that_differ_in_their_endings_alone_have_ids_of_their_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["1.jpg", "1.png", "2.jpg", "2.JPG", "3.jpg", "1.jpg"]
+    found = records(of_names(tmp_path, names))
+    assert {one["photograph"] for one in found.values()} == set(names)
+    assert [bin_id.rpartition("-")[0] or bin_id for bin_id in found] == ["1_jpg", "1_png", "2_JPG", "2_jpg", "3"]
+    assert "4 photographs have names that differ in their endings alone" in caplog.text
+    assert of_names(tmp_path, names[::-1]).ids() == list(found)
+    mixed = records(source(table(tmp_path, "photograph,count,id", "1.png,1,1", "1.jpg,x,", "2.png,2,2.png")))
+    assert mixed["1"]["photograph"] == "1.png" and mixed["2"]["EXPECTED_QUANTITY"] == 2 and len(mixed) == 3
 
 
 @pytest.mark.parametrize(
@@ -126,6 +174,7 @@ def test_odd_ids_become_others_that_stay_the_same(tmp_path: Path) -> None:
     [
         (",3,a", "cannot be made: row 2 has no photograph"),
         ("a.jpg,,a", "cannot be made: row 2 has no count"),
+        ('a.jpg,3,a,"{""x"": 2}"', "cannot be made: row 2 has 3 as its count, and 2 items are listed"),
         ("a.jpg,two,a", "cannot be made: row 2 has a wrong cell: count is 'two', not a number"),
         ("a.jpg,2.5,a", "cannot be made: row 2 has a wrong cell: count is 2.5, not a count from 0 to 1000"),
         ("a.jpg,-1,a", "cannot be made: row 2 has a wrong cell: count is -1, not a count from 0 to 1000"),
@@ -139,17 +188,34 @@ def test_odd_ids_become_others_that_stay_the_same(tmp_path: Path) -> None:
     ],
 )
 def test_a_row_that_cannot_be_used_is_set_aside_with_its_number(tmp_path: Path, row: str, reason: str) -> None:
-    opened = source(table(tmp_path, "photograph,count,id", row, "good.jpg,1,b"))
+    opened = source(table(tmp_path, "photograph,count,id,items", row, "good.jpg,1,b"))
     found = records(opened)
     assert isinstance(found["a"], Unread) and found["a"].reason.startswith(reason)
     assert found["b"]["EXPECTED_QUANTITY"] == 1
     assert dict(opened.read([image_key("a")])) == {image_key("a"): found["a"]}
 
 
+def test_a_value_that_cannot_be_read_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = ["a.jpg;1;25,99 €", "b.jpg;1;auf Anfrage", "c.jpg;1;1.299", "d.jpg;1;"]
+    found = records(source(table(tmp_path, "photograph;count;value", *rows)))
+    assert [one["BIN_FCSKU_DATA"][UNNAMED].get("value") for one in found.values()] == [25.99, None, None, None]
+    said = "2 values or sizes cannot be read, and the rows are taken without them: row 3, value is 'auf Anfrage', not a"
+    assert said in caplog.text and "row 4, value is '1.299', which may be 1299 or 1.299" in caplog.text
+
+
+def test_a_line_of_json_that_cannot_be_read_is_set_aside_with_its_number(tmp_path: Path) -> None:
+    good = '{"photograph": "a.jpg", "count": 3}'
+    found = records(source(table(tmp_path, "not JSON", good, "7", name="list.jsonl")))
+    assert found.keys() == {"a", "row-1", "row-3"} and found["a"]["EXPECTED_QUANTITY"] == 3
+    assert found["row-1"].reason.startswith("cannot be made: row 1 is not JSON: Expecting value")
+    with pytest.raises(UserError, match=r"list\.jsonl has no row that can be read: row 1 is not JSON"):
+        source(table(tmp_path, "nothing", "7", name="list.jsonl"))
+
+
 def test_repeated_rows_count_once_and_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     opened = source(table(tmp_path, "photograph,count", *["a.jpg,1"] * 3, "b.jpg,1"))
     assert opened.ids() == ["a", "b"]
-    assert "2 rows repeat an earlier one, which counts once: 3, 4" in caplog.text
+    assert "2 rows repeat an earlier one, which counts once: 3; 4" in caplog.text
 
 
 def test_a_photograph_that_is_missing_or_behind_a_link_is_named(tmp_path: Path) -> None:
@@ -196,7 +262,7 @@ def test_a_table_in_a_bucket_and_photographs_in_buckets(tmp_path: Path) -> None:
         opened = source("s3://bucket/a/list.csv", stub.endpoint)
         read = dict(opened.read([image_key(bin_id) for bin_id in opened.ids()]))
         assert sorted(body for body in read.values() if isinstance(body, bytes)) == [b"c", b"d"]
-        assert isinstance(records(opened)[next(one for one in opened.ids() if one.startswith("1"))], Unread)
+        assert isinstance(records(opened)[next(one for one in opened.ids() if one.startswith("_b_1_jpg"))], Unread)
         with pytest.raises(UserError, match=r"s3://bucket/b\.csv does not exist"):
             source("s3://bucket/b.csv", stub.endpoint)
         local = source(table(tmp_path, "photograph,count,id", "s3://other/d.jpg,1,x"), stub.endpoint)

@@ -1,7 +1,7 @@
 """Tables that people and their systems have written are read as they were meant, or refused."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bintally.bins.tables import number_of, read_table, text_of
+from bintally.bins.tables import BadRow, Row, number_of, price_of, read_table, text_of
 from bintally.errors import UserError
 
 
-def rows(text: str | bytes, name: str = "list.csv") -> list[tuple[int, Mapping[str, object]]]:
-    return list(read_table(text.encode() if isinstance(text, str) else text, name))
+def rows(text: str | bytes, name: str = "list.csv", known: Collection[str] = ()) -> list[tuple[int, Row]]:
+    return list(read_table(text.encode() if isinstance(text, str) else text, name, known))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
@@ -37,7 +37,53 @@ def test_rows_are_numbered_as_a_spreadsheet_shows_them() -> None:
 
 
 def test_short_and_long_rows_keep_their_columns() -> None:
-    assert rows("a,b,c\n1\n1,2,3,4\n") == [(2, {"a": "1"}), (3, {"a": "1", "b": "2", "c": "3"})]
+    expected = [(2, {"a": "1", "b": "", "c": ""}), (3, {"a": "1", "b": "2", "c": "3"})]
+    assert rows("a,b,c\n1\n1,2,3,4\n") == expected
+
+
+TITLES = ["Bestand; Lager Nord, Halle 2", "Stand:;01.10.2026", "", '"von; ""Müller"", Meier\nund, Co"']
+
+
+@pytest.mark.parametrize("titles", [TITLES, [f"{one};;;" for one in TITLES], ["", "Fach"]])
+@pytest.mark.parametrize("header", ["Lfd.;BILD;Menge;Preis", "Lfd. Nr;Menge (Stück, netto);bild;Preis"])
+def test_lines_above_the_header_are_skipped_and_said(
+    titles: list[str], header: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "\n".join([*titles, header, "1;a, b, c, d, e.jpg;2;3,50"])
+    number = len(titles) + 2
+    expected = dict(zip(header.split(";"), ["1", "a, b, c, d, e.jpg", "2", "3,50"], strict=True))
+    assert rows(text, known=["Bild", "Menge", "photograph", "fach"]) == [(number, expected)]
+    assert f"list.csv: {len(titles)} lines above the header are skipped" in caplog.text
+
+
+def test_a_column_that_is_there_twice_matters_where_it_is_a_known_one() -> None:
+    text = "Datum;Bild;Datum\n1.10.;a.jpg;2.10.\n"
+    ((_, row),) = rows(text, known=["bild"])
+    assert isinstance(row, dict) and row["Bild"] == "a.jpg"
+    with pytest.raises(UserError, match="two columns named 'Bild'"):
+        rows(text.replace("Datum;B", "BILD;B").replace("BILD;Bild", "Bild;BILD"), known=["bild"])
+
+
+def test_a_header_that_has_no_known_name_is_told_from_titles_and_from_decimal_commas() -> None:
+    text = "Bestand, vom 1.10.,,,\n\nNr;Foto;Menge;Preis;\n" + "1;a.jpg;2,0;3,50;x\n" * 5
+    assert rows(text, known=["photograph"])[0] == (
+        4,
+        {"Nr": "1", "Foto": "a.jpg", "Menge": "2,0", "Preis": "3,50", "": "x"},
+    )
+
+
+def test_a_line_of_json_that_cannot_be_read_and_an_endless_cell_are_single_bad_rows() -> None:
+    text = '{"a": 1}\n{"a"\n\n[1]\n' + "[" * 100_000 + '\n{"a": 2}\n'
+    read = rows(text, "list.jsonl")
+    assert [(number, str(row)[:14]) for number, row in read if isinstance(row, BadRow)] == [
+        (2, "is not JSON: E"),
+        (4, "is no object s"),
+        (5, "is not JSON: m"),
+    ]
+    assert [row for _, row in read if not isinstance(row, BadRow)] == [{"a": 1}, {"a": 2}]
+    endless = rows('a,b\n1,2\n"' + "x" * 200_000 + "\n3,4\n")
+    assert isinstance(endless[1][1], BadRow) and "field larger" in str(endless[1][1])
+    assert [endless[0][1], endless[2][1]] == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
 
 
 def test_json_lines_and_parquet_keep_types(tmp_path: Path) -> None:
@@ -59,9 +105,6 @@ def test_json_lines_and_parquet_keep_types(tmp_path: Path) -> None:
         (b"PK\x03\x04\x00\x00", "list.csv", "not a CSV file"),
         (b"a,b,a\n1,2,3\n", "list.csv", "two columns named 'a'"),
         (b"a\n\x81\x8d\n", "list.csv", "neither UTF-8 nor Windows-1252"),
-        (b'{"a": 1}\n{"a"\n', "list.jsonl", "line 2: not JSON"),
-        (b"[1]\n", "list.jsonl", "line 1: not an object"),
-        (b'[' * 100_000, "list.jsonl", "line 1: not JSON"),
         (b"PAR1 and no more", "list.parquet", "not a Parquet file"),
         (b"", "list.parquet", "not a Parquet file"),
     ],
@@ -90,6 +133,26 @@ def test_numbers_are_read_in_either_notation(cell: Any, number: float | None) ->
 def test_what_may_be_two_numbers_or_none_is_refused(cell: Any) -> None:
     with pytest.raises(ValueError, match="is "):
         number_of(cell)
+
+
+@pytest.mark.parametrize(
+    ("cell", "price"),
+    [
+        ("25,99 €", 25.99), ("$1,299.00", 1299.0), ("€ 25,99", 25.99), ("1.299,00\u00a0EUR", 1299.0), ("eur 5", 5.0),
+        ("US$ 2.50", 2.5), ("12 kr", 12.0), ("CHF 1'299.50", 1299.5), ("25,99", 25.99), ("+3 £", 3.0), (2.5, 2.5),
+        ("", None), (None, None),
+    ],
+)  # fmt: skip
+def test_prices_are_read_with_their_currency(cell: Any, price: float | None) -> None:
+    assert price_of(cell) == price
+
+
+@pytest.mark.parametrize(
+    "cell", ["1.299 €", "25 € / Stk", "2€50", "€", "25k", "3 pcs", "-5 €", "€-5", "1e5", 1e13, [3]]
+)
+def test_what_is_no_price_or_two_is_refused(cell: Any) -> None:
+    with pytest.raises(ValueError, match="is "):
+        price_of(cell)
 
 
 def test_whole_numbers_as_text_have_no_decimals() -> None:

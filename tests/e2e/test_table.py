@@ -20,7 +20,7 @@ def test_the_graph_runs_on_a_spreadsheet(tmp_path: Path) -> None:
     folder = project.folder
     assert len(read_csv(folder / "data/bins/index.csv")) == 60
     rejected = {row["reason"].rpartition(" row ")[2] for row in read_csv(folder / "data/bins/rejected.csv")}
-    assert rejected == {"13 has no Bild", "14 names 'Fotos/Regal 9/Fach 02.jpg'"}
+    assert rejected == {"15 has no Bild", "16 names 'Fotos/Regal 9/Fach 02.jpg'"}
     audit = json.loads((folder / "metrics/audit.json").read_text())
     assert audit["error_shares"] == {"quantity": 1.0, "unlisted": 0.0, "missing": 0.0}
     assert set(audit["not_assumed"]) == {"only_by_one", "rate_3_percent", "rate_20_percent"}

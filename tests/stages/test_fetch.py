@@ -98,6 +98,29 @@ def test_odd_files_of_a_folder_are_rejected_by_name_and_two_runs_write_the_same(
     assert not any(Path(".bintally/fetch").iterdir())
 
 
+def test_what_a_table_has_wrong_is_said_with_its_row_or_its_photograph(workspace: Path) -> None:
+    stock = workspace / "stock"
+    stock.mkdir()
+    rows = [
+        "Lager Nord,,",
+        "photograph,count,id",
+        "good.jpg,1,",
+        "bad.jpg,1,7",
+        "none.jpg,1,",
+        "good.jpg,x,8",
+        "two.jpg,2,",
+    ]
+    (stock / "list.csv").write_text("\n".join(rows))
+    for name in ("good", "two"):
+        (stock / f"{name}.jpg").write_bytes(objects(GOOD)[image_key(GOOD[0])])
+    (stock / "bad.jpg").write_bytes(b"nothing")
+    fetch.main(params(str(stock / "list.csv")))
+    assert [entry.id for entry in read_index(BINS)] == ["good", "two"]
+    reasons = {row["id"]: row["reason"] for row in read_csv(BINS / "rejected.csv")}
+    assert reasons["7"].endswith(": bad.jpg") and reasons["none"] == "image is missing: row 5 names 'none.jpg'"
+    assert reasons["8"] == "record cannot be made: row 6 has a wrong cell: count is 'x', not a number"
+
+
 def test_a_bucket_with_a_bin_that_is_denied_gives_the_rest(workspace: Path) -> None:
     held = objects(GOOD)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bintally import paths
 from bintally.apps.arguments import add_source_arguments, fraction, positive_int, require_outs, source_access
-from bintally.errors import printable
+from bintally.errors import UserError, printable
 
 NAMED = 5  # ids in a message
 
@@ -26,13 +26,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--tolerance", type=positive_int, default=0, metavar="N", help="leave out errors of no more than N items")
     add("--show", type=positive_int, metavar="N", help="number of bins on the page (default: 300, or the budget)")
-    add("--accept", type=Path, metavar="MARKS.csv", help="merge what the page exported into data/corrections.csv")
+    add("--accept", type=Path, metavar="MARKS.csv", help="merge the page's export into data/corrections.csv")
     parser.set_defaults(func=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     if arguments.accept:
-        accept_recounts(arguments.accept)
+        accept_recounts(arguments)
     else:
         write_audit(arguments)
 
@@ -70,25 +70,41 @@ def write_audit(arguments: argparse.Namespace) -> None:
     print("", *estimates, "", *(printable(str(path)) for path in (table, rejected, page)), sep="\n")
 
 
-def accept_recounts(marks: Path) -> None:
+def accept_recounts(arguments: argparse.Namespace) -> None:
     """Merge what an exported file says into the corrections.
 
-    Raises UserError if it is malformed or does not fit the records.
+    Raises UserError if it is malformed or does not fit the records, or the bins that were audited cannot be read.
     """
+    # torch comes with these, `bintally --help` does without it.
+    from bintally.apps.photographs import open_photographs
+    from bintally.apps.records import read_products
     from bintally.bins.corrections import merge_corrections
-    from bintally.bins.products import Product, listed_products
-    from bintally.bins.shards import ShardReader, read_index
+    from bintally.bins.products import Product
+    from bintally.bins.record import BadBin
 
-    has_bins = (paths.BINS / "index.csv").is_file()
-    known = {entry.id: entry for entry in read_index(paths.BINS)} if has_bins else {}
-    reader = ShardReader(paths.BINS)
+    marks: Path = arguments.accept
+    if arguments.source == "data" and not (paths.BINS / "index.csv").is_file():
+        remedy = "run `dvc repro fetch` first, or name the source that was audited"
+        raise UserError(f"{paths.BINS} does not exist, so the ids in '{marks}' cannot be checked: {remedy}")
+    bins = open_photographs(arguments.source, source_access(arguments))
+    if bins.records is None:
+        raise UserError(f"{bins.name} has no records that '{marks}' could correct: name the source that was audited")
+    read_records = bins.records
 
     def products(bin_id: str) -> list[Product]:
-        return listed_products(reader.record(known[bin_id]))
+        ((_, read),) = read_records([bin_id])
+        try:
+            return read_products(read)
+        except BadBin as error:
+            raise UserError(
+                f"'{marks}' names a product of bin {bin_id}, which has no usable record: {error}"
+            ) from error
 
-    merged = merge_corrections(paths.CORRECTIONS, marks, known, products)
+    merged = merge_corrections(paths.CORRECTIONS, marks, set(bins.ids), products)
     numbers = f"{merged.new:,} bins new, {merged.changed:,} changed, {merged.same:,} unchanged"
     print(f"{paths.CORRECTIONS}: {numbers}; `dvc repro` uses them")
+    if merged.uncounted:
+        print(f"{merged.uncounted:,} lines of '{printable(str(marks))}' have no count: these bins stay as they are")
     if merged.unknown:
         first = ", ".join(merged.unknown[:NAMED]) + (", …" if len(merged.unknown) > NAMED else "")
-        print(f"{len(merged.unknown):,} of them are not in {paths.BINS}, and wait until it has these bins: {first}")
+        print(printable(f"{len(merged.unknown):,} of them are not in {bins.name}, and wait until it has them: {first}"))

@@ -65,6 +65,7 @@ def _bin(audit: Audit, row: int, recount: bool) -> dict[str, Any]:
         "recount": recount,
         "record": int(audit.record_counts[row]),
         "location": audit.bins.locations[row],
+        "file": audit.bins.photographs[row],
         "likely_count": int(audit.likely_counts[row]),
         "error_probability": float(audit.judged.error[row]),
         "verdict": verdict,

@@ -17,7 +17,7 @@ from bintally.apps.scores import score_photographs
 from bintally.bins.corrections import read_corrections
 from bintally.bins.images import BadImage
 from bintally.bins.products import Product
-from bintally.bins.record import BadBin
+from bintally.bins.record import BadBin, with_photograph
 from bintally.bins.trained_on import FILE, TrainedOn
 from bintally.errors import UserError
 from bintally.model.card import load_card
@@ -40,6 +40,8 @@ class AuditedBins:
     """The products that each lists."""
     locations: list[str]
     """Where each bin is; "" where the record does not say."""
+    photographs: list[str]
+    """The path of each photograph; "" where the record does not say."""
     bins: dict[str, str]
     """Which bin a photograph shows, where its record says so."""
     probabilities: Floats
@@ -58,6 +60,7 @@ class AuditedBins:
             ids=[self.ids[row] for row in rows],
             records=[self.records[row] for row in rows],
             locations=[self.locations[row] for row in rows],
+            photographs=[self.photographs[row] for row in rows],
             probabilities=self.probabilities[rows],
             tables=self.tables[rows],
         )
@@ -100,11 +103,15 @@ def read_bins(photographs: Photographs, model_folder: Path, with_learned: bool) 
             ids=ids,
             records=[records[bin_id].products for bin_id in ids],
             locations=[records[bin_id].location for bin_id in ids],
+            photographs=[records[bin_id].photograph for bin_id in ids],
             bins={bin_id: name for bin_id in ids if (name := records[bin_id].bin) is not None},
             probabilities=np.concatenate([part.probabilities for part in parts]),
             tables=np.concatenate([part.tables for part in parts]),
             left_out=left_out,
-            rejected=rejected,
+            rejected=[
+                (bin_id, with_photograph(why, records[bin_id].photograph) if bin_id in records else why)
+                for bin_id, why in rejected
+            ],
         )
 
 

@@ -20,7 +20,7 @@ def write_table(path: Path, audit: Audit, budget: int | None) -> None:
     """Write every bin, the first ``budget`` marked to be recounted; bins that are not ranked have no judgement."""
     header = ["rank", "id", "record", "error_probability", "recount", *JUDGEMENT_COLUMNS, *PREDICTION_COLUMNS]
     header += [*(GIVEN_PRODUCTS + name for name in GIVEN_PRODUCTS_COLUMNS), "group"]
-    header += [*(f"p{count}" for count in audit.bins.calibration.counts), "location", "at_stake", "items"]
+    header += [*(f"p{count}" for count in audit.bins.calibration.counts), "location", "at_stake", "photograph", "items"]
     write_csv(path, header, (_row(audit, row, budget or 0) for row in range(len(audit.bins.ids))))
 
 
@@ -48,6 +48,7 @@ def _row(audit: Audit, row: int, budget: int) -> list[object]:
         *(f"{value:.8g}" for value in audit.bins.probabilities[row]),
         spreadsheet_text(audit.bins.locations[row]),
         at_stake,
+        spreadsheet_text(audit.bins.photographs[row]),
         spreadsheet_text("; ".join(f"{one.quantity} × {one.name}" for one in products)),
     ]
 

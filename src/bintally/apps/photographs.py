@@ -54,6 +54,7 @@ class Photographs:
     version: str  # differs where the source or a local file differs; overwritten objects of a bucket are not noticed
     images: ReadFiles
     records: ReadFiles | None  # None if the source has no records
+    path: Callable[[str], str] = lambda _: ""  # of a photograph whose id is not its path, where the source says so
 
 
 def open_photographs(source: str, access: Mapping[str, object] | None = None, ids: Path | None = None) -> Photographs:
@@ -148,7 +149,8 @@ def _from_bin_source(source: str, access: Mapping[str, object], listed: Path | N
         local = f"{folder} {_file_stamps(folder / image_key(bin_id) for bin_id in ids)}" if folder.is_dir() else source
     version = f"{local} {fetch.endpoint} {fetch.region} {fetch.anonymous} {fetch.demo_bins} {fetch.seed}"
     images, records = partial(_read_ahead, opened, image_key), partial(_read_ahead, opened, record_key)
-    return Photographs(source, ids, version, images, records)
+    photographs = Photographs(source, ids, version, images, records)
+    return replace(photographs, path=opened.path) if isinstance(opened, TableSource) else photographs
 
 
 def _from_files(source: str, names: list[str], folder: Path) -> Photographs:

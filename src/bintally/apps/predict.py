@@ -63,6 +63,7 @@ def _write(
 ) -> None:
     from bintally.apps.predictions import RecordColumns, write_predictions
     from bintally.apps.scores import score_photographs
+    from bintally.bins.record import with_photograph
     from bintally.scoring.record_model import require_record_model
 
     records = RecordColumns(photographs, require_record_model(arguments.model)) if arguments.records else None
@@ -71,8 +72,9 @@ def _write(
         write_predictions(to, scores, records, run_key)
         unscored = [row for part in scores for row in part.rejected]
         without_record = records.rejected if records else []
-        rejected = [tuple(map(spreadsheet_text, row)) for row in (*unscored, *without_record)]
-        write_csv(rejected_file, ["id", "reason"], rejected)
+        rejected = [*unscored, *without_record]
+        named = ((one, with_photograph(reason, photographs.path(one))) for one, reason in rejected)
+        write_csv(rejected_file, ["id", "reason"], (tuple(map(spreadsheet_text, row)) for row in named))
     print(printable(f"{to}: {len(photographs.ids) - len(unscored):,} photographs of {photographs.name}"))
     of_records = f", {len(without_record):,} that have no usable record" if records else ""
     print(printable(f"{rejected_file}: {len(unscored):,} that could not be scored{of_records}"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from bintally.apps.photographs import ReadFile
 from bintally.bins.products import Product, listed_products, one_line
 from bintally.bins.record import BadBin, parse_record
+from bintally.errors import printable
 from bintally.scoring.explain import Hypothesis, hypotheses, verdict
 from bintally.scoring.judgement import Judgements
 
@@ -23,6 +24,8 @@ class ReadRecord:
     products: list[Product]
     location: str
     """Where the bin is; "" if it does not say."""
+    photograph: str
+    """The path of its photograph; "" if it does not say."""
     bin: str | None
     """Which bin it is; None if it does not say."""
 
@@ -34,11 +37,16 @@ def read_record(read: ReadFile) -> ReadRecord:
     except OSError as error:
         raise BadBin(f"record: {error.strerror or error}") from error
     try:
-        bin_name = parse_record(body).bin
+        record = parse_record(body)
     except BadBin as error:
         raise BadBin(f"record: {str(error).removeprefix('record ')}") from error
     location = json.loads(body).get("location")
-    return ReadRecord(listed_products(body), one_line(location) if isinstance(location, str) else "", bin_name)
+    return ReadRecord(
+        products=listed_products(body),
+        location=one_line(location) if isinstance(location, str) else "",
+        photograph=printable(record.photograph),
+        bin=record.bin,
+    )
 
 
 def explain_record(judged: Judgements, row: int, products: Sequence[Product]) -> tuple[list[Hypothesis], str]:

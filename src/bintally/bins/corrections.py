@@ -57,11 +57,11 @@ def read_corrections(path: Path) -> dict[str, Correction]:
 
     It is a CSV file of ``id,count``, ``id,count,product,quantity`` or SHEET with each id once, as the audit's page
     exports it or as a spreadsheet saves that: with other separators, quotes, empty columns, decimals of a number, or a
-    byte order mark.
+    byte order mark. A line of SHEET without a count is of a bin that was not counted.
 
     Raises UserError that names the line if it is not.
     """
-    return {bin_id: line.correction for bin_id, line in _read(path).items()}
+    return {bin_id: line.correction for bin_id, line in _read(path)[0].items()}
 
 
 class _Line(NamedTuple):
@@ -70,9 +70,10 @@ class _Line(NamedTuple):
     """The file, the number of the line and what it says."""
 
 
-def _read(path: Path) -> dict[str, _Line]:
+def _read(path: Path) -> tuple[dict[str, _Line], int]:
+    """The line of each bin, and the number of lines of bins that were not counted."""
     if not path.exists():
-        return {}
+        return {}, 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             text = file.read()
@@ -85,6 +86,7 @@ def _read(path: Path) -> dict[str, _Line]:
         raise UserError(f"'{path}' must begin with the line {kinds} or {','.join(SHEET)}")
     is_sheet = tuple(lines[0]) == SHEET
     found: dict[str, _Line] = {}
+    uncounted = 0
     for number, line in enumerate(lines[1:], 2):
         if not line:
             continue
@@ -92,11 +94,14 @@ def _read(path: Path) -> dict[str, _Line]:
         if is_sheet:
             cells = [*line, *[""] * (len(SHEET) - len(line))]
             line = _without_empty_end([cells[0], cells[3], *cells[5:]])
+            if len(line) < 2:  # nothing was counted, and no item of it
+                uncounted += 1
+                continue
         bin_id, correction = _parse(line, len(HEADER if tuple(lines[0]) == HEADER else HEADER_WITH_ITEMS), where)
         if bin_id in found:
             raise UserError(f"{where} repeats an id; remove one of the two lines")
         found[bin_id] = _Line(correction, where)
-    return found
+    return found, uncounted
 
 
 def _without_empty_end(line: list[str]) -> list[str]:
@@ -142,6 +147,8 @@ class Merged(NamedTuple):
     """that had the same."""
     unknown: tuple[str, ...] = ()
     """The ids that are not among the known ones, in order."""
+    uncounted: int = 0
+    """Number of lines of a count sheet without a count."""
 
 
 def merge_corrections(
@@ -162,7 +169,7 @@ def merge_corrections(
     if not marks.is_file():
         why = "is a folder" if marks.is_dir() else "does not exist"
         raise UserError(f"'{marks}' {why}; export marks from the audit's page")
-    new = _read(marks)
+    new, uncounted = _read(marks)
     with file_lock(path):
         old = read_corrections(path)
         unknown = sorted(new.keys() - old.keys() - set(known)) if known else []
@@ -180,7 +187,7 @@ def merge_corrections(
         _write(path, corrections)
     changed = sum(bin_id in old and old[bin_id] != corrections[bin_id] for bin_id in new)
     added = len(new.keys() - old.keys())
-    return Merged(added, changed, len(new) - added - changed, tuple(unknown))
+    return Merged(added, changed, len(new) - added - changed, tuple(unknown), uncounted)
 
 
 def _keep_product(new: Correction, old: Correction | None) -> Correction:

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from bintally.errors import printable
+
 # An id becomes a file name, so it may hold nothing that could lead out of a folder.
 ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_RECORD_BYTES = 4_000_000
@@ -23,6 +25,7 @@ class Record:
     count: int  # EXPECTED_QUANTITY: how many items the bin should hold
     asins: frozenset[str]  # the products in it, without those of quantity 0
     bin: str | None = None  # which bin it is, where the source says so
+    photograph: str = ""  # its path, where the source says so
 
 
 def parse_record(body: bytes) -> Record:
@@ -55,8 +58,15 @@ def parse_record(body: bytes) -> Record:
         raise BadBin(f"the key of an item is longer than {MAX_PRODUCT_NAME} characters")
     if not all(map(str.isprintable, asins)):
         raise BadBin("the key of an item has characters that cannot be shown")
-    name = content.get("bin")
-    return Record(count, asins, name if isinstance(name, str) else None)
+    name, photograph = content.get("bin"), content.get("photograph")
+    path = photograph if isinstance(photograph, str) else ""
+    return Record(count, asins, name if isinstance(name, str) else None, path)
+
+
+def with_photograph(reason: str, path: str) -> str:
+    """``reason`` and the path of the photograph that it is about, unless it has it or the path is not known."""
+    shown = printable(path)
+    return reason if shown in reason else f"{reason}: {shown}"
 
 
 def _is_count(value: object) -> bool:

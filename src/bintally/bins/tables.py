@@ -3,26 +3,44 @@
 import csv
 import io
 import json
+import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from datetime import date, datetime
+from itertools import count, islice, zip_longest
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bintally.errors import UserError
+from bintally.errors import UserError, printable
 
+log = logging.getLogger("bintally.source")
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet")
 DELIMITERS = ",;\t|"
+HEADER_WITHIN = 20  # rows
+MAX_HEAD = 2**16  # characters that the header is looked for in
 MAX_COLUMNS = 10_000
+MAX_PRICE = 1e12  # as bins.products takes it
 PARQUET_ROWS = 10_000  # held at once
 # A decimal comma or point, and the other one, spaces or apostrophes between groups of three digits.
 NUMBER = re.compile(r"[+-]?(\d+|\d{1,3}(?:([ '’\u00a0\u202f.,])\d{3})(?:\2\d{3})*)(?:([.,])(\d+))?", re.ASCII)
 AMBIGUOUS = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}")
+CODES = "eur|euro|usd|gbp|chf|fr|jpy|cny|inr|krw|cad|aud|brl|mxn|try|sek|nok|dkk|kr|pln|zł|czk|kč|huf"
+CURRENCY = rf"[A-Z]{{0,3}}[$¢£¤¥฿₠-⃏]|(?:{CODES})\.?"
+PRICE = re.compile(rf"([+-]?)\s*(?:{CURRENCY})?\s*([+-]?\d.*?)\s*(?:{CURRENCY})?", re.IGNORECASE)
 
 Cell = object
 """A string of CSV; a string, number, boolean, None, list or dict of JSON Lines; also a date or time of Parquet."""
+
+
+class BadRow(Exception):
+    """A row that cannot be read or used; the message follows "row 17"."""
+
+
+Row = Mapping[str, Cell] | BadRow
+"""The cells of a row by column, or why it cannot be read."""
 
 
 def is_table(name: str) -> bool:
@@ -30,21 +48,23 @@ def is_table(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def read_table(body: bytes, name: str) -> Iterator[tuple[int, Mapping[str, Cell]]]:
+def read_table(body: bytes, name: str, known: Collection[str] = ()) -> Iterator[tuple[int, Row]]:
     """Yield the number of each row, as a spreadsheet or an editor shows it, and its cells by column.
 
-    Names of columns are without spaces around them. In CSV the delimiter is the one of DELIMITERS that parts the first
-    line into the most columns, and the encoding UTF-8, UTF-16 with its mark, or else Windows-1252.
+    Names of columns are without spaces around them. In CSV the encoding is UTF-8, UTF-16 with its mark, or else
+    Windows-1252; header and delimiter are found among the first HEADER_WITHIN rows.
 
     Args:
         name: of the file, for its suffix and for messages.
+        known: names that columns may have, of which the header has the most; letters in any case.
 
     Raises UserError if it is no such table.
     """
     suffix = name.lower().rpartition(".")[2]
     if suffix == "parquet":
         return _parquet_rows(body, name)
-    return _csv_rows(_text(body, name), name) if suffix == "csv" else _json_rows(_text(body, name), name)
+    text = _text(body, name)
+    return _csv_rows(text, name, {one.casefold() for one in known}) if suffix == "csv" else _json_rows(text)
 
 
 def _text(body: bytes, name: str) -> str:
@@ -57,52 +77,78 @@ def _text(body: bytes, name: str) -> str:
     raise UserError(f"{name} is neither UTF-8 nor Windows-1252 text; save it again as CSV UTF-8")
 
 
-def _csv_rows(text: str, name: str) -> Iterator[tuple[int, Mapping[str, Cell]]]:
+def _csv_rows(text: str, name: str, known: Collection[str]) -> Iterator[tuple[int, Row]]:
     if "\0" in text:
         raise UserError(f"{name} is not a CSV file: it has bytes of value 0; a spreadsheet saves it as CSV")
-    first = text.lstrip("\r\n").partition("\n")[0]
-    delimiter = max(DELIMITERS, key=lambda one: len(next(csv.reader([first], delimiter=one))))
+    delimiter, above = _find_header(text, known)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     header: list[str] = []
-    number = 0
-    try:
-        for number, cells in enumerate(reader, 1):
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not header:
-                header = _checked_header([cell.strip() for cell in cells], name)
-                continue
-            yield number, dict(zip(header, cells, strict=False))
-    except csv.Error as error:
-        raise UserError(f"{name}, row {number + 1}: {error}") from error
+    for number in count(1):
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:  # the next line begins another row
+            yield number, BadRow(f"cannot be read: {error}")
+            continue
+        if cells is None:
+            break
+        if number <= above or not any(cell.strip() for cell in cells):
+            continue
+        if header:
+            yield number, dict(zip_longest(header, cells[: len(header)], fillvalue=""))
+        else:
+            header = _checked_header([cell.strip() for cell in cells], name, known)
+            if above:
+                log.warning("%s: %d lines above the header are skipped", name, above)
     if not header:
         raise UserError(f"{name} is empty: its first row must name the columns")
 
 
-def _checked_header(header: list[str], name: str) -> list[str]:
-    twice = next((column for column in header if column and header.count(column) > 1), None)
+def _find_header(text: str, known: Collection[str]) -> tuple[str, int]:
+    """The delimiter of a CSV file and the number of rows above its header, the row with the most known columns."""
+    first = {
+        one: list(islice(csv.reader(io.StringIO(text[:MAX_HEAD], newline=""), delimiter=one), HEADER_WITHIN))
+        for one in DELIMITERS
+    }
+    places = [
+        (len({cell.casefold() for cell in cells}.intersection(known)), sum(map(bool, cells)), delimiter, above)
+        for delimiter, rows in first.items()
+        for above, cells in enumerate([cell.strip() for cell in row] for row in rows)
+    ]
+    found, _, delimiter, above = max(places, key=lambda place: place[:2], default=(0, 0, ",", 0))
+    if found:
+        return delimiter, above
+    # No name is known: the delimiter that parts the most rows into as many cells, and the first row that is half full.
+    delimiter = max(first, key=lambda one: max(Counter(len(row) for row in first[one] if row[1:]).values(), default=0))
+    filled = [sum(bool(cell.strip()) for cell in cells) for cells in first[delimiter]]
+    return delimiter, next((above for above, cells in enumerate(filled) if 2 * cells > max(filled)), 0)
+
+
+def _checked_header(header: list[str], name: str, known: Collection[str] = ()) -> list[str]:
+    folded = [column.casefold() for column in header]
+    asked = [column for column in folded if column in known] if known else filter(None, folded)
+    twice = next((header[folded.index(column)] for column in asked if folded.count(column) > 1), None)
     if twice or len(header) > MAX_COLUMNS:
         reason = f"two columns named '{twice}'" if twice else f"more than {MAX_COLUMNS:,} columns"
         raise UserError(f"{name} has {reason}; rename or remove some")
     return header
 
 
-def _json_rows(text: str, name: str) -> Iterator[tuple[int, Mapping[str, Cell]]]:
+def _json_rows(text: str) -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{name}, line {number}: not JSON: {str(error)[:80]}; one object a line is wanted"
-            ) from error
-        if not isinstance(row, dict):
-            raise UserError(f'{name}, line {number}: not an object, such as {{"photograph": "1.jpg", "count": 3}}')
-        yield number, {column.strip(): cell for column, cell in row.items()}
+            yield number, BadRow(f"is not JSON: {str(error)[:80]}")
+            continue
+        if isinstance(row, dict):
+            yield number, {column.strip(): cell for column, cell in row.items()}
+        else:
+            yield number, BadRow(f'is no object such as {{"photograph": "1.jpg", "count": 3}}: {printable(line[:40])}')
 
 
-def _parquet_rows(body: bytes, name: str) -> Iterator[tuple[int, Mapping[str, Cell]]]:
+def _parquet_rows(body: bytes, name: str) -> Iterator[tuple[int, Row]]:
     try:
         file = pq.ParquetFile(pa.BufferReader(body))
         _checked_header([column.strip() for column in file.schema_arrow.names], name)
@@ -111,7 +157,7 @@ def _parquet_rows(body: bytes, name: str) -> Iterator[tuple[int, Mapping[str, Ce
             for row in batch.to_pylist():
                 number += 1
                 yield number, {column.strip(): cell for column, cell in row.items()}
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two of dates
         raise UserError(f"{name} is not a Parquet file that can be read: {str(error).splitlines()[0][:100]}") from error
 
 
@@ -153,3 +199,12 @@ def number_of(cell: Cell) -> float | None:
     digits = re.sub(r"\D", "", whole)
     value = float(f"{digits}.{decimals or 0}")
     return -value if text.startswith("-") else value
+
+
+def price_of(cell: Cell) -> float | None:
+    """A cell as a number, as :func:`number_of` reads it; a currency may stand beside it: "25,99 €", "$1,299.00"."""
+    found = PRICE.fullmatch(cell.strip()) if isinstance(cell, str) and len(cell) <= 80 else None
+    price = number_of(found[1] + found[2] if found else cell)
+    if price is not None and not 0 <= price < MAX_PRICE:
+        raise ValueError(f"is {price:g}, not a price")
+    return price

@@ -5,6 +5,8 @@ import logging
 import shutil
 from collections import Counter
 
+from bintally.bins.objects import record_key
+from bintally.bins.record import BadBin, parse_record, with_photograph
 from bintally.bins.shards import write_shards
 from bintally.bins.source import Source, open_source
 from bintally.bins.staging import Staging
@@ -40,7 +42,7 @@ def main(params: Params) -> None:
         write_csv(
             new_bins / "rejected.csv",
             ["id", "reason"],
-            ((one, spreadsheet_text(why)) for one, why in sorted(subset.rejected.items())),
+            ((one, spreadsheet_text(_reason(staging, one, why))) for one, why in sorted(subset.rejected.items())),
         )
         with file_lock(BINS):
             shutil.rmtree(BINS, ignore_errors=True)
@@ -51,6 +53,15 @@ def main(params: Params) -> None:
     log.info("%d bins, %s", len(subset.counts), dict(sorted(Counter(subset.counts.values()).items())))
     for reason, number in Counter(subset.rejected.values()).most_common(5):
         log.info("rejected %d: %s", number, reason)
+
+
+def _reason(staging: Staging, bin_id: str, why: str) -> str:
+    """Why a bin is rejected, with the path of its photograph where its record has one."""
+    record = staging.get(record_key(bin_id))
+    try:
+        return with_photograph(why, parse_record(record).photograph) if isinstance(record, bytes) else why
+    except BadBin:
+        return why
 
 
 if __name__ == "__main__":
