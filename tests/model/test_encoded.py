@@ -1,5 +1,6 @@
 """Encoded images are what the network would compute from them, in order, and the same bytes in every run."""
 
+import hashlib
 import io
 import os
 import signal
@@ -77,6 +78,8 @@ def test_features_are_of_every_image_and_its_mirror_image(tmp_path: Path, backbo
 def test_pixels_are_of_every_image(tmp_path: Path, backbone: Backbone) -> None:
     got = encode_to(tmp_path, backbone, "pixels")
     assert got.encoding.kind == "pixels"
+    weights, content = ((tmp_path / name).read_bytes() for name in ("backbone.safetensors", "array.npy"))
+    assert got.encoding.digest == hashlib.sha256(weights + hashlib.sha256(content).digest()).hexdigest()
     expected = torch.stack([decode(body, SIZE) for body in BODIES]).numpy()
     array = got.rows.take(ALL)
     assert array.dtype == np.uint8

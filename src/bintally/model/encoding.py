@@ -95,7 +95,7 @@ def encode(
         _encode_share(array, images, shares[context.rank], rows, context, stopped)
         if context.world_size > context.local_world_size:
             _exchange(array, shares, context, stopped)
-        digest = sha256_hex(weights, _digest(array.close(), context, stopped))
+        digest = hashlib.sha256(weights + _digest(array.close(), context, stopped)).hexdigest()
         if context.world_size > 1:
             of_first = broadcast_bytes(digest.encode(), 0, context).decode()
             # No machine may be done while another can still fail and need its rows again.
