@@ -27,7 +27,7 @@ from bintally.files import SCRATCH, read_csv
 from bintally.inference import runtime
 from bintally.inference.predictor import Predictor
 from bintally.model.encoding import BATCH
-from bintally.scoring.calibration import predict_counts
+from bintally.scoring.calibration import model_name, predict_counts
 from bintally.scoring.judgement import judge
 from bintally.scoring.lists import Lists
 from bintally.scoring.record_model import save_record_model
@@ -83,12 +83,13 @@ def test_both_formats_have_the_predictors_probabilities(
     with Path("out/predicted.csv").open(encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     assert header == table.column_names
-    assert header == [*OF_PHOTOGRAPH, "distance_rank"]
+    assert header == [*OF_PHOTOGRAPH, "distance_rank", "model"]
     expected_ranks = saw([one.image for one in bins()]).distance_ranks
     np.testing.assert_allclose(table.column("distance_rank").to_numpy(), expected_ranks, atol=1e-4)
     assert expected_ranks.std() > 0.1
     probabilities = np.stack([table.column(name).to_numpy() for name in ("p2", "p3", "p5")], 1)
     np.testing.assert_array_equal(probabilities, expected)
+    assert set(table.column("model").to_pylist()) == {model_name(paths.MODELS)}
     assert table.column("most_probable").to_pylist() == predicted.by_rule["most_probable"].tolist()
     assert table.column("unsure").to_pylist() == predicted.unsure.tolist()
     of_parquet = [
@@ -143,8 +144,8 @@ def test_records_add_columns_and_leave_the_photographs_own_as_they_are(
         assert read_csv(Path("predicted-rejected.csv")) == rejected
 
     rows = read_csv(Path("predicted.csv"))
-    assert [*rows[0]] == [*OF_PHOTOGRAPH, "distance_rank", *OF_RECORD, *OF_JUDGEMENT]
-    of_both = (*OF_PHOTOGRAPH, "distance_rank")
+    assert [*rows[0]] == [*OF_PHOTOGRAPH, "distance_rank", "model", *OF_RECORD, *OF_JUDGEMENT]
+    of_both = (*OF_PHOTOGRAPH, "distance_rank", "model")
     assert [{name: row[name] for name in of_both} for row in rows] == read_csv(Path("alone.csv"))
     by_id = {row["id"]: row for row in rows}
     for bin_id, empty in (

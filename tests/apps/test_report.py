@@ -23,6 +23,7 @@ from bintally.bins.shards import write_shards
 from bintally.errors import UserError
 from bintally.files import write_csv, write_json
 from bintally.model.card import DistanceReference
+from bintally.scoring.calibration import model_name
 from bintally.scoring.metrics import LabelledPredictions, evaluate
 from small import CARD, bins
 
@@ -234,13 +235,16 @@ def test_a_page_that_cannot_be_written_is_said_before_the_work(
 # --- compared with later predictions ----------------------------------------------------------------------
 
 
+MODEL = "012345678901"  # a name that looks like a number
+
+
 def save_card(reference: DistanceReference | None) -> None:
     paths.MODELS.mkdir(exist_ok=True)
     card = CARD.model_copy(update={"distances": reference, "counts": [1, 2, 3]})
     (paths.MODELS / "card.json").write_text(card.model_dump_json(), encoding="utf-8")
 
 
-def write_later(path: Path, ranks: Sequence[float | None], unsure: bool = False) -> None:
+def write_later(path: Path, ranks: Sequence[float | None], unsure: bool = False, model: str = MODEL) -> None:
     """Predictions as `bintally predict` writes them, one a rank: three in four of 2 items, the others of 3."""
     number = len(ranks)
     is_two = np.arange(number) % 4 > 0
@@ -252,6 +256,7 @@ def write_later(path: Path, ranks: Sequence[float | None], unsure: bool = False)
         "p2": np.where(is_two, 0.7, 0.2),
         "p3": np.where(is_two, 0.2, 0.7),
         "distance_rank": pa.array(ranks, pa.float64()),
+        "model": pa.array([model] * number, pa.string()),
     }
     table = pa.table(columns)
     path.parent.mkdir(exist_ok=True)
@@ -289,7 +294,7 @@ def test_later_predictions_are_read_in_every_form_and_told_in_a_sentence(tmp_pat
     for file in ("later", "later.csv", "later.parquet"):
         if file != "later":
             write_later(tmp_path / file, ranks, unsure)
-        answers = read_answers(tmp_path / file, [1, 2, 3])
+        answers = read_answers(tmp_path / file, [1, 2, 3], MODEL)
         assert answers.by_count.tolist() == [0, len(ranks) - of_three, of_three]
         assert answers.by_confidence.sum() == answers.photographs == len(ranks)
         assert answers.confidence == pytest.approx(0.7 * len(ranks))
@@ -303,7 +308,8 @@ def test_the_page_compares_later_predictions_with_the_test_bins(
     monkeypatch.chdir(tmp_path)
     write_outs(SPLITS)
     save_card(REFERENCE)
-    write_later(Path("later.csv"), FAR)
+    (paths.MODELS / "calibration.json").write_text("{}")
+    write_later(Path("later.csv"), FAR, model=model_name(paths.MODELS))
     page = run_report(monkeypatch, "--since", "later.csv")
     section = re.sub('base64,[^"]*', "", page[page.index("Since then") : page.index("Bins by count")])
     assert LATER["drifted"][3] in section and "nan" not in section and section.count("<img") == 1
@@ -320,6 +326,8 @@ def test_the_page_compares_later_predictions_with_the_test_bins(
         (lambda path: change(path, "id,", "p0,"), "probabilities of other counts than [1, 2, 3]"),
         (lambda path: change(path, "00001,2", "00001,two"), "later.csv is not what `bintally predict --to` writes"),
         (lambda path: path.write_text(path.read_text().splitlines()[0] + "\n"), "later.csv has no predictions"),
+        (lambda path: change(path, ",model\n", ",x\n"), "has no column model: predict anew"),
+        (lambda path: write_later(path, EVENLY, model="e1"), "by the model 'e1', and this report is of '012345678901'"),
     ],
 )
 def test_predictions_that_cannot_be_compared_are_told_in_a_sentence(
@@ -329,13 +337,13 @@ def test_predictions_that_cannot_be_compared_are_told_in_a_sentence(
     write_later(file, EVENLY)
     spoil(file)
     with pytest.raises(UserError) as error:
-        read_answers(file, [1, 2, 3])
+        read_answers(file, [1, 2, 3], MODEL)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_dataset_without_all_its_parts_is_refused(tmp_path: Path) -> None:
     write_later(tmp_path / "part-1-of-2.parquet", EVENLY)
     with pytest.raises(UserError, match="has 1 of 2 parts; predict the others first"):
-        read_answers(tmp_path, [1, 2, 3])
+        read_answers(tmp_path, [1, 2, 3], MODEL)
     with pytest.raises(UserError, match=r"holds no part-\*\.parquet"):
-        read_answers(tmp_path / "..", [1, 2, 3])
+        read_answers(tmp_path / "..", [1, 2, 3], MODEL)

@@ -28,7 +28,8 @@ def test_blurred_photographs_are_the_least_sharp() -> None:
 
 
 def reasons(measured: list[quality.Measures]) -> list[list[Reason]]:
-    return quality.reasons(measured, quality.near_duplicates(measured))
+    table = quality.table(measured, len(measured))
+    return quality.reasons(table, quality.near_duplicates(table))
 
 
 def reasons_of(spoiled: Image.Image) -> list[Reason]:
@@ -56,7 +57,7 @@ def test_a_photograph_compressed_again_and_scaled_is_a_near_duplicate_of_the_fir
     photograph.resize((photograph.width * 2, photograph.height * 2)).save(file, "JPEG", quality=60)
     others = [quality.measure(one) for one in photographs(None, 4)]
     measured = [*others, quality.measure(photograph), quality.measure(decode_image(file.getvalue()))]
-    assert quality.near_duplicates(measured) == [None] * 5 + [4]
+    assert quality.near_duplicates(quality.table(measured, len(measured))) == [None] * 5 + [4]
     assert "near_duplicate" in reasons(measured)[5] and not reasons(measured)[4]
 
 

@@ -137,3 +137,17 @@ def test_a_bug_in_a_rank_shows_its_traceback(launched: tuple[dict[str, list[str]
 
 def test_nothing_is_left_in_the_folder_for_temporary_files(launched: tuple[dict[str, list[str]], Path]) -> None:
     assert [path.name for path in launched[1].iterdir() if not path.name.startswith("torchinductor_")] == []
+
+
+def test_a_machine_that_is_cut_off_says_so_and_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "ranks-0").touch()
+    script = (
+        "import subprocess, sys; from pathlib import Path; from types import SimpleNamespace\n"
+        "from bintally.distributed.launch import _exit_when_cut_off\n"
+        "rank = subprocess.Popen(['sleep', '1.5'])\n"
+        "settings = SimpleNamespace(timeout_s=0, rdzv_endpoint='east:29500')\n"
+        "_exit_when_cut_off(settings, Path(sys.argv[1]), lambda error: print(error, flush=True))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "east:29500 does not answer: is the network up?" in done.stdout
+    assert not tmp_path.exists()

@@ -48,16 +48,20 @@ class Project:
         }
 
     def run(self, *command: str, timeout: float = 300) -> Result:
-        done = subprocess.run(
-            command,
-            cwd=self.folder,
-            env=self.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                command,
+                cwd=self.folder,
+                env=self.environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as expired:
+            output = (expired.stdout or b"").decode(errors="replace")  # bytes, whatever was asked for
+            raise AssertionError(f"{' '.join(command)} has not ended after {timeout} s:\n{output}") from expired
         return Result(done.returncode, done.stdout)
 
     def must(self, *command: str) -> str:

@@ -1,12 +1,15 @@
 """Encoded images are what the network would compute from them, in order, and the same bytes in every run."""
 
+import hashlib
 import io
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from PIL import Image
 
 from bintally.distributed.process_group import RankContext
 from bintally.errors import UserError
+from bintally.interruption import Stopped
 from bintally.model import encoded as encoded_module
 from bintally.model import encoding
 from bintally.model.backbone import LITE, Backbone
@@ -74,6 +78,8 @@ def test_features_are_of_every_image_and_its_mirror_image(tmp_path: Path, backbo
 def test_pixels_are_of_every_image(tmp_path: Path, backbone: Backbone) -> None:
     got = encode_to(tmp_path, backbone, "pixels")
     assert got.encoding.kind == "pixels"
+    weights, content = ((tmp_path / name).read_bytes() for name in ("backbone.safetensors", "array.npy"))
+    assert got.encoding.digest == hashlib.sha256(weights + hashlib.sha256(content).digest()).hexdigest()
     expected = torch.stack([decode(body, SIZE) for body in BODIES]).numpy()
     array = got.rows.take(ALL)
     assert array.dtype == np.uint8
@@ -162,7 +168,7 @@ MANY = [*BODIES, *BODIES, *BODIES]  # five batches: two of the first rank, three
 FIRST_OF_SECOND = 16
 
 
-def share(context: RankContext, folder: Path) -> list[int]:
+def share(context: RankContext, folder: Path, stopped: Callable[[], bool] = lambda: False) -> list[int]:
     """Encode as a rank, killed at its second batch if a file says so; the numbers of the images decoded.
 
     Saves after every batch, and exchanges less than a share at a time.
@@ -185,7 +191,8 @@ def share(context: RankContext, folder: Path) -> list[int]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding, "SYNC_INTERVAL_S", 0)
         patch.setattr(encoding, "EXCHANGED_BYTES", 100_000)
-        encode(machine / "out", images, network, SIZE, "features", True, context, machine / "scratch", "key")
+        patch.setattr(encoding, "HASHED_BYTES", 10_000)
+        encode(machine / "out", images, network, SIZE, "features", True, context, machine / "scratch", "key", stopped)
     return sorted(decoded)
 
 
@@ -206,6 +213,36 @@ def test_two_ranks_write_the_bytes_of_one_on_each_machine_killed_or_not(tmp_path
     outs = [{path.name: path.read_bytes() for path in out.iterdir()} for out in sorted(tmp_path.glob("*/*/out"))]
     assert len(outs) == 2 + machines and all(out == outs[0] for out in outs)
     assert not [path for scratch in tmp_path.glob("*/*/scratch") for path in scratch.iterdir()]
+
+
+def stop_in_exchange(context: RankContext, folder: Path) -> list[int] | str:
+    """Encode as a rank; the second is told to stop once rows are exchanged, if a file says so."""
+    exchange, exchanging = encoding._exchange, threading.Event()
+
+    def noted(*arguments: Any) -> None:
+        exchanging.set()
+        exchange(*arguments)
+
+    def stopped() -> bool:
+        return context.rank == 1 and exchanging.is_set() and (folder / "stop").exists()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "_exchange", noted)
+        try:
+            return share(context, folder, stopped)
+        except Stopped:
+            return "stopped"
+
+
+def test_all_machines_stop_if_one_is_told_to_while_they_exchange_rows(tmp_path: Path) -> None:
+    (tmp_path / "stop").touch()
+    assert run_two_ranks(stop_in_exchange, tmp_path, machines=True) == ("stopped", "stopped")
+    (tmp_path / "stop").unlink()
+    assert run_two_ranks(stop_in_exchange, tmp_path, machines=True) == ([], [32]), (
+        "all but a last batch that is not whole"
+    )
+    first, second = (path.read_bytes() for path in sorted(tmp_path.glob("machine-*/out/array.npy")))
+    assert first == second
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from bintally.scoring.record_model import RecordModel
 PREDICTION_COLUMNS = (*DECODINGS, "low", "high", "unsure")
 RUN = b"bintally.run"
 DISTANCE = "distance_rank"
+MODEL = "model"
 GIVEN_PRODUCTS = "given_products_"  # begins the names of columns of the count given the products
 
 Columns = dict[str, tuple[pa.DataType, list[Any]]]
@@ -104,19 +105,20 @@ def write_predictions(path: Path, scores: Scores, records: RecordColumns | None 
         records: add their columns.
         run_key: kept in the metadata RUN of a Parquet file.
     """
-    tables = (_table(part, scores.calibration, records) for part in scores)
+    tables = (_table(part, scores, records) for part in scores)
     counts = len(scores.calibration.counts)
     nothing = ScoredPart([], np.zeros((0, counts)), np.zeros((0, FEATURES, counts)), np.zeros(0), [])
-    empty = _table(nothing, scores.calibration, records)
+    empty = _table(nothing, scores, records)
     empty = empty.replace_schema_metadata({RUN: run_key} if run_key else None)
     with atomic_write(path) as temporary:
         (_write_parquet if path.suffix == ".parquet" else _write_csv)(temporary, empty, tables)
 
 
-def _table(part: ScoredPart, calibration: Calibration, records: RecordColumns | None) -> pa.Table:
-    columns: Columns = {"id": (pa.string(), part.ids), **_predictions(part.probabilities, calibration)}
+def _table(part: ScoredPart, scores: Scores, records: RecordColumns | None) -> pa.Table:
+    columns: Columns = {"id": (pa.string(), part.ids), **_predictions(part.probabilities, scores.calibration)}
     # Empty by a model that does not say.
     columns[DISTANCE] = (pa.float64(), [None if math.isnan(rank) else rank for rank in part.distance_ranks.tolist()])
+    columns[MODEL] = (pa.string(), [scores.model] * len(part.ids))
     columns |= records.of_part(part) if records else {}
     schema = pa.schema([(name, kind) for name, (kind, _) in columns.items()])
     return pa.table([pa.array(values, kind) for kind, values in columns.values()], schema=schema)

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bintally.apps.collection import Collection
+from bintally.bins.groups import in_another_split
 from bintally.bins.quality import BLURRED, DARK, GLARING, LOW_CONTRAST, ODD_SIZE, SHARPNESS_WIDTH
 from bintally.scoring import data_figures
 
@@ -73,7 +74,7 @@ def _near_duplicates(bins: Collection) -> Iterator[tuple[str, Figure, str]]:
     pairs = [(row, first) for row, first in enumerate(bins.quality.near_duplicate_of) if first is not None]
     if not pairs:
         return
-    across = sum(len({bins.splits[row], bins.splits[first]} - {"left_out"}) > 1 for row, first in pairs)
+    across = len(in_another_split(bins.splits, bins.quality.near_duplicate_of))
     shown = [row for pair in pairs[: SHOWN // 2] for row in pair]
     titles = [f"{bins.entries[row].id}: record {bins.counts[row]}, {bins.splits[row]}" for row in shown]
     yield (

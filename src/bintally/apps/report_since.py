@@ -11,13 +11,14 @@ from bintally.apps.since import Answers, meaning, read_answers
 from bintally.model.card import load_card
 from bintally.page import picture, table
 from bintally.scoring import data_figures
+from bintally.scoring.calibration import model_name
 from bintally.scoring.decoding import FOR_ACCURACY
 
 
 def since_section(bins: Collection, path: Path) -> tuple[str, str, str]:
     """Heading, HTML and caption of new predictions beside those of the test bins."""
     counts, reference = bins.predictions.counts, load_card(paths.MODELS).distances
-    new = read_answers(path, counts)
+    new = read_answers(path, counts, model_name(paths.MODELS))
     confidence = bins.predictions.probabilities.max(1)
     ranks = np.full(len(confidence), np.nan)  # of test bins they are not kept
     measured = Answers.of(counts, bins.predicted_counts[FOR_ACCURACY], confidence, bins.unsure, ranks)

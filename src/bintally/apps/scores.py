@@ -34,7 +34,7 @@ from bintally.memory import configure_malloc
 from bintally.model.card import load_model
 from bintally.progress import progress
 from bintally.resources import default_device
-from bintally.scoring.calibration import Calibration, Floats, load_calibration
+from bintally.scoring.calibration import Calibration, Floats, load_calibration, model_name
 
 FEATURES = b"features"  # of a list; in a part's metadata
 PART = 256  # photographs in a file; a multiple of every batch size, as the last digits of a row depend on its batch
@@ -58,6 +58,7 @@ class Scores:
     """All photographs of a run, read from disk part by part."""
 
     calibration: Calibration
+    model: str  # its name in predictions
     files: list[Path]
 
     def __iter__(self) -> Iterator[ScoredPart]:
@@ -102,7 +103,7 @@ def score_photographs(photographs: Photographs, model_folder: Path) -> Iterator[
             configure_malloc()
             predictor = Predictor(*load_model(model_folder), calibration)
             _score(predictor, photographs.images, ids, [files[number] for number in missing])
-        yield Scores(calibration, files)
+        yield Scores(calibration, model_name(model_folder), files)
         if files:
             shutil.rmtree(folder)
 

@@ -60,9 +60,10 @@ def is_listening(port: int) -> bool:
 def free_ports(number: int, taken: int | None = None) -> list[int]:
     """Distinct free loopback ports, none of them ``taken``.
 
-    The port 10,000 above each, where the server opens gRPC, is free too.
+    The port 10,000 above each, where the server opens gRPC, is free too, and is none that Linux gives to connections,
+    from 32,768 on: one could take it before the server does.
     """
-    candidates = secrets.SystemRandom().sample(range(20_000, 30_000), 10_000)
+    candidates = secrets.SystemRandom().sample(range(20_000, 22_768), 2768)
     pairs = ((port, port + 10_000) for port in candidates)
     free = (pair[0] for pair in pairs if taken not in pair and not any(map(is_listening, pair)))
     return list(islice(free, number))
@@ -200,7 +201,9 @@ def _start(folder: Path, store: Store, port: int, public: Sequence[str], lock: B
         "-s3.localFilerSocket=filer.sock",
     ]  # fmt: skip
     # Nothing of the user's environment: AWS_ACCESS_KEY_ID there would open the store to that key.
-    environment = {"HOME": str(folder.resolve()), "WEED_HTTPS_CLIENT_ENABLED": "true", "WEED_GRPC_CA": TLS}
+    # It logs to the folder for temporary files, too.
+    environment = {name: str(folder.resolve()) for name in ("HOME", "TMPDIR")}
+    environment |= {"WEED_HTTPS_CLIENT_ENABLED": "true", "WEED_GRPC_CA": TLS}
     for part in ("MASTER", "VOLUME", "FILER", "S3", "ADMIN", "WORKER", "CLIENT"):
         environment |= {f"WEED_GRPC_{part}_{name}": TLS for name in ("CERT", "KEY")}
         environment |= {f"WEED_HTTPS_{part}_{name}": TLS for name in ("CERT", "KEY", "CA") if part != "S3"}

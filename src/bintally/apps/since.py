@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.dataset
 from numpy.typing import NDArray
 
-from bintally.apps.predictions import DISTANCE
+from bintally.apps.predictions import DISTANCE, MODEL
 from bintally.errors import UserError
 from bintally.model.card import DistanceReference
 from bintally.scoring.decoding import FOR_ACCURACY
@@ -77,17 +77,21 @@ class Answers:
         return mean, Z * math.sqrt(variance / number + 1 / (12 * reference.photographs))
 
 
-def read_answers(path: Path, counts: Sequence[int]) -> Answers:
+def read_answers(path: Path, counts: Sequence[int], model: str) -> Answers:
     """The answers in a CSV or Parquet file, or a folder of parts, that `bintally predict` wrote.
 
-    Raises UserError if there are none, or if they are not by a model that answers with ``counts``.
+    Args:
+        counts: that the model answers with.
+        model: its name of :func:`bintally.scoring.calibration.model_name`.
+
+    Raises UserError if there are none, or if they are not all by this model.
     """
     files = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
     if not files:
         raise UserError(f"--since: {path} holds no part-*.parquet; give what `bintally predict --to` has written")
     _require_all_parts(path, files)
     probabilities = [f"p{count}" for count in counts]
-    kinds = dict.fromkeys([*probabilities, DISTANCE], pa.float64()) | {FOR_ACCURACY: pa.int64()}
+    kinds = dict.fromkeys([*probabilities, DISTANCE], pa.float64()) | {FOR_ACCURACY: pa.int64(), MODEL: pa.string()}
     convert = pyarrow.csv.ConvertOptions(column_types=kinds)
     of_csv = pyarrow.dataset.CsvFileFormat(convert_options=convert)
     is_parquet = path.is_dir() or path.suffix == ".parquet"
@@ -100,6 +104,11 @@ def read_answers(path: Path, counts: Sequence[int]) -> Answers:
             raise UserError(f"--since: {path} has {reason}: predict anew with the model of this report")
         answers = Answers.of(counts, np.zeros(0, np.int64), np.zeros(0), np.zeros(0, bool), np.zeros(0))
         for batch in table.to_batches(columns=[*kinds, "unsure"]):
+            if others := {*batch[MODEL].unique().to_pylist()} - {model}:
+                raise UserError(
+                    f"--since: {path} has predictions by the model '{others.pop()}', and this report is of '{model}': "
+                    "predict anew with it"
+                )
             column = {name: batch[name].to_numpy(zero_copy_only=False) for name in batch.schema.names}
             confidence = np.stack([column[name] for name in probabilities], 1).max(1)
             ranks = column[DISTANCE].astype(np.float64)  # null is NaN

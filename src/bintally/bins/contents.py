@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bintally.bins.corrections import corrected_products, read_corrections
 from bintally.bins.products import Product, are_named, listed_products
-from bintally.bins.shards import ShardReader, read_index
+from bintally.bins.shards import ShardReader, iter_index
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ def read_contents(bins: Path, corrections: Path, ids: Sequence[str]) -> Iterator
 
     Raises UserError if a file is damaged, KeyError if there is no such bin.
     """
-    reader, entries = ShardReader(bins), {entry.id: entry for entry in read_index(bins)}
+    wanted = set(ids)
+    reader, entries = ShardReader(bins), {entry.id: entry for entry in iter_index(bins) if entry.id in wanted}
     corrected = read_corrections(corrections)
     for bin_id in ids:
         listed = listed_products(reader.record(entries[bin_id]))

@@ -43,6 +43,16 @@ def group_bins(asins: Mapping[str, Collection[str]], bins: Mapping[str, str] | N
     return {bin_id: root(bin_id) for bin_id in asins}
 
 
+def in_another_split(splits: Sequence[str], near_duplicate_of: Sequence[int | None]) -> list[int]:
+    """The rows of photographs that leak, as they are near-duplicates of one in another split; left out is in none.
+
+    Args:
+        near_duplicate_of: for each photograph, the row of the one that it is a near-duplicate of.
+    """
+    pairs = ((row, first) for row, first in enumerate(near_duplicate_of) if first is not None)
+    return [row for row, first in pairs if len({splits[row], splits[first]} - {"left_out"}) > 1]
+
+
 def split_groups(groups: Sequence[str], counts: Sequence[int], shares: Mapping[str, float], seed: int) -> list[str]:
     """Split bins by group, stratified by count; return the name of each bin's split.
 

@@ -1,11 +1,12 @@
 """How good the photographs are: measures of each, and the reasons why it is bad among the others."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
 from typing import get_args
 
 import imagehash
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import laplace
 
@@ -42,6 +43,15 @@ class Measures:
     """Perceptual hash of 64 bits, in hexadecimal: equal for a photograph that was scaled or compressed again."""
 
 
+TABLE = np.dtype(
+    [
+        *((name, np.int32) for name in ("width", "height")),
+        *((name, np.float64) for name in ("sharpness", "brightest", "darkest", "contrast")),
+        ("hash", "U16"),
+    ]
+)
+
+
 def measure(image: Image.Image) -> Measures:
     """Measure an RGB photograph."""
     small = image.copy()
@@ -63,40 +73,38 @@ def sharpness(image: Image.Image) -> float:
     return float(laplace(np.asarray(grey, np.float64)).var())
 
 
-def near_duplicates(measured: Sequence[Measures]) -> list[int | None]:
-    """For each photograph, the row of the first one with the same perceptual hash; None if it is the first."""
-    first: dict[str, int] = {}
-    return [None if (found := first.setdefault(one.hash, row)) == row else found for row, one in enumerate(measured)]
+def table(measured: Iterable[Measures], number: int) -> NDArray[np.void]:
+    """The measures of ``number`` photographs as a structured array, (number,), in a third of the memory."""
+    return np.fromiter(map(astuple, measured), TABLE, number)
 
 
-def reasons(measured: Sequence[Measures], first: Sequence[int | None]) -> list[list[Reason]]:
+def near_duplicates(measured: NDArray[np.void]) -> list[int | None]:
+    """For each photograph, the row of the first one with the same perceptual hash; None if it is the first.
+
+    ``measured``: of :func:`table`.
+    """
+    _, first, same = np.unique(measured["hash"], return_index=True, return_inverse=True)
+    return [None if found == row else found for row, found in enumerate(first[same].tolist())]
+
+
+def reasons(measured: NDArray[np.void], first: Sequence[int | None]) -> list[list[Reason]]:
     """Why each photograph is bad, compared with all; empty for a good one.
 
     Args:
+        measured: of :func:`table`.
         first: what :func:`near_duplicates` says of them.
     """
-    blurred = BLURRED * float(np.median([one.sharpness for one in measured]))
     # Sides are compared as ratios: twice as long is as odd as half as long.
-    sides = np.log([[one.width, one.height] for one in measured])
+    sides = np.log(np.stack([measured["width"], measured["height"]], 1))
     low, high = np.percentile(sides, [25, 75], axis=0)
     margin = ODD_SIZE * np.maximum(high - low, LEAST_RANGE)
-    odd = ((sides < low - margin) | (sides > high + margin)).any(1)
-    return [
-        [
-            reason
-            for reason, holds in zip(
-                REASONS,
-                (
-                    one.sharpness < blurred,
-                    one.brightest < DARK,
-                    one.darkest > GLARING,
-                    one.contrast < LOW_CONTRAST,
-                    odd[row],
-                    first[row] is not None,
-                ),
-                strict=True,
-            )
-            if holds
-        ]
-        for row, one in enumerate(measured)
-    ]
+    holds: dict[Reason, NDArray[np.bool_]] = {
+        "blurred": measured["sharpness"] < BLURRED * float(np.median(measured["sharpness"])),
+        "dark": measured["brightest"] < DARK,
+        "glaring": measured["darkest"] > GLARING,
+        "low_contrast": measured["contrast"] < LOW_CONTRAST,
+        "odd_size": ((sides < low - margin) | (sides > high + margin)).any(1),
+        "near_duplicate": np.array([row is not None for row in first]),
+    }
+    rows = zip(*(holds[reason] for reason in REASONS), strict=True)
+    return [[reason for reason, holds_here in zip(REASONS, row, strict=True) if holds_here] for row in rows]

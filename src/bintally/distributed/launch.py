@@ -12,6 +12,7 @@ that has initialised CUDA cannot be forked. Agents and ranks find each other as 
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -66,10 +67,11 @@ def launch(
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if settings.nnodes > 1:
-        threading.Thread(target=_exit_when_cut_off, args=(settings, on_cut_off), daemon=True).start()
     try:
         with tempfile.TemporaryDirectory(prefix="bintally-") as scratch:
+            if settings.nnodes > 1:
+                arguments = settings, Path(scratch), on_cut_off
+                threading.Thread(target=_exit_when_cut_off, args=arguments, daemon=True).start()
             config = LaunchConfig(
                 min_nodes=settings.nnodes,
                 max_nodes=settings.nnodes,
@@ -147,8 +149,8 @@ def _reason(rank: int, failure: ProcessFailure) -> str:
     return f"rank {rank} failed with exit code {failure.exitcode}, the reason is above"
 
 
-def _exit_when_cut_off(settings: Launch, on_cut_off: Callable[[UserError], object]) -> None:
-    """End this process if all its ranks have ended and the agent has not noticed for `launch.timeout_s`.
+def _exit_when_cut_off(settings: Launch, scratch: Path, on_cut_off: Callable[[UserError], object]) -> None:
+    """Remove ``scratch`` and end this process if its ranks have ended and the agent waits on for `launch.timeout_s`.
 
     The agent first consults the other machines, and waits for their answer for ever if the network is down.
     """
@@ -161,6 +163,7 @@ def _exit_when_cut_off(settings: Launch, on_cut_off: Callable[[UserError], objec
         if time.monotonic() - idle_since > settings.timeout_s:
             endpoint = settings.rdzv_endpoint
             on_cut_off(UserError(f"its ranks have ended and {endpoint} does not answer: is the network up? {RESUMES}"))
+            shutil.rmtree(scratch, ignore_errors=True)
             os._exit(1)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import distributed
 
-from bintally.distributed.process_group import RankContext, all_reduce_sum, require_same_key
+from bintally.distributed.process_group import RankContext, all_reduce_sum, broadcast_bytes, require_same_key
 from bintally.errors import disk_full_as_user_error
 from bintally.files import atomic_write, write_text
 from bintally.hashing import sha256_hex
@@ -33,6 +33,7 @@ from bintally.resources import available_cpus
 BATCH = {"cpu": 8, "cuda": 128}
 SYNC_INTERVAL_S = 2.0  # well below the least launch.timeout_s
 EXCHANGED_BYTES = 2**26  # at once
+HASHED_BYTES = 2**20  # at once
 
 Images = Sequence[Callable[[], torch.Tensor]]
 
@@ -50,6 +51,7 @@ def encode(
     scratch: Path,
     key: str,
     stopped: Callable[[], bool] = lambda: False,
+    on_complete: Callable[[], object] = lambda: None,
 ) -> None:
     """Write ``array.npy``, ``backbone.safetensors`` (its initial weights) and ``encoding.json`` to ``folder``.
 
@@ -63,6 +65,7 @@ def encode(
         mirror: compute features of mirror images as well.
         key: hash of the images and of all else that the array depends on.
         stopped: whether to save and end now.
+        on_complete: called on each machine when it has all rows and none waits for it; if it fails they are resumed.
 
     Raises:
         UserError: an image does not decode, the disk is full, or the machines have different keys.
@@ -92,16 +95,18 @@ def encode(
         _encode_share(array, images, shares[context.rank], rows, context, stopped)
         if context.world_size > context.local_world_size:
             _exchange(array, shares, context, stopped)
-        digest = hashlib.sha256(weights)
-        digest.update(array.close())
-        # No machine may be done while another can still fail and need its rows again.
-        require_same_key(digest.hexdigest(), context)
+        digest = hashlib.sha256(weights + _digest(array.close(), context, stopped)).hexdigest()
+        if context.world_size > 1:
+            of_first = broadcast_bytes(digest.encode(), 0, context).decode()
+            # No machine may be done while another can still fail and need its rows again.
+            require_same_key(digest if context.is_main else of_first, context)
     if not context.is_main:
         return
+    on_complete()
     move_array(unfinished, folder / "array.npy")
     with atomic_write(folder / "backbone.safetensors") as temporary:
         temporary.write_bytes(weights)
-    encoding = Encoding(kind=kind, image_size=image_size, digest=digest.hexdigest())
+    encoding = Encoding(kind=kind, image_size=image_size, digest=digest)
     write_text(folder / "encoding.json", encoding.model_dump_json(indent=2) + "\n")
 
 
@@ -164,14 +169,34 @@ def _exchange(
                 if context.is_main and source not in here:
                     array.write(first, received.cpu().numpy().data)
                 advance(len(piece))
-                if stopped():
+                _, stopping = _sums(0, stopped(), context)  # all stop, else the others would miss this one
+                if stopping:
                     raise Stopped
     array.save()
     _sums(0, False, context)  # wait: the other ranks of this machine read the rows that its main rank has written
 
 
+def _digest(path: Path, context: RankContext, stopped: Callable[[], bool]) -> bytes:
+    """The SHA-256 of the array, read by the main rank of each machine; of nothing on the others, which wait for it."""
+    digest, is_done = hashlib.sha256(), not context.is_main
+    with path.open("rb") as file:
+        while True:
+            started = time.monotonic()
+            while not is_done:
+                piece = file.read(HASHED_BYTES)
+                digest.update(piece)
+                is_done = not piece
+                if time.monotonic() - started >= SYNC_INTERVAL_S:
+                    break
+            undone, stopping = _sums(int(not is_done), stopped(), context)
+            if stopping:
+                raise Stopped
+            if not undone:
+                return digest.digest()
+
+
 def _sums(done: int, stopping: bool, context: RankContext) -> tuple[int, int]:
-    """The images that all ranks have encoded, and the number of ranks that are to stop."""
+    """The sum of ``done`` over all ranks, and the number of ranks that are to stop."""
     sums = torch.tensor([done, stopping], device=context.device)
     if context.world_size > 1:
         all_reduce_sum(sums)

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bintally.files import atomic_write, write_text
-from bintally.hashing import file_digest
 
 
 def create_array(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -71,10 +70,10 @@ class ResumableArray:
         self._file.seek(self._offset + first * self.row_bytes)
         self._file.write(content)
 
-    def close(self) -> bytes:
-        """Close the array, and return the SHA-256 of its file."""
+    def close(self) -> Path:
+        """Close the array, and return the path of its file."""
         self._file.close()
-        return file_digest(self._path)
+        return self._path
 
 
 def move_array(folder: Path, path: Path) -> None:

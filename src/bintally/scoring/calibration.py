@@ -19,6 +19,7 @@ TEMPERATURES = (0.05, 20.0)
 TEMPERATURE_DIGITS = 5
 THRESHOLD_STEP = 1e-6
 MAX_BYTES = 1_000_000  # of a file
+NAME_DIGITS = 12  # hexadecimal
 MARGIN = 1e-9  # of a threshold to the probabilities it was fitted on: their last digits depend on the CPU
 
 
@@ -115,6 +116,17 @@ def load_calibration(folder: Path, beside_model: bool = True) -> Calibration:
             "copy all files of one model, or `dvc repro`"
         )
     return Calibration(**saved.model_dump(exclude={"model"}))
+
+
+def model_name(folder: Path) -> str:
+    """How predictions name the model in a folder: NAME_DIGITS of the hash of its calibration, which holds the others'.
+
+    Raises UserError if there is none.
+    """
+    try:
+        return file_digest(folder / "calibration.json").hex()[:NAME_DIGITS]
+    except OSError as error:
+        raise UserError(f"{folder} holds no calibration: {error}; `dvc repro` writes it") from error
 
 
 def _model_digest(folder: Path) -> str:

@@ -157,6 +157,11 @@ def count_by_products(compositions: CompositionModel, totals: Totals, lists: Lis
     return np.asarray(sums / np.where(whole > 0, whole, 1))
 
 
+def records_to_learn_from(number: int) -> NDArray[np.int64]:
+    """The rows of ``number`` records that :func:`fit_compositions` learns from, ascending."""
+    return np.sort(np.random.default_rng(SEED).permutation(number)[:MOST_RECORDS])
+
+
 def fit_compositions(quantities: Counts, sizes: Floats, totals: Totals) -> CompositionModel:
     """Fit the model to records by penalised maximum likelihood, each given the products in it.
 
@@ -167,7 +172,7 @@ def fit_compositions(quantities: Counts, sizes: Floats, totals: Totals) -> Compo
         sizes: (n, m, sizes), NaN where they are not known.
     """
     if len(quantities) > MOST_RECORDS:
-        rows = np.sort(np.random.default_rng(SEED).permutation(len(quantities))[:MOST_RECORDS])
+        rows = records_to_learn_from(len(quantities))
         quantities, sizes = quantities[rows], sizes[rows]
     present = quantities > 0
     number = present.sum(1)

@@ -18,7 +18,12 @@ from bintally.scoring.calibration import (
     fit_temperature,
     save_calibration,
 )
-from bintally.scoring.compositions import CompositionModel, count_by_products, fit_compositions
+from bintally.scoring.compositions import (
+    CompositionModel,
+    count_by_products,
+    fit_compositions,
+    records_to_learn_from,
+)
 from bintally.scoring.decoding import DECODINGS
 from bintally.scoring.evidence import FEATURES, load_list_features, log_evidence
 from bintally.scoring.lists import Lists
@@ -113,9 +118,16 @@ def _calibration(
 def _learn_compositions(ids: Sequence[str], totals: Totals) -> CompositionModel:
     """How frequent compositions are among the training records that say what lies in the bin."""
     contents = read_contents(paths.BINS, paths.CORRECTIONS, ids)
-    lists = Lists.of(one.products for one in contents if one.is_known)
-    learned = lists.take(np.flatnonzero(totals.allow(lists.totals)))
-    return fit_compositions(learned.quantities, learned.sizes, totals)
+    items, most = np.full(len(ids), -1), 0
+    for row, one in enumerate(contents):
+        if one.is_known:
+            items[row] = sum(product.quantity for product in one.products)
+            most = max(most, len(one.products))
+    usable = np.flatnonzero(totals.allow(items))
+    # Read again, as all of them would take much memory; as wide as all were, since sums of wider rows round otherwise.
+    learned = [ids[row] for row in usable[records_to_learn_from(len(usable))]]
+    lists = Lists.of((one.products for one in read_contents(paths.BINS, paths.CORRECTIONS, learned)), most)
+    return fit_compositions(lists.quantities, lists.sizes, totals)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,6 @@ def ranks_here(params: Params) -> int:
 
 
 def main(params: Params) -> None:
-    reader = ShardReader(BINS)
-    save_digests(ENCODED / ENCODED_FILE, (photograph_digest(reader.image(entry)) for entry in read_index(BINS)))
     ranks = ranks_here(params)
     if ranks * params.launch.nnodes > 1:
         from bintally.distributed.launch import launch
@@ -90,6 +88,7 @@ def _encode(params: Params, context: RankContext, stop: StopRequest) -> None:
         SCRATCH / "encode",
         key,
         lambda: stop.came,
+        lambda: save_digests(ENCODED / ENCODED_FILE, (photograph_digest(reader.image(entry)) for entry in entries)),
     )
 
 

@@ -3,6 +3,7 @@
 import csv
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, fields
 from functools import partial
@@ -13,15 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from bintally.bins.images import decode_fetched
-from bintally.bins.quality import REASONS, Measures, measure, near_duplicates, reasons
-from bintally.bins.shards import Entry, ShardReader, read_index
+from bintally.bins.quality import REASONS, Measures, measure, near_duplicates, reasons, table
+from bintally.bins.shards import Entry, ShardReader, iter_index
 from bintally.bins.trained_on import ENCODED_FILE
 from bintally.distributed.process_group import RankContext, use_deterministic_algorithms
 from bintally.errors import disk_full_as_user_error
-from bintally.files import METRIC_DIGITS, SCRATCH, read_csv, write_csv, write_json
+from bintally.files import METRIC_DIGITS, SCRATCH, read_columns, read_csv, write_csv, write_json
 from bintally.hashing import sha256_hex, source_code
 from bintally.memory import configure_malloc
 from bintally.model.backbone import Backbone
@@ -43,38 +45,39 @@ SHARES = (0.02, 0.05, 0.1)  # of the bins, those with the least probable records
 
 def main(params: Params) -> None:
     configure_malloc()
-    reader, entries = ShardReader(BINS), read_index(BINS)
-    measured = _measure(reader, entries)
+    # Without the places in the shards, which take most of the memory.
+    ids, groups, bin_counts = read_columns(BINS / "index.csv", "id", "group", "count")
+    measured = _measure(len(ids))
     first = near_duplicates(measured)
     why = reasons(measured, first)
     encoded = load_encoded(ENCODED)
-    features = encoded.rows if encoded.encoding.kind == "features" else _features(params, encoded, len(entries))
+    features = encoded.rows if encoded.encoding.kind == "features" else _features(params, encoded, len(ids))
     counts = params.fetch.counts
-    classes = np.searchsorted(counts, np.minimum([entry.count for entry in entries], counts[-1]))
-    probabilities = out_of_fold(features, classes, [entry.group for entry in entries], SEED)
-    of_record = probabilities[np.arange(len(entries)), classes]
+    classes = np.searchsorted(counts, np.minimum([*map(int, bin_counts)], counts[-1]))
+    probabilities = out_of_fold(features, classes, groups, SEED)
+    of_record = probabilities[np.arange(len(ids)), classes]
     shutil.rmtree(FEATURES, ignore_errors=True)
     measures = [field.name for field in fields(Measures)]
     known = ["" if np.isnan(probability) else probability for probability in of_record.tolist()]
-    earlier = ["" if row is None else entries[row].id for row in first]
+    earlier = ["" if row is None else ids[row] for row in first]
     rows = (
-        (entry.id, *astuple(one), earlier[row], known[row], " ".join(why[row]))
-        for row, (entry, one) in enumerate(zip(entries, measured, strict=True))
+        (bin_id, *one.item(), earlier[row], known[row], " ".join(why[row]))
+        for row, (bin_id, one) in enumerate(zip(ids, measured, strict=True))
     )
     write_csv(QUALITY, ["id", *measures, "near_duplicate_of", "record_probability", "reasons"], rows, DIGITS)
     numbers = Counter(reason for one in why for reason in one)
     metrics: dict[str, Any] = {
-        "photographs": len(entries),
+        "photographs": len(ids),
         "good": sum(not one for one in why),
         "reasons": {reason: numbers[reason] for reason in REASONS},
     }
     if params.fetch.source == "demo":
-        metrics["known"] = _compared_with_demo(params.fetch.seed, entries, why, of_record)
+        metrics["known"] = _compared_with_demo(params.fetch.seed, ids, why, of_record)
     write_json(QUALITY_METRICS, metrics, METRIC_DIGITS)
 
 
-def _measure(reader: ShardReader, entries: list[Entry]) -> list[Measures]:
-    """The measures of all photographs; those in the scratch folder are not measured again.
+def _measure(number: int) -> NDArray[np.void]:
+    """The measures of all photographs, ``number`` of them; those in the scratch folder are not measured again.
 
     They stay there, since another `model.backbone` runs this stage again and changes none of them.
     """
@@ -85,48 +88,44 @@ def _measure(reader: ShardReader, entries: list[Entry]) -> list[Measures]:
     path.parent.mkdir(parents=True, exist_ok=True)
     for outdated in set(path.parent.glob("*.csv")) - {path}:
         outdated.unlink()
-    known = _read_measures(path)[: len(entries)]
+    known = sum(1 for _ in _read_measures(path))
+    reader, waiting = ShardReader(BINS), islice(iter_index(BINS), known, None)
 
     def measured(entry: Entry) -> Measures:
         return measure(decode_fetched(reader.image(entry), entry.id))
 
-    waiting = iter(entries[len(known) :])
     with (
         disk_full_as_user_error(path),
         path.open("a", encoding="ascii", newline="") as file,
-        progress("photographs", len(entries) - len(known), "photographs") as advance,
+        progress("photographs", number - known, "photographs") as advance,
         ThreadPoolExecutor(available_cpus()) as pool,
     ):
         writer = csv.writer(file, lineterminator="\n")
         while some := list(islice(waiting, AHEAD)):
-            found = list(pool.map(measured, some))
-            writer.writerows(map(astuple, found))
+            writer.writerows(map(astuple, pool.map(measured, some)))
             file.flush()
-            known += found
             advance(len(some))
-    return known
+    return table(_read_measures(path), number)
 
 
-def _read_measures(path: Path) -> list[Measures]:
-    """The measures of the lines up to the first that is not whole; it and what follows are cut off."""
-    measured: list[Measures] = []
+def _read_measures(path: Path) -> Iterator[Measures]:
+    """Yield the measures of the lines up to the first that is not whole; it and what follows are cut off."""
     if not path.exists():
-        return measured
+        return
     with path.open("r+b") as file:
         end = 0
         for line in file:
             try:
                 width, height, *values, perceptual = line.decode("ascii").rstrip("\n").split(",")
                 sharp, bright, dark, contrast = map(float, values)
-                measured.append(Measures(int(width), int(height), sharp, bright, dark, contrast, perceptual))
+                measures = Measures(int(width), int(height), sharp, bright, dark, contrast, perceptual)
             except ValueError:
                 break
             if not line.endswith(b"\n"):
-                measured.pop()
                 break
             end += len(line)
+            yield measures
         file.truncate(end)
-    return measured
 
 
 def _features(params: Params, encoded: Encoded, number: int) -> MemoryMappedRows:
@@ -145,14 +144,14 @@ def _features(params: Params, encoded: Encoded, number: int) -> MemoryMappedRows
     return MemoryMappedRows(FEATURES / "array.npy")
 
 
-def _compared_with_demo(seed: int, entries: list[Entry], why: list[list[Any]], of_record: Any) -> dict[str, Any]:
+def _compared_with_demo(seed: int, ids: list[str], why: list[list[Any]], of_record: Any) -> dict[str, Any]:
     """Precision and recall of what is known of the demo's bins."""
     from bintally.demo.warehouse import DemoWarehouse  # not needed for real bins
 
     warehouse = DemoWarehouse(seed)
     rejected = [row["id"] for row in read_csv(BINS / "rejected.csv")]
-    defects = {one: warehouse.defect(int(one)) for one in [*rejected, *(entry.id for entry in entries)]}
-    among = {kind: np.array([defects[entry.id] == kind for entry in entries]) for kind in ("blurred", "wrong record")}
+    defects = {one: warehouse.defect(int(one)) for one in [*rejected, *ids]}
+    among = {kind: np.array([defects[one] == kind for one in ids]) for kind in ("blurred", "wrong record")}
     broken = {one for one, defect in defects.items() if defect not in (None, *among)}
     blurred = np.array(["blurred" in one for one in why])
     wrong, ascending = among["wrong record"], np.argsort(of_record, kind="stable")  # unknown ones are the last
@@ -168,7 +167,7 @@ def _compared_with_demo(seed: int, entries: list[Entry], why: list[list[Any]], o
             else None,
             **{
                 f"least_probable_{share:.0%}".replace("%", "_percent"): _precision_and_recall(
-                    np.isin(np.arange(len(entries)), ascending[: round(share * len(entries))]), wrong
+                    np.isin(np.arange(len(ids)), ascending[: round(share * len(ids))]), wrong
                 )
                 for share in SHARES
             },

@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 
 from bintally.bins.corrections import Correction, corrected_products, read_corrections
-from bintally.bins.groups import split_groups, split_with_test_set
+from bintally.bins.groups import in_another_split, split_groups, split_with_test_set
 from bintally.bins.id_list import read_id_list, with_lost_zeros
 from bintally.bins.products import listed_products
 from bintally.bins.shards import Entry, ShardReader, read_index
@@ -100,14 +100,9 @@ def _without_bad(settings: Split, entries: list[Entry], splits: list[str]) -> li
     if excluded:
         log.info("%d of %d training bins are left out, as split.exclude* says", len(excluded), len(train))
     splits = ["left_out" if row in excluded else split for row, split in enumerate(splits)]
-    split_of = dict(zip(ids, splits, strict=True))
-    leaks = [
-        f"{one} of {first}"
-        for one, first in zip(ids, duplicates, strict=True)
-        if first and len({split_of[one], split_of[first]} - {"left_out"}) > 1
-    ]
-    if leaks:
-        named = ", ".join(leaks[:NAMED])
+    row_of = {bin_id: row for row, bin_id in enumerate(ids)}
+    if leaks := in_another_split(splits, [row_of.get(first) for first in duplicates]):
+        named = ", ".join(f"{ids[row]} of {duplicates[row]}" for row in leaks[:NAMED])
         log.warning("%d photographs are near-duplicates of one in another split, which leaks: %s", len(leaks), named)
     return splits
 
