@@ -65,11 +65,8 @@ def recounted_products(listed: Sequence[Product], key: str, quantity: int) -> li
     return [one for one in changed if one.quantity]
 
 
-def product_arrays(bins: Iterable[Sequence[Product]], least: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Quantities, (n, m), and sizes, (n, m, SIZES), of the products of n bins; 0 and NaN where one has fewer than m.
-
-    m is the most products of a bin, or ``least`` if that is more.
-    """
+def product_arrays(bins: Iterable[Sequence[Product]]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Quantities, (n, m), and sizes, (n, m, SIZES), of the products of n bins; 0 and NaN where one has fewer than m."""
     lengths, listed, measures = array("q"), array("q"), array("d")  # objects would take ten times the memory
     for products in bins:
         lengths.append(len(products))
@@ -77,7 +74,7 @@ def product_arrays(bins: Iterable[Sequence[Product]], least: int = 0) -> tuple[N
             listed.append(product.quantity)
             measures.extend(product.sizes)
     number = np.array(lengths, np.int64)
-    lies = np.arange(number.max(initial=least)) < number[:, None]
+    lies = np.arange(number.max(initial=0)) < number[:, None]
     quantities, sizes = np.zeros(lies.shape, np.int64), np.full((*lies.shape, len(SIZES)), np.nan)
     quantities[lies], sizes[lies] = listed, np.reshape(measures, (-1, len(SIZES)))
     return quantities, sizes

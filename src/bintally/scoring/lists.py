@@ -25,8 +25,8 @@ class Lists:
     """(n,), or one for all: whether a record names its products, and not only their number of items."""
 
     @classmethod
-    def of(cls, bins: Iterable[Sequence[Product]], least: int = 0) -> "Lists":
-        """What the products of each bin are as arrays, with ``least`` places or more; bins are held one at a time."""
+    def of(cls, bins: Iterable[Sequence[Product]]) -> "Lists":
+        """What the products of each bin are as arrays; the bins are held one at a time."""
         named = list[bool]()
 
         def noted() -> Iterator[Sequence[Product]]:
@@ -34,7 +34,7 @@ class Lists:
                 named.append(are_named(products))
                 yield products
 
-        return cls(*product_arrays(noted(), least), np.array(named, bool))
+        return cls(*product_arrays(noted()), np.array(named, bool))
 
     @classmethod
     def of_contents(cls, contents: Iterable[Contents]) -> tuple["Lists", NDArray[np.bool_]]:

@@ -118,15 +118,11 @@ def _calibration(
 def _learn_compositions(ids: Sequence[str], totals: Totals) -> CompositionModel:
     """How frequent compositions are among the training records that say what lies in the bin."""
     contents = read_contents(paths.BINS, paths.CORRECTIONS, ids)
-    items, most = np.full(len(ids), -1), 0
-    for row, one in enumerate(contents):
-        if one.is_known:
-            items[row] = sum(product.quantity for product in one.products)
-            most = max(most, len(one.products))
-    usable = np.flatnonzero(totals.allow(items))
-    # Read again, as all of them would take much memory; as wide as all were, since sums of wider rows round otherwise.
+    items = [sum(product.quantity for product in one.products) if one.is_known else -1 for one in contents]
+    usable = np.flatnonzero(totals.allow(np.array(items, np.int64)))
     learned = [ids[row] for row in usable[records_to_learn_from(len(usable))]]
-    lists = Lists.of((one.products for one in read_contents(paths.BINS, paths.CORRECTIONS, learned)), most)
+    # Read again, as all of them would take much memory.
+    lists = Lists.of(one.products for one in read_contents(paths.BINS, paths.CORRECTIONS, learned))
     return fit_compositions(lists.quantities, lists.sizes, totals)
 
 
