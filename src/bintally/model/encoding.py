@@ -5,9 +5,9 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ BATCH = {"cpu": 8, "cuda": 128}
 SYNC_INTERVAL_S = 2.0  # well below the least launch.timeout_s
 EXCHANGED_BYTES = 2**26  # at once
 HASHED_BYTES = 2**20  # at once
+END = object()
 
 Images = Sequence[Callable[[], torch.Tensor]]
 
@@ -51,7 +52,7 @@ def encode(
     scratch: Path,
     key: str,
     stopped: Callable[[], bool] = lambda: False,
-    on_complete: Callable[[], object] = lambda: None,
+    meanwhile: Iterable[object] = (),
 ) -> None:
     """Write ``array.npy``, ``backbone.safetensors`` (its initial weights) and ``encoding.json`` to ``folder``.
 
@@ -65,7 +66,7 @@ def encode(
         mirror: compute features of mirror images as well.
         key: hash of the images and of all else that the array depends on.
         stopped: whether to save and end now.
-        on_complete: called on each machine when it has all rows and none waits for it; if it fails they are resumed.
+        meanwhile: work in short steps that the main rank of each machine does when it has all rows, before any is done.
 
     Raises:
         UserError: an image does not decode, the disk is full, or the machines have different keys.
@@ -95,14 +96,16 @@ def encode(
         _encode_share(array, images, shares[context.rank], rows, context, stopped)
         if context.world_size > context.local_world_size:
             _exchange(array, shares, context, stopped)
-        digest = hashlib.sha256(weights + _digest(array.close(), context, stopped)).hexdigest()
+        content = hashlib.sha256()
+        work = chain(_hash(array.close(), content), meanwhile)
+        _together(work if context.is_main else (), context, stopped)
+        digest = hashlib.sha256(weights + content.digest()).hexdigest()
         if context.world_size > 1:
             of_first = broadcast_bytes(digest.encode(), 0, context).decode()
             # No machine may be done while another can still fail and need its rows again.
             require_same_key(digest if context.is_main else of_first, context)
     if not context.is_main:
         return
-    on_complete()
     move_array(unfinished, folder / "array.npy")
     with atomic_write(folder / "backbone.safetensors") as temporary:
         temporary.write_bytes(weights)
@@ -176,23 +179,27 @@ def _exchange(
     _sums(0, False, context)  # wait: the other ranks of this machine read the rows that its main rank has written
 
 
-def _digest(path: Path, context: RankContext, stopped: Callable[[], bool]) -> bytes:
-    """The SHA-256 of the array, read by the main rank of each machine; of nothing on the others, which wait for it."""
-    digest, is_done = hashlib.sha256(), not context.is_main
+def _hash(path: Path, digest: "hashlib._Hash") -> Iterator[None]:
     with path.open("rb") as file:
-        while True:
-            started = time.monotonic()
-            while not is_done:
-                piece = file.read(HASHED_BYTES)
-                digest.update(piece)
-                is_done = not piece
-                if time.monotonic() - started >= SYNC_INTERVAL_S:
-                    break
-            undone, stopping = _sums(int(not is_done), stopped(), context)
-            if stopping:
-                raise Stopped
-            if not undone:
-                return digest.digest()
+        while piece := file.read(HASHED_BYTES):
+            digest.update(piece)
+            yield
+
+
+def _together(steps: Iterable[object], context: RankContext, stopped: Callable[[], bool]) -> None:
+    """Take all steps, and wait until every rank has taken its own: one that waited in silence would be given up."""
+    remaining, is_done = iter(steps), False
+    while True:
+        started = time.monotonic()
+        while not is_done:
+            is_done = next(remaining, END) is END
+            if time.monotonic() - started >= SYNC_INTERVAL_S:
+                break
+        undone, stopping = _sums(int(not is_done), stopped(), context)
+        if stopping:
+            raise Stopped
+        if not undone:
+            return
 
 
 def _sums(done: int, stopping: bool, context: RankContext) -> tuple[int, int]:

@@ -4,6 +4,8 @@ One process encodes where there is no more than one GPU: it uses all cores. Seve
 `launch.ranks`, have a rank each, and `launch.nnodes` machines share the images, started as in train.
 """
 
+from array import array
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -77,6 +79,13 @@ def _encode(params: Params, context: RankContext, stop: StopRequest) -> None:
     reader, entries = ShardReader(BINS), read_index(BINS)
     images = [partial(decode_bin, reader, entry, model.image_size) for entry in entries]
     key = sha256_hex((BINS / "index.csv").read_bytes(), model.model_dump_json().encode(), source_code(*CODE))
+    digests = array("Q")
+
+    def hash_photographs() -> Iterator[None]:
+        for entry in entries:
+            digests.append(photograph_digest(reader.image(entry)))
+            yield
+
     encode(
         ENCODED,
         images,
@@ -88,8 +97,10 @@ def _encode(params: Params, context: RankContext, stop: StopRequest) -> None:
         SCRATCH / "encode",
         key,
         lambda: stop.came,
-        lambda: save_digests(ENCODED / ENCODED_FILE, (photograph_digest(reader.image(entry)) for entry in entries)),
+        hash_photographs(),
     )
+    if context.is_main:
+        save_digests(ENCODED / ENCODED_FILE, digests)
 
 
 if __name__ == "__main__":
