@@ -86,6 +86,22 @@ def test_a_line_of_json_that_cannot_be_read_and_an_endless_cell_are_single_bad_r
     assert [endless[0][1], endless[2][1]] == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
 
 
+@pytest.mark.parametrize("after", [3, 20_000])
+@pytest.mark.parametrize("end", ["", '"z.jpg",1,"far ""away"\n'])
+def test_a_quote_that_is_not_closed_ends_with_its_line_and_loses_no_row_in_silence(after: int, end: str) -> None:
+    good = 'photograph,count,note\na.jpg,1,"of two\nlines"\n'
+    lost = good + 'b.jpg,2,"12 inches\n' + "c.jpg,3,\n" * after + end
+    with pytest.raises(UserError, match=r"list\.csv: a quote that opens in the row at line 4 .*: b\.jpg,2,\"12 inches"):
+        rows(lost)
+
+
+def test_a_quote_that_joins_very_many_lines_is_refused_and_a_cell_of_some_lines_is_read() -> None:
+    text = 'photograph,note\na.jpg,"' + "b.jpg,\n" * 40 + '"\n'
+    assert rows(text) == [(2, {"photograph": "a.jpg", "note": "b.jpg,\n" * 40})]
+    with pytest.raises(UserError, match="at line 2 is not closed .* within 50 lines"):
+        rows(text.replace("b.jpg,\n", "b.jpg,\n" * 2))
+
+
 def test_json_lines_and_parquet_keep_types(tmp_path: Path) -> None:
     expected = {"photograph": "a.jpg", "count": 3, "items": [{"product": "x", "quantity": 3}], "weight": None}
     assert rows(

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from itertools import count, islice, zip_longest
 
@@ -20,6 +20,7 @@ log = logging.getLogger("bintally.source")
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet")
 DELIMITERS = ",;\t|"
 HEADER_WITHIN = 20  # rows
+MAX_ROW_LINES = 50  # of a row of CSV, of which a cell may hold line ends; more are other rows after a lost quote
 MAX_HEAD = 2**16  # characters that the header is looked for in
 MAX_COLUMNS = 10_000
 MAX_PRICE = 1e12  # as bins.products takes it
@@ -81,16 +82,20 @@ def _csv_rows(text: str, name: str, known: Collection[str]) -> Iterator[tuple[in
     if "\0" in text:
         raise UserError(f"{name} is not a CSV file: it has bytes of value 0; a spreadsheet saves it as CSV")
     delimiter, above = _find_header(text, known)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    lines = list(io.StringIO(text, newline=""))
+    reader = csv.reader(lines, delimiter=delimiter)
     header: list[str] = []
     for number in count(1):
+        above_row = reader.line_num
         try:
             cells = next(reader, None)
         except csv.Error as error:  # the next line begins another row
+            _check_quotes(lines[above_row : reader.line_num], above_row + 1, name, delimiter)
             yield number, BadRow(f"cannot be read: {error}")
             continue
         if cells is None:
             break
+        _check_quotes(lines[above_row : reader.line_num], above_row + 1, name, delimiter)
         if number <= above or not any(cell.strip() for cell in cells):
             continue
         if header:
@@ -101,6 +106,21 @@ def _csv_rows(text: str, name: str, known: Collection[str]) -> Iterator[tuple[in
                 log.warning("%s: %d lines above the header are skipped", name, above)
     if not header:
         raise UserError(f"{name} is empty: its first row must name the columns")
+
+
+def _check_quotes(lines: Sequence[str], first: int, name: str, delimiter: str) -> None:
+    """Raise UserError if a row of several lines, from the line ``first`` on, may be others that a quote has joined."""
+    if len(lines) == 1:
+        return
+    try:
+        rows = len(lines) <= MAX_ROW_LINES and list(csv.reader(lines, delimiter=delimiter, strict=True))
+    except csv.Error:
+        rows = False
+    if not rows:
+        raise UserError(
+            f"{name}: a quote that opens in the row at line {first} is not closed at the end of its cell within "
+            f"{MAX_ROW_LINES} lines, so rows beneath would be lost: {printable(lines[0].strip()[:60])}; close or remove it"
+        )
 
 
 def _find_header(text: str, known: Collection[str]) -> tuple[str, int]:
