@@ -125,6 +125,15 @@ def test_a_second_table_names_photographs_by_id_or_file_or_their_bin(tmp_path: P
     assert found["shelf/a.jpg"].keys() == {"x", "y"} and found["b.jpg"].keys() == {UNNAMED}
 
 
+def test_a_photograph_with_an_id_is_not_known_by_its_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table(tmp_path, "id,product,quantity", "23,x,2", "40,y,1", "18,z,1", "19,z,1", name="items.csv")
+    found = records(source(table(tmp_path, "photograph,count,id", "23.jpg,,17", "40.jpg,2,23"), items_file="items.csv"))
+    assert found["17"] == Unread("cannot be made: row 2 has no count")
+    assert found["23"]["BIN_FCSKU_DATA"].keys() == {"x"}
+    assert "items.csv: 3 rows cannot be read, or are of no photograph and no bin in the table" in caplog.text
+    assert "left out: 3; 4; 5" in caplog.text
+
+
 def test_a_wrong_cell_of_the_second_table_is_said_with_its_own_row(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,7 +150,7 @@ def test_a_wrong_cell_of_the_second_table_is_said_with_its_own_row(
         "1 values or sizes cannot be read, and the rows are taken without them: row 4 of items.csv, value is 'ask'"
         in caplog.text
     )
-    assert f"{tmp_path}/items.csv: 1 rows cannot be read, or name no photograph's id and no bin" in caplog.text
+    assert f"{tmp_path}/items.csv: 1 rows cannot be read, or are of no photograph and no bin" in caplog.text
 
 
 def test_odd_ids_become_others_that_stay_the_same(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_quote_that_is_not_closed_ends_with_its_line_and_loses_no_row_in_silen
 def test_a_quote_that_joins_very_many_lines_is_refused_and_a_cell_of_some_lines_is_read() -> None:
     text = 'photograph,note\na.jpg,"' + "b.jpg,\n" * 40 + '"\n'
     assert rows(text) == [(2, {"photograph": "a.jpg", "note": "b.jpg,\n" * 40})]
-    with pytest.raises(UserError, match="at line 2 is not closed .* within 50 lines"):
+    with pytest.raises(UserError, match=r"at line 2 is not closed .* within 50 lines"):
         rows(text.replace("b.jpg,\n", "b.jpg,\n" * 2))
 
 

@@ -27,7 +27,7 @@ log = logging.getLogger("bintally.source")
 NAMED = 5  # rows in a message
 REPEATED = "rows repeat an earlier one, which counts once"
 LEFT_OUT = "rows cannot be used, and another has the same id"
-WITHOUT_OWNER = "rows cannot be read, or name no photograph's id and no bin, and are left out"
+WITHOUT_OWNER = "rows cannot be read, or are of no photograph and no bin in the table, and are left out"
 UNREAD = "values or sizes cannot be read, and the rows are taken without them"
 ALIKE = "photographs have names that differ in their endings alone, so their ids are made of the whole names"
 
@@ -58,7 +58,7 @@ class TableSource:
             records.add_items(self._rows(self._items_file, ("quantity",)), table.items_file or "")
         photographs = self._read_photographs(records)
         self._check_renamed()
-        _warn(self._items_file, WITHOUT_OWNER, records.without_owner)
+        _warn(self._items_file, WITHOUT_OWNER, records.without_owner())
         _warn(fetch.source, UNREAD, records.unread)
         if not photographs:
             raise UserError(f"{fetch.source} has no rows beneath its header")

@@ -119,7 +119,8 @@ def _check_quotes(lines: Sequence[str], first: int, name: str, delimiter: str) -
     if not rows:
         raise UserError(
             f"{name}: a quote that opens in the row at line {first} is not closed at the end of its cell within "
-            f"{MAX_ROW_LINES} lines, so rows beneath would be lost: {printable(lines[0].strip()[:60])}; close or remove it"
+            f"{MAX_ROW_LINES} lines, so rows beneath would be lost: {printable(lines[0].strip()[:60])}; close or "
+            "remove it"
         )
 
 
