@@ -221,6 +221,32 @@ def test_a_line_of_json_that_cannot_be_read_is_set_aside_with_its_number(tmp_pat
         source(table(tmp_path, "nothing", "7", name="list.jsonl"))
 
 
+def test_texts_of_json_that_are_none_and_endless_numbers_set_aside_their_row_alone(tmp_path: Path) -> None:
+    rows = [
+        r'{"photograph": "a\ud800.jpg", "count": 1, "id": "a"}',
+        r'{"photograph": "b\u0000.jpg", "count": 1, "id": "b"}',
+        r'{"photograph": "c.jpg", "count": 1, "id": "c", "location": "R\ud800"}',
+        r'{"photograph": "d.jpg", "id": "d", "items": "{\"\\ud800\": 1}"}',
+        '{"photograph": "e.jpg", "id": "e", "count": %s}' % ("9" * 400),
+        '{"photograph": "f.jpg", "id": "f", "count": 1, "value": %s}' % ("9" * 400),
+        r'{"photograph": "g.jpg", "id": "g", "count": 1, "location": "R\u0000", "bin": "\u0000"}',
+        r'{"photograph": "h.jpg", "id": "\ud800", "count": 1}',
+    ]
+    opened = source(table(tmp_path, *rows, name="list.jsonl"))
+    assert list(opened.read([image_key(one) for one in opened.ids()]))
+    found = records(opened)
+    reasons = [one.reason.removeprefix("cannot be made: row ") for one in found.values() if isinstance(one, Unread)]
+    assert sorted(reasons) == [
+        r"1 names a photograph with a character that no file's name has: 'a\ud800.jpg'",
+        r"2 names a photograph with a character that no file's name has: 'b\x00.jpg'",
+        r"3 has half a character, '\ud800'",
+        r"4 has half a character, '\ud800'",
+        f"5 has a wrong cell: count is {'9' * 40}, too large",
+        r"8 has half a character, '\ud800'",
+    ]
+    assert found.keys() > {"f", "g"} and "value" not in found["f"]["BIN_FCSKU_DATA"][UNNAMED]
+
+
 def test_repeated_rows_count_once_and_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     opened = source(table(tmp_path, "photograph,count", *["a.jpg,1"] * 3, "b.jpg,1"))
     assert opened.ids() == ["a", "b"]

@@ -80,7 +80,10 @@ class TableRecords:
         for name, column in (("id", columns.id), ("time", columns.time), ("location", columns.location)):
             if text := text_of(row.get(column)):
                 content[name] = text
-        return json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
+        try:
+            return json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
+        except UnicodeEncodeError as error:
+            raise BadRow(f"has half a character, '{printable(error.object[error.start])}'") from None
 
     def _owners(self, row: Cells) -> list[Owner]:
         """What items may be listed by, the first that is known: an id, a photograph or a bin."""

@@ -145,6 +145,8 @@ class TableSource:
         """The bucket, "" for none, and the key of a photograph. Raises BadRow."""
         if not photograph:
             raise BadRow(f"has no {self._columns.photograph}")
+        if re.search("[\0\ud800-\udfff]", photograph):
+            raise BadRow(f"names a photograph with a character that no file's name has: '{printable(photograph[:80])}'")
         if photograph.startswith("s3://"):
             bucket, _, key = photograph.removeprefix("s3://").partition("/")
             if not re.fullmatch("[A-Za-z0-9._-]+", bucket) or not key:
