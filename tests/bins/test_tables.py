@@ -1,6 +1,7 @@
 """Tables that people and their systems have written are read as they were meant, or refused."""
 
 import io
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from bintally.bins.tables import BadRow, Row, number_of, price_of, read_table, t
 from bintally.errors import UserError
 
 
-def rows(text: str | bytes, name: str = "list.csv", known: Collection[str] = ()) -> list[tuple[int, Row]]:
-    return list(read_table(text.encode() if isinstance(text, str) else text, name, known))
+def rows(
+    text: str | bytes, name: str = "list.csv", known: Collection[str] = (), needed: str = ""
+) -> list[tuple[int, Row]]:
+    return list(read_table(text.encode() if isinstance(text, str) else text, name, known, needed))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
@@ -54,6 +57,22 @@ def test_lines_above_the_header_are_skipped_and_said(
     expected = dict(zip(header.split(";"), ["1", "a, b, c, d, e.jpg", "2", "3,50"], strict=True))
     assert rows(text, known=["Bild", "Menge", "photograph", "fach"]) == [(number, expected)]
     assert f"list.csv: {len(titles)} lines above the header are skipped" in caplog.text
+
+
+@pytest.mark.parametrize("title", ["", "count, id, value\n"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["photograph;count;Ort", "a.jpg;2;Bin 3", "b.jpg;1;location, count, id, bin"],
+        ["PHOTOGRAPH,Anzahl,Ort", "a.jpg,2,", "id,count,value", "b.jpg,1,"],
+    ],
+)
+def test_no_row_beneath_the_header_is_taken_for_it(lines: list[str], title: str) -> None:
+    known = ["photograph", "count", "id", "bin", "location", "value"]
+    read = rows(title + "\n".join(lines), known=known, needed="Photograph")
+    assert [next(iter(row.values())) for _, row in read if isinstance(row, dict)] == [
+        re.split("[,;]", line)[0] for line in lines[1:]
+    ]
 
 
 def test_a_column_that_is_there_twice_matters_where_it_is_a_known_one() -> None:

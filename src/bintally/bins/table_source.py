@@ -55,7 +55,7 @@ class TableSource:
         self._items_file = _beside(fetch.source, table.items_file) if table.items_file else None
         records = TableRecords(table)
         if self._items_file:
-            records.add_items(self._rows(self._items_file, ("quantity",)), table.items_file or "")
+            records.add_items(self._rows(self._items_file, "quantity"), table.items_file or "")
         photographs = self._read_photographs(records)
         self._check_renamed()
         _warn(self._items_file, WITHOUT_OWNER, records.without_owner())
@@ -71,7 +71,7 @@ class TableSource:
         found: dict[str, _Photograph] = {}
         bad: dict[str, _Photograph] = {}
         repeated, left_out = list[int](), list[int]()
-        for number, row in self._rows(self._fetch.source, ("photograph",)):
+        for number, row in self._rows(self._fetch.source, "photograph"):
             path, name = "", f"row-{number}"
             try:
                 if isinstance(row, BadRow):
@@ -159,8 +159,8 @@ class TableSource:
             raise BadRow(f"names a photograph outside the table's folder: '{printable(photograph[:80])}'")
         return self._bucket, posixpath.join(self._folder, path) if self._bucket else path
 
-    def _rows(self, name: str, needed: Sequence[str]) -> Iterator[tuple[int, Row]]:
-        """The rows of a table. Raises UserError if a column that is ``needed``, or has another name, is missing."""
+    def _rows(self, name: str, needed: str) -> Iterator[tuple[int, Row]]:
+        """The rows of a table. Raises UserError if the column of the parameter ``needed`` is missing."""
         bucket, folder = _folder_of(name)
         file = posixpath.basename(name)
         if not bucket and not Path(folder).is_dir():
@@ -174,21 +174,19 @@ class TableSource:
                 f"{name} {body.reason if isinstance(body, Unread) else 'does not exist'}; check "
                 f"{'fetch.source' if name == self._fetch.source else 'fetch.table.items_file'}"
             )
-        by_name = {column.casefold(): column for column in self._names().values()}
+        by_name, column = {one.casefold(): one for one in self._names().values()}, getattr(self._columns, needed)
         bad: tuple[int, BadRow] | None = None
         one_read = False
-        for number, cells in read_table(body, name, by_name):
+        for number, cells in read_table(body, name, by_name, column):
             if isinstance(cells, BadRow):
                 bad = bad or (number, cells)
                 yield number, cells
                 continue
-            row = {by_name.get(column.casefold(), column): cell for column, cell in cells.items()}
+            row = {by_name.get(one.casefold(), one): cell for one, cell in cells.items()}
             self._found |= row.keys()
-            missing = [column for column in needed if getattr(self._columns, column) not in row]
-            if missing and not one_read and not name.lower().endswith((".jsonl", ".ndjson")):
+            if column not in row and not one_read and not name.lower().endswith((".jsonl", ".ndjson")):
                 only = ", ".join(f"'{printable(str(one))}'" for one in cells if one)
-                wanted = getattr(self._columns, missing[0])
-                raise UserError(f"{name} has no column '{wanted}', only {only}: name it in fetch.table.{missing[0]}")
+                raise UserError(f"{name} has no column '{column}', only {only}: name it in fetch.table.{needed}")
             one_read = True
             yield number, row
         if bad and not one_read:

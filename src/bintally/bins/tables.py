@@ -49,7 +49,7 @@ def is_table(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def read_table(body: bytes, name: str, known: Collection[str] = ()) -> Iterator[tuple[int, Row]]:
+def read_table(body: bytes, name: str, known: Collection[str] = (), needed: str = "") -> Iterator[tuple[int, Row]]:
     """Yield the number of each row, as a spreadsheet or an editor shows it, and its cells by column.
 
     Names of columns are without spaces around them. In CSV the encoding is UTF-8, UTF-16 with its mark, or else
@@ -57,7 +57,8 @@ def read_table(body: bytes, name: str, known: Collection[str] = ()) -> Iterator[
 
     Args:
         name: of the file, for its suffix and for messages.
-        known: names that columns may have, of which the header has the most; letters in any case.
+        known: names that columns may have, letters in any case.
+        needed: that of them which the header has; where no row has it, the header is the row with the most of them.
 
     Raises UserError if it is no such table.
     """
@@ -65,7 +66,9 @@ def read_table(body: bytes, name: str, known: Collection[str] = ()) -> Iterator[
     if suffix == "parquet":
         return _parquet_rows(body, name)
     text = _text(body, name)
-    return _csv_rows(text, name, {one.casefold() for one in known}) if suffix == "csv" else _json_rows(text)
+    if suffix != "csv":
+        return _json_rows(text)
+    return _csv_rows(text, name, {one.casefold() for one in known}, needed.casefold())
 
 
 def _text(body: bytes, name: str) -> str:
@@ -78,10 +81,10 @@ def _text(body: bytes, name: str) -> str:
     raise UserError(f"{name} is neither UTF-8 nor Windows-1252 text; save it again as CSV UTF-8")
 
 
-def _csv_rows(text: str, name: str, known: Collection[str]) -> Iterator[tuple[int, Row]]:
+def _csv_rows(text: str, name: str, known: Collection[str], needed: str) -> Iterator[tuple[int, Row]]:
     if "\0" in text:
         raise UserError(f"{name} is not a CSV file: it has bytes of value 0; a spreadsheet saves it as CSV")
-    delimiter, above = _find_header(text, known)
+    delimiter, above = _find_header(text, known, needed)
     lines = list(io.StringIO(text, newline=""))
     reader = csv.reader(lines, delimiter=delimiter)
     header: list[str] = []
@@ -124,18 +127,21 @@ def _check_quotes(lines: Sequence[str], first: int, name: str, delimiter: str) -
         )
 
 
-def _find_header(text: str, known: Collection[str]) -> tuple[str, int]:
-    """The delimiter of a CSV file and the number of rows above its header, the row with the most known columns."""
+def _find_header(text: str, known: Collection[str], needed: str) -> tuple[str, int]:
+    """The delimiter of a CSV file and the number of rows above its header.
+
+    It is the first row with the ``needed`` column, or else the one with the most known columns.
+    """
     first = {
         one: list(islice(csv.reader(io.StringIO(text[:MAX_HEAD], newline=""), delimiter=one), HEADER_WITHIN))
         for one in DELIMITERS
     }
     places = [
-        (len({cell.casefold() for cell in cells}.intersection(known)), sum(map(bool, cells)), delimiter, above)
+        (-above if needed in names else -HEADER_WITHIN, len(names.intersection(known)), len(names), delimiter, above)
         for delimiter, rows in first.items()
-        for above, cells in enumerate([cell.strip() for cell in row] for row in rows)
+        for above, names in enumerate({cell.strip().casefold() for cell in row if cell.strip()} for row in rows)
     ]
-    found, _, delimiter, above = max(places, key=lambda place: place[:2], default=(0, 0, ",", 0))
+    _, found, _, delimiter, above = max(places, key=lambda place: place[:3], default=(0, 0, 0, ",", 0))
     if found:
         return delimiter, above
     # No name is known: the delimiter that parts the most rows into as many cells, and the first row that is half full.
