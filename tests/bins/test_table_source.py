@@ -191,6 +191,7 @@ def test_photographs_that_differ_in_their_endings_alone_have_ids_of_their_own(
         ("../a.jpg,1,a", "cannot be made: row 2 names a photograph outside the table's folder: '../a.jpg'"),
         ("x/../../a.jpg,1,a", "cannot be made: row 2 names a photograph outside the table's folder: "),
         ("/etc/passwd,1,a", "cannot be made: row 2 names a photograph outside the table's folder: '/etc/passwd'"),
+        (f"{'p' * 4097},1,a", "cannot be made: row 2 names a photograph in 4,097 characters, more than 4,096"),
         ("s3:///a,1,a", "cannot be made: row 2 names no object: 's3:///a'"),
         ("a.jpg,1,a\na.jpg,2,a", "cannot be made: row 3 differs from row 2, which has the same id"),
         ("a.jpg,1,a\nb.jpg,1,a\na.jpg,1,a", "cannot be made: row 4 differs from row 2, which has the same id"),

@@ -66,7 +66,7 @@ def parse_record(body: bytes) -> Record:
 
 def with_photograph(reason: str, path: str) -> str:
     """``reason`` and the path of the photograph that it is about, unless it has it or the path is not known."""
-    shown = printable(path)
+    shown = printable(path[:MAX_PATH])
     return reason if not shown or f"'{shown}'" in reason else f"{reason}: {shown}"
 
 

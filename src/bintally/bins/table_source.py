@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bintally.bins.folder import FolderSource
 from bintally.bins.objects import Unread, record_key
-from bintally.bins.record import ID_PATTERN
+from bintally.bins.record import ID_PATTERN, MAX_PATH
 from bintally.bins.s3 import S3Source
 from bintally.bins.table_records import TableRecords
 from bintally.bins.tables import BadRow, Row, read_table, text_of
@@ -145,6 +145,8 @@ class TableSource:
         """The bucket, "" for none, and the key of a photograph. Raises BadRow."""
         if not photograph:
             raise BadRow(f"has no {self._columns.photograph}")
+        if len(photograph) > MAX_PATH:
+            raise BadRow(f"names a photograph in {len(photograph):,} characters, more than {MAX_PATH:,}")
         if re.search("[\0\ud800-\udfff]", photograph):
             raise BadRow(f"names a photograph with a character that no file's name has: '{printable(photograph[:80])}'")
         if photograph.startswith("s3://"):
