@@ -178,6 +178,27 @@ def test_photographs_that_differ_in_their_endings_alone_have_ids_of_their_own(
     assert mixed["1"]["photograph"] == "1.png" and mixed["2"]["EXPECTED_QUANTITY"] == 2 and len(mixed) == 3
 
 
+def test_no_two_photographs_have_one_id(tmp_path: Path) -> None:
+    def ids(*taken: str) -> dict[str, str]:
+        rows = ["ü.jpg,1,", *(f"{number}.jpg,1,{one}" for number, one in enumerate(taken))]
+        found = records(source(table(tmp_path, "photograph,count,id", *rows)))
+        return {one["photograph"]: bin_id for bin_id, one in found.items()}
+
+    short = ids()["ü.jpg"]
+    both = ids(short)
+    assert both["0.jpg"] == short and both["ü.jpg"].startswith(short)
+    with pytest.raises(UserError, match=f"would both have the id {both['ü.jpg']}: give them ids in the table"):
+        ids(short, both["ü.jpg"])
+
+
+def test_a_photograph_named_in_two_ways_is_one_bin(tmp_path: Path) -> None:
+    rows = ["./1.jpg,1", "1.jpg,1", ".\\x\\..\\1.jpg,1", "a//b.jpg,1", "s3://bucket//c.jpg,1"]
+    found = records(source(table(tmp_path, "photograph,count", *rows)))
+    assert sorted((one["photograph"], one["bin"]) for one in found.values()) == [
+        (name, name) for name in ("1.jpg", "a/b.jpg", "s3://bucket//c.jpg")
+    ]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

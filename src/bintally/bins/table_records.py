@@ -1,6 +1,7 @@
 """Records of ABID's layout from the rows of a table, and from those of a second one that lists products."""
 
 import json
+import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -51,8 +52,9 @@ class TableRecords:
         return sorted([*self._without_owner, *(number for one in self._not_found for number, _ in items[one])])
 
     def photograph(self, row: Cells) -> str:
-        """The path of a row's photograph."""
-        return text_of(row.get(self._columns.photograph)).replace("\\", "/")
+        """The path of a row's photograph, in its shortest form, so that one photograph has one path."""
+        path = text_of(row.get(self._columns.photograph)).replace("\\", "/")
+        return posixpath.normpath(path) if path and not path.startswith("s3://") else path
 
     def record(self, row: Cells, number: int) -> bytes:
         """The record of a row. Raises BadRow."""

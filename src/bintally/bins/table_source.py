@@ -37,7 +37,7 @@ class _Photograph:
     """A photograph of the table, and the record that its row makes."""
 
     path: str
-    """As the table names it."""
+    """As the table names it, in its shortest form."""
     row: int
     record: bytes | Unread
 
@@ -230,12 +230,22 @@ def _beside(table: str, name: str) -> str:
 
 
 def _ids(names: Collection[str]) -> tuple[dict[str, str], list[str]]:
-    """The id of each name, and the names that would have had the same: the order of the rows does not matter."""
+    """The id of each name, and the names that would have had the same: the order of the rows does not matter.
+
+    Raises UserError if two have the same even so.
+    """
     short = {name: _short_id(name) for name in names}
     times = Counter(short.values())
     alike = [name for name, one in short.items() if one and one != name and times[one] > 1]
     ids = {name: _long_id(name) if one is None else one for name, one in short.items()}
-    return ids | {name: _long_id(name) for name in alike}, alike
+    ids |= {name: _long_id(name) for name in alike}
+    times = Counter(ids.values())
+    ids |= {name: _long_id(name, 32) for name, one in ids.items() if one != name and times[one] > 1}
+    if len(set(ids.values())) < len(ids):
+        twice, _ = Counter(ids.values()).most_common(1)[0]
+        two = " and ".join(f"'{printable(name[:80])}'" for name, one in ids.items() if one == twice)
+        raise UserError(f"{two} would both have the id {twice}: give them ids in the table")
+    return ids, alike
 
 
 def _short_id(name: str) -> str | None:
@@ -243,10 +253,10 @@ def _short_id(name: str) -> str | None:
     return next((one for one in (name, name.rpartition(".")[0]) if ID_PATTERN.fullmatch(one)), None)
 
 
-def _long_id(name: str) -> str:
+def _long_id(name: str, digits: int = 8) -> str:
     """The end of a name, what is of no id replaced, and a digest of the whole."""
-    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
-    return f"{re.sub('[^A-Za-z0-9_-]+', '_', name)[-55:]}-{digest}"
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:digits]
+    return f"{re.sub('[^A-Za-z0-9_-]+', '_', name)[digits - 63 :]}-{digest}"
 
 
 def _id_of(key: str) -> str:
