@@ -105,7 +105,7 @@ def test_a_line_of_json_that_cannot_be_read_and_an_endless_cell_are_single_bad_r
     assert [endless[0][1], endless[2][1]] == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
 
 
-@pytest.mark.parametrize("after", [3, 20_000])
+@pytest.mark.parametrize("after", [0, 3, 20_000])
 @pytest.mark.parametrize("end", ["", '"z.jpg",1,"far ""away"\n'])
 def test_a_quote_that_is_not_closed_ends_with_its_line_and_loses_no_row_in_silence(after: int, end: str) -> None:
     good = 'photograph,count,note\na.jpg,1,"of two\nlines"\n'

@@ -8,6 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import date, datetime
 from itertools import count, islice, zip_longest
 
@@ -85,7 +86,7 @@ def _csv_rows(text: str, name: str, known: Collection[str], needed: str) -> Iter
     if "\0" in text:
         raise UserError(f"{name} is not a CSV file: it has bytes of value 0; a spreadsheet saves it as CSV")
     delimiter, above = _find_header(text, known, needed)
-    lines = list(io.StringIO(text, newline=""))
+    lines = [*io.StringIO(text, newline=""), "\n"]  # the last belongs to a row if a quote is open at the end
     reader = csv.reader(lines, delimiter=delimiter)
     header: list[str] = []
     for number in count(1):
@@ -115,16 +116,13 @@ def _check_quotes(lines: Sequence[str], first: int, name: str, delimiter: str) -
     """Raise UserError if a row of several lines, from the line ``first`` on, may be others that a quote has joined."""
     if len(lines) == 1:
         return
-    try:
-        rows = len(lines) <= MAX_ROW_LINES and list(csv.reader(lines, delimiter=delimiter, strict=True))
-    except csv.Error:
-        rows = False
-    if not rows:
-        raise UserError(
-            f"{name}: a quote that opens in the row at line {first} is not closed at the end of its cell within "
-            f"{MAX_ROW_LINES} lines, so rows beneath would be lost: {printable(lines[0].strip()[:60])}; close or "
-            "remove it"
-        )
+    with suppress(csv.Error):
+        if len(lines) <= MAX_ROW_LINES and list(csv.reader(lines, delimiter=delimiter, strict=True)):
+            return
+    raise UserError(
+        f"{name}: a quote that opens in the row at line {first} is not closed at the end of its cell within "
+        f"{MAX_ROW_LINES} lines, so rows beneath would be lost: {printable(lines[0].strip()[:60])}; close or remove it"
+    )
 
 
 def _find_header(text: str, known: Collection[str], needed: str) -> tuple[str, int]:
