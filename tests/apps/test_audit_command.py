@@ -199,7 +199,10 @@ def test_photographs_that_were_denied_are_read_when_they_are_allowed(
         assert "s3://b has no bin to audit: " in capsys.readouterr().err
         denied = "none"
         run(monkeypatch, *arguments)
+        Path("marks.csv").write_text(f"id,count\n{project[0].id},7\n")
+        run(monkeypatch, *arguments, "--accept", "marks.csv")  # listing is forbidden here, too
     assert {row["id"] for row in table()} == {one.id for one in project}
+    assert paths.CORRECTIONS.read_text() == f"id,count\n{project[0].id},7\n"
 
 
 def test_text_of_any_kind_in_records_stays_text(
@@ -463,6 +466,10 @@ def test_recounting_by_the_page_changes_a_label(
     page.set_input_files("#import", "saved.csv")
     expect(page.locator("#status")).to_contain_text("1 marks imported.")
     assert page.locator("output").all_text_contents()[1] == "recounted: wrong, 4 counted"
+    Path("saved.csv").write_text(Path("marks.csv").read_text() + f"{ranked[3]},R 1,2,,,,\n{ranked[4]},,2\n")
+    page.set_input_files("#import", "saved.csv")  # two bins were not counted
+    expect(page.locator("#status")).to_contain_text("3 marks imported.")
+    assert page.locator("output").all_text_contents()[2:4] == ["recounted: wrong, 12 counted", ""]
     Path("saved.csv").write_text(f"id,count\n{ranked[1]},1001\n")
     page.set_input_files("#import", "saved.csv")
     expect(page.locator("#status")).to_contain_text("numbers from 0 to 1000")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bintally.bins import record
-from bintally.bins.record import ID_PATTERN, BadBin, parse_record
+from bintally.bins.record import ID_PATTERN, MAX_PATH, BadBin, parse_record, with_photograph
 
 GOOD = {"BIN_FCSKU_DATA": {"B01": {"quantity": 2}, "B02": {"quantity": 1}}, "EXPECTED_QUANTITY": 3}
 
@@ -20,6 +20,17 @@ def test_a_record_may_have_a_byte_order_mark_and_any_number_of_items_without_a_q
     text = '{"EXPECTED_QUANTITY": -0, "BIN_FCSKU_DATA": {' + items + "}}"
     read = parse_record(text.encode("utf-8-sig"))
     assert (read.count, read.asins) == (0, frozenset())
+
+
+def test_a_path_longer_than_any_is_ignored() -> None:
+    for length, kept in ((MAX_PATH, MAX_PATH), (MAX_PATH + 1, 0), (3_900_000, 0)):
+        assert len(parse_record(json.dumps(GOOD | {"photograph": "p" * length}).encode()).photograph) == kept
+
+
+def test_a_reason_is_given_the_path_of_its_photograph_once() -> None:
+    missing = "is missing: row 2 names '1.jpg'"
+    assert with_photograph(missing, "1.jpg") == with_photograph(missing, "") == missing
+    assert with_photograph("is missing", "is") == "is missing: is"
 
 
 def test_an_empty_bin_is_a_bin() -> None:

@@ -125,6 +125,15 @@ def test_a_second_table_names_photographs_by_id_or_file_or_their_bin(tmp_path: P
     assert found["shelf/a.jpg"].keys() == {"x", "y"} and found["b.jpg"].keys() == {UNNAMED}
 
 
+def test_a_photograph_with_an_id_is_not_known_by_its_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table(tmp_path, "id,product,quantity", "23,x,2", "40,y,1", "18,z,1", "19,z,1", name="items.csv")
+    found = records(source(table(tmp_path, "photograph,count,id", "23.jpg,,17", "40.jpg,2,23"), items_file="items.csv"))
+    assert found["17"] == Unread("cannot be made: row 2 has no count")
+    assert found["23"]["BIN_FCSKU_DATA"].keys() == {"x"}
+    assert "items.csv: 3 rows cannot be read, or are of no photograph and no bin in the table" in caplog.text
+    assert "left out: 3; 4; 5" in caplog.text
+
+
 def test_a_wrong_cell_of_the_second_table_is_said_with_its_own_row(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,7 +150,7 @@ def test_a_wrong_cell_of_the_second_table_is_said_with_its_own_row(
         "1 values or sizes cannot be read, and the rows are taken without them: row 4 of items.csv, value is 'ask'"
         in caplog.text
     )
-    assert f"{tmp_path}/items.csv: 1 rows cannot be read, or name no photograph's id and no bin" in caplog.text
+    assert f"{tmp_path}/items.csv: 1 rows cannot be read, or are of no photograph and no bin" in caplog.text
 
 
 def test_odd_ids_become_others_that_stay_the_same(tmp_path: Path) -> None:
@@ -169,6 +178,27 @@ def test_photographs_that_differ_in_their_endings_alone_have_ids_of_their_own(
     assert mixed["1"]["photograph"] == "1.png" and mixed["2"]["EXPECTED_QUANTITY"] == 2 and len(mixed) == 3
 
 
+def test_no_two_photographs_have_one_id(tmp_path: Path) -> None:
+    def ids(*taken: str) -> dict[str, str]:
+        rows = ["ü.jpg,1,", *(f"{number}.jpg,1,{one}" for number, one in enumerate(taken))]
+        found = records(source(table(tmp_path, "photograph,count,id", *rows)))
+        return {one["photograph"]: bin_id for bin_id, one in found.items()}
+
+    short = ids()["ü.jpg"]
+    both = ids(short)
+    assert both["0.jpg"] == short and both["ü.jpg"].startswith(short)
+    with pytest.raises(UserError, match=f"would both have the id {both['ü.jpg']}: give them ids in the table"):
+        ids(short, both["ü.jpg"])
+
+
+def test_a_photograph_named_in_two_ways_is_one_bin(tmp_path: Path) -> None:
+    rows = ["./1.jpg,1", "1.jpg,1", ".\\x\\..\\1.jpg,1", "a//b.jpg,1", "s3://bucket//c.jpg,1"]
+    found = records(source(table(tmp_path, "photograph,count", *rows)))
+    assert sorted((one["photograph"], one["bin"]) for one in found.values()) == [
+        (name, name) for name in ("1.jpg", "a/b.jpg", "s3://bucket//c.jpg")
+    ]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -182,6 +212,7 @@ def test_photographs_that_differ_in_their_endings_alone_have_ids_of_their_own(
         ("../a.jpg,1,a", "cannot be made: row 2 names a photograph outside the table's folder: '../a.jpg'"),
         ("x/../../a.jpg,1,a", "cannot be made: row 2 names a photograph outside the table's folder: "),
         ("/etc/passwd,1,a", "cannot be made: row 2 names a photograph outside the table's folder: '/etc/passwd'"),
+        (f"{'p' * 4097},1,a", "cannot be made: row 2 names a photograph in 4,097 characters, more than 4,096"),
         ("s3:///a,1,a", "cannot be made: row 2 names no object: 's3:///a'"),
         ("a.jpg,1,a\na.jpg,2,a", "cannot be made: row 3 differs from row 2, which has the same id"),
         ("a.jpg,1,a\nb.jpg,1,a\na.jpg,1,a", "cannot be made: row 4 differs from row 2, which has the same id"),
@@ -210,6 +241,32 @@ def test_a_line_of_json_that_cannot_be_read_is_set_aside_with_its_number(tmp_pat
     assert found["row-1"].reason.startswith("cannot be made: row 1 is not JSON: Expecting value")
     with pytest.raises(UserError, match=r"list\.jsonl has no row that can be read: row 1 is not JSON"):
         source(table(tmp_path, "nothing", "7", name="list.jsonl"))
+
+
+def test_texts_of_json_that_are_none_and_endless_numbers_set_aside_their_row_alone(tmp_path: Path) -> None:
+    rows = [
+        r'{"photograph": "a\ud800.jpg", "count": 1, "id": "a"}',
+        r'{"photograph": "b\u0000.jpg", "count": 1, "id": "b"}',
+        r'{"photograph": "c.jpg", "count": 1, "id": "c", "location": "R\ud800"}',
+        r'{"photograph": "d.jpg", "id": "d", "items": "{\"\\ud800\": 1}"}',
+        '{"photograph": "e.jpg", "id": "e", "count": %s}' % ("9" * 400),
+        '{"photograph": "f.jpg", "id": "f", "count": 1, "value": %s}' % ("9" * 400),
+        r'{"photograph": "g.jpg", "id": "g", "count": 1, "location": "R\u0000", "bin": "\u0000"}',
+        r'{"photograph": "h.jpg", "id": "\ud800", "count": 1}',
+    ]
+    opened = source(table(tmp_path, *rows, name="list.jsonl"))
+    assert list(opened.read([image_key(one) for one in opened.ids()]))
+    found = records(opened)
+    reasons = [one.reason.removeprefix("cannot be made: row ") for one in found.values() if isinstance(one, Unread)]
+    assert sorted(reasons) == [
+        r"1 names a photograph with a character that no file's name has: 'a\ud800.jpg'",
+        r"2 names a photograph with a character that no file's name has: 'b\x00.jpg'",
+        r"3 has half a character, '\ud800'",
+        r"4 has half a character, '\ud800'",
+        f"5 has a wrong cell: count is {'9' * 40}, too large",
+        r"8 has half a character, '\ud800'",
+    ]
+    assert found.keys() > {"f", "g"} and "value" not in found["f"]["BIN_FCSKU_DATA"][UNNAMED]
 
 
 def test_repeated_rows_count_once_and_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """Tables that people and their systems have written are read as they were meant, or refused."""
 
 import io
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from bintally.bins.tables import BadRow, Row, number_of, price_of, read_table, t
 from bintally.errors import UserError
 
 
-def rows(text: str | bytes, name: str = "list.csv", known: Collection[str] = ()) -> list[tuple[int, Row]]:
-    return list(read_table(text.encode() if isinstance(text, str) else text, name, known))
+def rows(
+    text: str | bytes, name: str = "list.csv", known: Collection[str] = (), needed: str = ""
+) -> list[tuple[int, Row]]:
+    return list(read_table(text.encode() if isinstance(text, str) else text, name, known, needed))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
@@ -56,6 +59,22 @@ def test_lines_above_the_header_are_skipped_and_said(
     assert f"list.csv: {len(titles)} lines above the header are skipped" in caplog.text
 
 
+@pytest.mark.parametrize("title", ["", "count, id, value\n"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["photograph;count;Ort", "a.jpg;2;Bin 3", "b.jpg;1;location, count, id, bin"],
+        ["PHOTOGRAPH,Anzahl,Ort", "a.jpg,2,", "id,count,value", "b.jpg,1,"],
+    ],
+)
+def test_no_row_beneath_the_header_is_taken_for_it(lines: list[str], title: str) -> None:
+    known = ["photograph", "count", "id", "bin", "location", "value"]
+    read = rows(title + "\n".join(lines), known=known, needed="Photograph")
+    assert [next(iter(row.values())) for _, row in read if isinstance(row, dict)] == [
+        re.split("[,;]", line)[0] for line in lines[1:]
+    ]
+
+
 def test_a_column_that_is_there_twice_matters_where_it_is_a_known_one() -> None:
     text = "Datum;Bild;Datum\n1.10.;a.jpg;2.10.\n"
     ((_, row),) = rows(text, known=["bild"])
@@ -84,6 +103,22 @@ def test_a_line_of_json_that_cannot_be_read_and_an_endless_cell_are_single_bad_r
     endless = rows('a,b\n1,2\n"' + "x" * 200_000 + "\n3,4\n")
     assert isinstance(endless[1][1], BadRow) and "field larger" in str(endless[1][1])
     assert [endless[0][1], endless[2][1]] == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+
+
+@pytest.mark.parametrize("after", [0, 3, 20_000])
+@pytest.mark.parametrize("end", ["", '"z.jpg",1,"far ""away"\n'])
+def test_a_quote_that_is_not_closed_ends_with_its_line_and_loses_no_row_in_silence(after: int, end: str) -> None:
+    good = 'photograph,count,note\na.jpg,1,"of two\nlines"\n'
+    lost = good + 'b.jpg,2,"12 inches\n' + "c.jpg,3,\n" * after + end
+    with pytest.raises(UserError, match=r"list\.csv: a quote that opens in the row at line 4 .*: b\.jpg,2,\"12 inches"):
+        rows(lost)
+
+
+def test_a_quote_that_joins_very_many_lines_is_refused_and_a_cell_of_some_lines_is_read() -> None:
+    text = 'photograph,note\na.jpg,"' + "b.jpg,\n" * 40 + '"\n'
+    assert rows(text) == [(2, {"photograph": "a.jpg", "note": "b.jpg,\n" * 40})]
+    with pytest.raises(UserError, match=r"at line 2 is not closed .* within 50 lines"):
+        rows(text.replace("b.jpg,\n", "b.jpg,\n" * 2))
 
 
 def test_json_lines_and_parquet_keep_types(tmp_path: Path) -> None:

@@ -143,10 +143,11 @@ def test_a_machine_that_is_cut_off_says_so_and_leaves_no_folder(tmp_path: Path) 
     (tmp_path / "ranks-0").touch()
     script = (
         "import subprocess, sys; from pathlib import Path; from types import SimpleNamespace\n"
-        "from bintally.distributed.launch import _exit_when_cut_off\n"
-        "rank = subprocess.Popen(['sleep', '1.5'])\n"
+        "from bintally.distributed import launch\n"
+        "rank, has_ended = subprocess.Popen(['sleep', '60']), launch._has_ended\n"
+        "launch._has_ended = lambda pid: has_ended(pid) or rank.kill()  # it ends once it has been seen\n"
         "settings = SimpleNamespace(timeout_s=0, rdzv_endpoint='east:29500')\n"
-        "_exit_when_cut_off(settings, Path(sys.argv[1]), lambda error: print(error, flush=True))"
+        "launch._exit_when_cut_off(settings, Path(sys.argv[1]), lambda error: print(error, flush=True))"
     )
     done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "east:29500 does not answer: is the network up?" in done.stdout

@@ -103,12 +103,13 @@ def test_what_a_table_has_wrong_is_said_with_its_row_or_its_photograph(workspace
     stock.mkdir()
     rows = [
         "Lager Nord,,",
-        "photograph,count,id",
+        "photograph,count,id,items",
         "good.jpg,1,",
         "bad.jpg,1,7",
         "none.jpg,1,",
         "good.jpg,x,8",
         "two.jpg,2,",
+        f'odd.jpg,1,9,"{{""{"p" * 101}"": 1}}"',
     ]
     (stock / "list.csv").write_text("\n".join(rows))
     for name in ("good", "two"):
@@ -118,7 +119,8 @@ def test_what_a_table_has_wrong_is_said_with_its_row_or_its_photograph(workspace
     assert [entry.id for entry in read_index(BINS)] == ["good", "two"]
     reasons = {row["id"]: row["reason"] for row in read_csv(BINS / "rejected.csv")}
     assert reasons["7"].endswith(": bad.jpg") and reasons["none"] == "image is missing: row 5 names 'none.jpg'"
-    assert reasons["8"] == "record cannot be made: row 6 has a wrong cell: count is 'x', not a number"
+    assert reasons["8"] == "record cannot be made: row 6 has a wrong cell: count is 'x', not a number: good.jpg"
+    assert reasons["9"] == "the key of an item is longer than 100 characters: odd.jpg"
 
 
 def test_a_bucket_with_a_bin_that_is_denied_gives_the_rest(workspace: Path) -> None:

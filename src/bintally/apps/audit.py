@@ -86,7 +86,7 @@ def accept_recounts(arguments: argparse.Namespace) -> None:
     if arguments.source == "data" and not (paths.BINS / "index.csv").is_file():
         remedy = "run `dvc repro fetch` first, or name the source that was audited"
         raise UserError(f"{paths.BINS} does not exist, so the ids in '{marks}' cannot be checked: {remedy}")
-    bins = open_photographs(arguments.source, source_access(arguments))
+    bins = open_photographs(arguments.source, source_access(arguments), arguments.ids)
     if bins.records is None:
         raise UserError(f"{bins.name} has no records that '{marks}' could correct: name the source that was audited")
     read_records = bins.records

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from bintally.apps.photographs import ReadFile
 from bintally.bins.products import Product, listed_products, one_line
 from bintally.bins.record import BadBin, parse_record
-from bintally.errors import printable
 from bintally.scoring.explain import Hypothesis, hypotheses, verdict
 from bintally.scoring.judgement import Judgements
 
@@ -44,7 +43,7 @@ def read_record(read: ReadFile) -> ReadRecord:
     return ReadRecord(
         products=listed_products(body),
         location=one_line(location) if isinstance(location, str) else "",
-        photograph=printable(record.photograph),
+        photograph=one_line(record.photograph) if record.photograph else "",
         bin=record.bin,
     )
 

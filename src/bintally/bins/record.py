@@ -11,6 +11,7 @@ from bintally.errors import printable
 ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_RECORD_BYTES = 4_000_000
 MAX_COUNT = 1000  # of a bin or of one product in it; nothing that follows is made for more
+MAX_PATH = 4096  # characters of a photograph's path
 MAX_PRODUCT_NAME = 100  # characters of the key of a product, such as an ASIN
 
 
@@ -25,7 +26,7 @@ class Record:
     count: int  # EXPECTED_QUANTITY: how many items the bin should hold
     asins: frozenset[str]  # the products in it, without those of quantity 0
     bin: str | None = None  # which bin it is, where the source says so
-    photograph: str = ""  # its path, where the source says so
+    photograph: str = ""  # its path, where the source says so in MAX_PATH characters
 
 
 def parse_record(body: bytes) -> Record:
@@ -59,14 +60,14 @@ def parse_record(body: bytes) -> Record:
     if not all(map(str.isprintable, asins)):
         raise BadBin("the key of an item has characters that cannot be shown")
     name, photograph = content.get("bin"), content.get("photograph")
-    path = photograph if isinstance(photograph, str) else ""
+    path = photograph if isinstance(photograph, str) and len(photograph) <= MAX_PATH else ""
     return Record(count, asins, name if isinstance(name, str) else None, path)
 
 
 def with_photograph(reason: str, path: str) -> str:
     """``reason`` and the path of the photograph that it is about, unless it has it or the path is not known."""
-    shown = printable(path)
-    return reason if shown in reason else f"{reason}: {shown}"
+    shown = printable(path[:MAX_PATH])
+    return reason if not shown or f"'{shown}'" in reason else f"{reason}: {shown}"
 
 
 def _is_count(value: object) -> bool:

@@ -1,6 +1,7 @@
 """Records of ABID's layout from the rows of a table, and from those of a second one that lists products."""
 
 import json
+import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ SIZES = ("length", "width", "height", "weight")
 Cells = Mapping[str, Cell]
 Listed = tuple[str, dict[str, Any]]
 """Key of a product and what a record says of it."""
+Owner = tuple[str, str]
+"""What items are listed by, "id", "photograph" or "bin", and which."""
 
 
 class TableRecords:
@@ -21,30 +24,37 @@ class TableRecords:
 
     def __init__(self, columns: Table) -> None:
         self._columns = columns
-        self._items: dict[tuple[str, str], list[Listed | BadRow]] | None = None  # by "id" or "bin", and which
-        self.without_owner: list[str] = []
-        """Rows of the second table that belong to no photograph and no bin,"""
+        self._items: dict[Owner, list[tuple[int, Listed | BadRow]]] | None = None  # with their rows
+        self._not_found: set[Owner] = set()  # of these, until the first table has them
+        self._without_owner: list[int] = []  # rows of the second table that name none
         self.unread: list[str] = []
-        """and rows of either table with a value or size that cannot be read, and that cell."""
+        """Rows of either table with a value or size that cannot be read, and that cell."""
 
     def add_items(self, rows: Iterable[tuple[int, Row]], name: str) -> None:
         """Take the rows of the second table, called ``name``: the products of photographs and bins."""
         self._items = {}
         for number, row in rows:
-            owners = [] if isinstance(row, BadRow) else self._names(row)
+            owners = [] if isinstance(row, BadRow) else self._owners(row)
             if isinstance(row, BadRow) or not owners:
-                self.without_owner.append(str(number))
+                self._without_owner.append(number)
                 continue
             where = f"row {number} of {name}"
             try:
                 listed: Listed | BadRow = self._product(row, where)
             except BadRow as reason:
                 listed = BadRow(f"has a wrong item: {where} {reason}")
-            self._items.setdefault(owners[0], []).append(listed)
+            self._items.setdefault(owners[0], []).append((number, listed))
+        self._not_found = set(self._items)
+
+    def without_owner(self) -> list[int]:
+        """Rows of the second table that belong to no photograph and no bin of the records that were made."""
+        items = self._items or {}
+        return sorted([*self._without_owner, *(number for one in self._not_found for number, _ in items[one])])
 
     def photograph(self, row: Cells) -> str:
-        """The path of a row's photograph."""
-        return text_of(row.get(self._columns.photograph)).replace("\\", "/")
+        """The path of a row's photograph, in its shortest form, so that one photograph has one path."""
+        path = text_of(row.get(self._columns.photograph)).replace("\\", "/")
+        return posixpath.normpath(path) if path and not path.startswith("s3://") else path
 
     def record(self, row: Cells, number: int) -> bytes:
         """The record of a row. Raises BadRow."""
@@ -72,19 +82,26 @@ class TableRecords:
         for name, column in (("id", columns.id), ("time", columns.time), ("location", columns.location)):
             if text := text_of(row.get(column)):
                 content[name] = text
-        return json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
+        try:
+            return json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
+        except UnicodeEncodeError as error:
+            raise BadRow(f"has half a character, '{printable(error.object[error.start])}'") from None
 
-    def _names(self, row: Cells) -> list[tuple[str, str]]:
-        """What the items of a row may be listed by: its id or photograph, or else its bin."""
-        photograph = self.photograph(row)
-        names = [("id", text_of(row.get(self._columns.id))), ("id", photograph), ("id", photograph.rpartition(".")[0])]
-        return [name for name in (*names, ("bin", text_of(row.get(self._columns.bin)))) if name[1]]
+    def _owners(self, row: Cells) -> list[Owner]:
+        """What items may be listed by, the first that is known: an id, a photograph or a bin."""
+        photograph, bin_id = self.photograph(row), text_of(row.get(self._columns.id))
+        names = [("id", bin_id), ("photograph", photograph), ("bin", text_of(row.get(self._columns.bin)))]
+        if not bin_id:  # the photograph is its id
+            names[2:2] = [("id", photograph), ("id", photograph.rpartition(".")[0])]
+        return [name for name in names if name[1]]
 
     def _listed(self, row: Cells, number: int) -> dict[str, dict[str, Any]] | None:
         """The products of a row by key, None where the table does not say. Raises BadRow."""
         columns = self._columns
         if self._items is not None:
-            return _added_up(next((self._items[name] for name in self._names(row) if name in self._items), []))
+            owners = self._owners(row)
+            self._not_found.difference_update(owners)
+            return _added_up([item for _, item in next((self._items[one] for one in owners if one in self._items), [])])
         cell = row.get(columns.items)
         if isinstance(cell, str) and cell.strip():
             try:

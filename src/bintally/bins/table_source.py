@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bintally.bins.folder import FolderSource
 from bintally.bins.objects import Unread, record_key
-from bintally.bins.record import ID_PATTERN
+from bintally.bins.record import ID_PATTERN, MAX_PATH
 from bintally.bins.s3 import S3Source
 from bintally.bins.table_records import TableRecords
 from bintally.bins.tables import BadRow, Row, read_table, text_of
@@ -27,7 +27,7 @@ log = logging.getLogger("bintally.source")
 NAMED = 5  # rows in a message
 REPEATED = "rows repeat an earlier one, which counts once"
 LEFT_OUT = "rows cannot be used, and another has the same id"
-WITHOUT_OWNER = "rows cannot be read, or name no photograph's id and no bin, and are left out"
+WITHOUT_OWNER = "rows cannot be read, or are of no photograph and no bin in the table, and are left out"
 UNREAD = "values or sizes cannot be read, and the rows are taken without them"
 ALIKE = "photographs have names that differ in their endings alone, so their ids are made of the whole names"
 
@@ -37,7 +37,7 @@ class _Photograph:
     """A photograph of the table, and the record that its row makes."""
 
     path: str
-    """As the table names it."""
+    """As the table names it, in its shortest form."""
     row: int
     record: bytes | Unread
 
@@ -55,10 +55,10 @@ class TableSource:
         self._items_file = _beside(fetch.source, table.items_file) if table.items_file else None
         records = TableRecords(table)
         if self._items_file:
-            records.add_items(self._rows(self._items_file, ("quantity",)), table.items_file or "")
+            records.add_items(self._rows(self._items_file, "quantity"), table.items_file or "")
         photographs = self._read_photographs(records)
         self._check_renamed()
-        _warn(self._items_file, WITHOUT_OWNER, records.without_owner)
+        _warn(self._items_file, WITHOUT_OWNER, records.without_owner())
         _warn(fetch.source, UNREAD, records.unread)
         if not photographs:
             raise UserError(f"{fetch.source} has no rows beneath its header")
@@ -71,7 +71,7 @@ class TableSource:
         found: dict[str, _Photograph] = {}
         bad: dict[str, _Photograph] = {}
         repeated, left_out = list[int](), list[int]()
-        for number, row in self._rows(self._fetch.source, ("photograph",)):
+        for number, row in self._rows(self._fetch.source, "photograph"):
             path, name = "", f"row-{number}"
             try:
                 if isinstance(row, BadRow):
@@ -145,6 +145,10 @@ class TableSource:
         """The bucket, "" for none, and the key of a photograph. Raises BadRow."""
         if not photograph:
             raise BadRow(f"has no {self._columns.photograph}")
+        if len(photograph) > MAX_PATH:
+            raise BadRow(f"names a photograph in {len(photograph):,} characters, more than {MAX_PATH:,}")
+        if re.search("[\0\ud800-\udfff]", photograph):
+            raise BadRow(f"names a photograph with a character that no file's name has: '{printable(photograph[:80])}'")
         if photograph.startswith("s3://"):
             bucket, _, key = photograph.removeprefix("s3://").partition("/")
             if not re.fullmatch("[A-Za-z0-9._-]+", bucket) or not key:
@@ -157,8 +161,8 @@ class TableSource:
             raise BadRow(f"names a photograph outside the table's folder: '{printable(photograph[:80])}'")
         return self._bucket, posixpath.join(self._folder, path) if self._bucket else path
 
-    def _rows(self, name: str, needed: Sequence[str]) -> Iterator[tuple[int, Row]]:
-        """The rows of a table. Raises UserError if a column that is ``needed``, or has another name, is missing."""
+    def _rows(self, name: str, needed: str) -> Iterator[tuple[int, Row]]:
+        """The rows of a table. Raises UserError if the column of the parameter ``needed`` is missing."""
         bucket, folder = _folder_of(name)
         file = posixpath.basename(name)
         if not bucket and not Path(folder).is_dir():
@@ -172,21 +176,19 @@ class TableSource:
                 f"{name} {body.reason if isinstance(body, Unread) else 'does not exist'}; check "
                 f"{'fetch.source' if name == self._fetch.source else 'fetch.table.items_file'}"
             )
-        by_name = {column.casefold(): column for column in self._names().values()}
+        by_name, column = {one.casefold(): one for one in self._names().values()}, getattr(self._columns, needed)
         bad: tuple[int, BadRow] | None = None
         one_read = False
-        for number, cells in read_table(body, name, by_name):
+        for number, cells in read_table(body, name, by_name, column):
             if isinstance(cells, BadRow):
                 bad = bad or (number, cells)
                 yield number, cells
                 continue
-            row = {by_name.get(column.casefold(), column): cell for column, cell in cells.items()}
+            row = {by_name.get(one.casefold(), one): cell for one, cell in cells.items()}
             self._found |= row.keys()
-            missing = [column for column in needed if getattr(self._columns, column) not in row]
-            if missing and not one_read and not name.lower().endswith((".jsonl", ".ndjson")):
+            if column not in row and not one_read and not name.lower().endswith((".jsonl", ".ndjson")):
                 only = ", ".join(f"'{printable(str(one))}'" for one in cells if one)
-                wanted = getattr(self._columns, missing[0])
-                raise UserError(f"{name} has no column '{wanted}', only {only}: name it in fetch.table.{missing[0]}")
+                raise UserError(f"{name} has no column '{column}', only {only}: name it in fetch.table.{needed}")
             one_read = True
             yield number, row
         if bad and not one_read:
@@ -228,12 +230,22 @@ def _beside(table: str, name: str) -> str:
 
 
 def _ids(names: Collection[str]) -> tuple[dict[str, str], list[str]]:
-    """The id of each name, and the names that would have had the same: the order of the rows does not matter."""
+    """The id of each name, and the names that would have had the same: the order of the rows does not matter.
+
+    Raises UserError if two have the same even so.
+    """
     short = {name: _short_id(name) for name in names}
     times = Counter(short.values())
     alike = [name for name, one in short.items() if one and one != name and times[one] > 1]
     ids = {name: _long_id(name) if one is None else one for name, one in short.items()}
-    return ids | {name: _long_id(name) for name in alike}, alike
+    ids |= {name: _long_id(name) for name in alike}
+    times = Counter(ids.values())
+    ids |= {name: _long_id(name, 32) for name, one in ids.items() if one != name and times[one] > 1}
+    if len(set(ids.values())) < len(ids):
+        twice, _ = Counter(ids.values()).most_common(1)[0]
+        two = " and ".join(f"'{printable(name[:80])}'" for name, one in ids.items() if one == twice)
+        raise UserError(f"{two} would both have the id {twice}: give them ids in the table")
+    return ids, alike
 
 
 def _short_id(name: str) -> str | None:
@@ -241,10 +253,10 @@ def _short_id(name: str) -> str | None:
     return next((one for one in (name, name.rpartition(".")[0]) if ID_PATTERN.fullmatch(one)), None)
 
 
-def _long_id(name: str) -> str:
+def _long_id(name: str, digits: int = 8) -> str:
     """The end of a name, what is of no id replaced, and a digest of the whole."""
-    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
-    return f"{re.sub('[^A-Za-z0-9_-]+', '_', name)[-55:]}-{digest}"
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:digits]
+    return f"{re.sub('[^A-Za-z0-9_-]+', '_', name)[digits - 63 :]}-{digest}"
 
 
 def _id_of(key: str) -> str:

@@ -7,7 +7,8 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import date, datetime
 from itertools import count, islice, zip_longest
 
@@ -20,6 +21,7 @@ log = logging.getLogger("bintally.source")
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet")
 DELIMITERS = ",;\t|"
 HEADER_WITHIN = 20  # rows
+MAX_ROW_LINES = 50  # of a row of CSV, of which a cell may hold line ends; more are other rows after a lost quote
 MAX_HEAD = 2**16  # characters that the header is looked for in
 MAX_COLUMNS = 10_000
 MAX_PRICE = 1e12  # as bins.products takes it
@@ -48,7 +50,7 @@ def is_table(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def read_table(body: bytes, name: str, known: Collection[str] = ()) -> Iterator[tuple[int, Row]]:
+def read_table(body: bytes, name: str, known: Collection[str] = (), needed: str = "") -> Iterator[tuple[int, Row]]:
     """Yield the number of each row, as a spreadsheet or an editor shows it, and its cells by column.
 
     Names of columns are without spaces around them. In CSV the encoding is UTF-8, UTF-16 with its mark, or else
@@ -56,7 +58,8 @@ def read_table(body: bytes, name: str, known: Collection[str] = ()) -> Iterator[
 
     Args:
         name: of the file, for its suffix and for messages.
-        known: names that columns may have, of which the header has the most; letters in any case.
+        known: names that columns may have, letters in any case.
+        needed: that of them which the header has; where no row has it, the header is the row with the most of them.
 
     Raises UserError if it is no such table.
     """
@@ -64,7 +67,9 @@ def read_table(body: bytes, name: str, known: Collection[str] = ()) -> Iterator[
     if suffix == "parquet":
         return _parquet_rows(body, name)
     text = _text(body, name)
-    return _csv_rows(text, name, {one.casefold() for one in known}) if suffix == "csv" else _json_rows(text)
+    if suffix != "csv":
+        return _json_rows(text)
+    return _csv_rows(text, name, {one.casefold() for one in known}, needed.casefold())
 
 
 def _text(body: bytes, name: str) -> str:
@@ -77,20 +82,24 @@ def _text(body: bytes, name: str) -> str:
     raise UserError(f"{name} is neither UTF-8 nor Windows-1252 text; save it again as CSV UTF-8")
 
 
-def _csv_rows(text: str, name: str, known: Collection[str]) -> Iterator[tuple[int, Row]]:
+def _csv_rows(text: str, name: str, known: Collection[str], needed: str) -> Iterator[tuple[int, Row]]:
     if "\0" in text:
         raise UserError(f"{name} is not a CSV file: it has bytes of value 0; a spreadsheet saves it as CSV")
-    delimiter, above = _find_header(text, known)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    delimiter, above = _find_header(text, known, needed)
+    lines = [*io.StringIO(text, newline=""), "\n"]  # the last belongs to a row if a quote is open at the end
+    reader = csv.reader(lines, delimiter=delimiter)
     header: list[str] = []
     for number in count(1):
+        above_row = reader.line_num
         try:
             cells = next(reader, None)
         except csv.Error as error:  # the next line begins another row
+            _check_quotes(lines[above_row : reader.line_num], above_row + 1, name, delimiter)
             yield number, BadRow(f"cannot be read: {error}")
             continue
         if cells is None:
             break
+        _check_quotes(lines[above_row : reader.line_num], above_row + 1, name, delimiter)
         if number <= above or not any(cell.strip() for cell in cells):
             continue
         if header:
@@ -103,18 +112,34 @@ def _csv_rows(text: str, name: str, known: Collection[str]) -> Iterator[tuple[in
         raise UserError(f"{name} is empty: its first row must name the columns")
 
 
-def _find_header(text: str, known: Collection[str]) -> tuple[str, int]:
-    """The delimiter of a CSV file and the number of rows above its header, the row with the most known columns."""
+def _check_quotes(lines: Sequence[str], first: int, name: str, delimiter: str) -> None:
+    """Raise UserError if a row of several lines, from the line ``first`` on, may be others that a quote has joined."""
+    if len(lines) == 1:
+        return
+    with suppress(csv.Error):
+        if len(lines) <= MAX_ROW_LINES and list(csv.reader(lines, delimiter=delimiter, strict=True)):
+            return
+    raise UserError(
+        f"{name}: a quote that opens in the row at line {first} is not closed at the end of its cell within "
+        f"{MAX_ROW_LINES} lines, so rows beneath would be lost: {printable(lines[0].strip()[:60])}; close or remove it"
+    )
+
+
+def _find_header(text: str, known: Collection[str], needed: str) -> tuple[str, int]:
+    """The delimiter of a CSV file and the number of rows above its header.
+
+    It is the first row with the ``needed`` column, or else the one with the most known columns.
+    """
     first = {
         one: list(islice(csv.reader(io.StringIO(text[:MAX_HEAD], newline=""), delimiter=one), HEADER_WITHIN))
         for one in DELIMITERS
     }
     places = [
-        (len({cell.casefold() for cell in cells}.intersection(known)), sum(map(bool, cells)), delimiter, above)
+        (-above if needed in names else -HEADER_WITHIN, len(names.intersection(known)), len(names), delimiter, above)
         for delimiter, rows in first.items()
-        for above, cells in enumerate([cell.strip() for cell in row] for row in rows)
+        for above, names in enumerate({cell.strip().casefold() for cell in row if cell.strip()} for row in rows)
     ]
-    found, _, delimiter, above = max(places, key=lambda place: place[:2], default=(0, 0, ",", 0))
+    _, found, _, delimiter, above = max(places, key=lambda place: place[:3], default=(0, 0, 0, ",", 0))
     if found:
         return delimiter, above
     # No name is known: the delimiter that parts the most rows into as many cells, and the first row that is half full.
@@ -183,8 +208,8 @@ def number_of(cell: Cell) -> float | None:
     if isinstance(cell, int | float):
         if isinstance(cell, float) and math.isnan(cell):
             return None
-        if not math.isfinite(cell) or abs(cell) > 1e15:
-            raise ValueError(f"is {cell:g}, too large")
+        if abs(cell) > 1e15:
+            raise ValueError(f"is {str(cell)[:40]}, too large")
         return float(cell)
     text = text_of(cell)
     if not text:

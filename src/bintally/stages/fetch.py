@@ -11,6 +11,7 @@ from bintally.bins.shards import write_shards
 from bintally.bins.source import Source, open_source
 from bintally.bins.staging import Staging
 from bintally.bins.subset import iter_bins, select_bins
+from bintally.bins.table_source import TableSource
 from bintally.demo.edition import EDITION
 from bintally.files import SCRATCH, check_writable, file_lock, spreadsheet_text, write_csv
 from bintally.params import Params
@@ -39,11 +40,9 @@ def main(params: Params) -> None:
         new_bins = scratch / "bins"
         shutil.rmtree(new_bins, ignore_errors=True)
         write_shards(new_bins, iter_bins(subset, staging))
-        write_csv(
-            new_bins / "rejected.csv",
-            ["id", "reason"],
-            ((one, spreadsheet_text(_reason(staging, one, why))) for one, why in sorted(subset.rejected.items())),
-        )
+        reasons = ((one, _reason(source, staging, one, why)) for one, why in sorted(subset.rejected.items()))
+        rejected = ((one, spreadsheet_text(reason)) for one, reason in reasons)
+        write_csv(new_bins / "rejected.csv", ["id", "reason"], rejected)
         with file_lock(BINS):
             shutil.rmtree(BINS, ignore_errors=True)
             shutil.move(new_bins, BINS)
@@ -55,8 +54,10 @@ def main(params: Params) -> None:
         log.info("rejected %d: %s", number, reason)
 
 
-def _reason(staging: Staging, bin_id: str, why: str) -> str:
-    """Why a bin is rejected, with the path of its photograph where its record has one."""
+def _reason(source: Source, staging: Staging, bin_id: str, why: str) -> str:
+    """Why a bin is rejected, with the path of its photograph where a table or its record has one."""
+    if isinstance(source, TableSource):
+        return with_photograph(why, source.path(bin_id))
     record = staging.get(record_key(bin_id))
     try:
         return with_photograph(why, parse_record(record).photograph) if isinstance(record, bytes) else why
