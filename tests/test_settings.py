@@ -32,7 +32,8 @@ def test_the_settings_and_options_of_a_row_are_allowed(
         assert key in params[section]
         params[section][key] = yaml.safe_load(value)
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    assert load_params().answer_counts == [1, 2, 3, 4, 5]
+    # Those of published results, or the challenge's.
+    assert load_params().answer_counts in ([1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])
 
 
 @pytest.mark.parametrize("preset", sorted((ROOT / "settings").iterdir()), ids=lambda preset: preset.stem)
