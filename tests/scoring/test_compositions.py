@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 
-from bintally.scoring import compositions
 from bintally.scoring.compositions import (
     CompositionModel,
     convolve,
@@ -20,13 +19,6 @@ from sampled_bins import NUMBERS, QUANTITIES, TOTALS, sampled_lists
 def fitted(number: int = 4000) -> CompositionModel:
     lists = sampled_lists(number, np.random.default_rng(0))
     return fit_compositions(lists.quantities, lists.sizes, TOTALS)
-
-
-def test_of_more_records_than_are_needed_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compositions, "MOST_RECORDS", 500)
-    model = fitted(2000)
-    assert model == fitted(2000) != fitted(500)
-    assert model.means == pytest.approx(fitted(500).means, abs=0.2)
 
 
 def test_the_shares_that_records_were_drawn_with_are_found_again() -> None:

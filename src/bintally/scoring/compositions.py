@@ -6,13 +6,15 @@ depends on its sizes and on the number of products, and the terms of all quantit
 together. Every composition has some probability, however rare.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bintally.bins.contents import read_contents
 from bintally.scoring.lists import Lists
 from bintally.scoring.metrics import Counts, Floats
 from bintally.scoring.record_errors import Totals
@@ -157,23 +159,30 @@ def count_by_products(compositions: CompositionModel, totals: Totals, lists: Lis
     return np.asarray(sums / np.where(whole > 0, whole, 1))
 
 
-def records_to_learn_from(number: int) -> NDArray[np.int64]:
-    """The rows of ``number`` records that :func:`fit_compositions` learns from, ascending."""
-    return np.sort(np.random.default_rng(SEED).permutation(number)[:MOST_RECORDS])
+def learn_compositions(bins: Path, corrections: Path, ids: Sequence[str], totals: Totals) -> CompositionModel:
+    """Fit the model to those of the bins of which it is known what lies in them.
+
+    Of more than MOST_RECORDS, as many are drawn at random.
+
+    Args:
+        bins, corrections, ids: as of :func:`bintally.bins.contents.read_contents`.
+    """
+    contents = read_contents(bins, corrections, ids)
+    items = [sum(product.quantity for product in one.products) if one.is_known else -1 for one in contents]
+    usable = np.flatnonzero(totals.allow(np.array(items, np.int64)))
+    drawn = usable[np.sort(np.random.default_rng(SEED).permutation(len(usable))[:MOST_RECORDS])]
+    # Read again, as all of them would take much memory.
+    lists, _ = Lists.of_contents(read_contents(bins, corrections, [ids[row] for row in drawn]))
+    return fit_compositions(lists.quantities, lists.sizes, totals)
 
 
 def fit_compositions(quantities: Counts, sizes: Floats, totals: Totals) -> CompositionModel:
     """Fit the model to records by penalised maximum likelihood, each given the products in it.
 
-    Of more than MOST_RECORDS, as many are drawn at random.
-
     Args:
         quantities: (n, m) of each product, 0 where there are fewer than m; their sums are allowed by ``totals``.
         sizes: (n, m, sizes), NaN where they are not known.
     """
-    if len(quantities) > MOST_RECORDS:
-        rows = records_to_learn_from(len(quantities))
-        quantities, sizes = quantities[rows], sizes[rows]
     present = quantities > 0
     number = present.sum(1)
     means, deviations = _moments(sizes[present])

@@ -1,6 +1,6 @@
 """Calibrate the model on the validation bins: the count from the photograph, and the count given the products."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,7 @@ from bintally.scoring.calibration import (
     fit_temperature,
     save_calibration,
 )
-from bintally.scoring.compositions import (
-    CompositionModel,
-    count_by_products,
-    fit_compositions,
-    records_to_learn_from,
-)
+from bintally.scoring.compositions import count_by_products, learn_compositions
 from bintally.scoring.decoding import DECODINGS
 from bintally.scoring.evidence import FEATURES, load_list_features, log_evidence
 from bintally.scoring.lists import Lists
@@ -65,7 +60,7 @@ def main(params: Params) -> None:
 
     totals = Totals(counts, calibration.open_ended)
     in_training = [bin_id for bin_id, split in zip(ids, splits, strict=True) if split == "train"]
-    compositions = _learn_compositions(in_training, totals)
+    compositions = learn_compositions(paths.BINS, paths.CORRECTIONS, in_training, totals)
     lists, _ = Lists.of_contents(read_contents(paths.BINS, paths.CORRECTIONS, [ids[row] for row in rows]))
     logs = log_probabilities(probabilities)
     by_products = count_by_products(compositions, totals, lists)
@@ -113,17 +108,6 @@ def _calibration(
         record_error_rate=settings.record_error_rate,
         unsure=round(unsure, METRIC_DIGITS),
     )
-
-
-def _learn_compositions(ids: Sequence[str], totals: Totals) -> CompositionModel:
-    """How frequent compositions are among the training records that say what lies in the bin."""
-    contents = read_contents(paths.BINS, paths.CORRECTIONS, ids)
-    items = [sum(product.quantity for product in one.products) if one.is_known else -1 for one in contents]
-    usable = np.flatnonzero(totals.allow(np.array(items, np.int64)))
-    learned = [ids[row] for row in usable[records_to_learn_from(len(usable))]]
-    # Read again, as all of them would take much memory.
-    lists = Lists.of(one.products for one in read_contents(paths.BINS, paths.CORRECTIONS, learned))
-    return fit_compositions(lists.quantities, lists.sizes, totals)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bintally.bins.contents import read_contents
 from bintally.bins.groups import random_group_subset
 from bintally.files import read_columns
 from bintally.hashing import sha256_hex, source_code
@@ -18,7 +17,7 @@ from bintally.params import Params
 from bintally.paths import BINS, CORRECTIONS, ENCODED, SPLITS
 from bintally.scoring.evidence import FEATURES, ListFeatures
 from bintally.scoring.record_errors import Totals
-from bintally.training.lists import ListInputs, list_inputs
+from bintally.training.lists import ListInputs, read_list_inputs
 from bintally.training.samples import Samples
 
 CODE = (
@@ -64,8 +63,7 @@ def prepare(params: Params) -> TrainingSetup:
     splits, truth = np.array(split_names), np.array(bin_counts, np.int64)
     classes = np.searchsorted(counts, truth)
     totals = Totals(counts, params.fetch.open_ended and counts[-1] == params.fetch.counts[-1])
-    contents = read_contents(BINS, CORRECTIONS, ids)
-    lists, scale = list_inputs(contents, splits == "train", totals)
+    lists, scale = read_list_inputs(BINS, CORRECTIONS, ids, splits == "train", totals)
     in_share = random_group_subset(bin_groups, train.share, train.seed)
 
     def samples(chosen: NDArray[np.bool_]) -> Samples:
