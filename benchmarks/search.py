@@ -191,7 +191,9 @@ def _draw(rows: list[list[Json]]) -> None:
         ends = np.array([bins.min(), EXTRAPOLATED])
         axes.plot(ends, intercept + slope * np.log2(ends), color=GREY, linestyle="--", label="extrapolated")
         interval = np.array([[_mean(runs, "test", "interval_95", key, side) for runs in rows] for side in (0, 1)])
-        axes.errorbar(bins, values, np.abs(interval - values), fmt="o", color=ORANGE, label="measured, 95 %")
+        axes.errorbar(bins, values, np.abs(interval - values), fmt="o", color=ORANGE, label="mean of seeds, 95 %")
+        seeds = [(run["bins"], run["test"][key]) for runs in rows for run in runs]
+        axes.scatter(*zip(*seeds, strict=True), s=12, color=GREY, zorder=3, label="a seed")
         axes.axhline(CHALLENGE[key], color=BLUE, label=f"ABID challenge, {CHALLENGE['bins']:,} bins")
         axes.set(xscale="log", xlabel="training bins", ylabel=label)
         axes.legend()
