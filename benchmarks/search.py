@@ -141,8 +141,9 @@ def _table(table: Json, metrics: Json) -> str:
             accuracy, rmse, loss = (_mean(runs, "validation", key) for key in ("accuracy", "rmse", "loss"))
             validation = f"{100 * accuracy:.1f}, {rmse:.3f}, {loss:.3f}"
         given_products = "not measured"
-        if "given_products" in runs[0]:
-            given_products = ", ".join(_with_intervals(runs, "given_products"))
+        if given := [run for run in runs if "given_products" in run]:
+            given_products = ", ".join(_with_intervals(given, "given_products"))
+            given_products += f" ({len(given)} of {len(runs)} seeds)" if len(given) < len(runs) else ""
         lines.append(
             f"| {row['name']} | {what} | {validation} | {' | '.join(_with_intervals(runs, 'test'))} | {given_products} "
             f"| {_minutes(runs)} | {end}"

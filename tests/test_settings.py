@@ -42,3 +42,9 @@ def test_a_preset_is_allowed(preset: Path, tmp_path: Path, monkeypatch: pytest.M
     Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     run(argparse.Namespace(file=preset))
     assert load_params().fetch.source == "s3://aft-vbi-pds"
+
+
+def test_presets_set_the_same_parameters_so_that_nothing_of_another_stays() -> None:
+    presets = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "settings").iterdir())]
+    keys = [{(section, key) for section, values in preset.items() for key in values} for preset in presets]
+    assert keys == [keys[0]] * len(keys)
