@@ -13,6 +13,7 @@ import pytest
 from bintally.apps.seaweedfs import Store
 from bintally.bins import connections, s3
 from bintally.bins.objects import DENIED, UNCHANGED, Unread, image_key, record_key
+from bintally.bins.s3 import S3Source
 from bintally.bins.source import open_source
 from bintally.errors import UserError
 from s3_stub import Answer, Request, error, fetch_params, listing, stub_server
@@ -381,6 +382,12 @@ def test_a_real_server_takes_signed_requests_for_keys_with_odd_characters(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", store.secret_key)
     source = open_source(fetch_params(f"s3://remote/{prefix}", store.endpoint, anonymous=False, concurrency=16))
     assert source.ids() == sorted(map(str, range(1010)))  # in two pages
+    again = open_source(fetch_params(f"s3://remote/{prefix}", store.endpoint, anonymous=False))
+    md5 = {record_key(str(number)): hashlib.md5(str(number).encode()).hexdigest() for number in range(1010)}  # noqa: S324
+    assert dict(again.digests()) == md5
+    with monkeypatch.context() as without_pages:
+        without_pages.delattr(S3Source, "_page")
+        assert again.ids() == source.ids()  # known from the same listing
     keys = [record_key("0"), record_key("77"), record_key("none")]
     read = dict(source.read(keys))
     assert read == {keys[0]: b"0", keys[1]: b"77", keys[2]: None}

@@ -97,15 +97,24 @@ class S3Source:
         self._sign = (lambda _path: {}) if fetch.anonymous else signer(url, fetch.region)
         self._connections = Connections(url)
         self._remedy = f"check fetch.{'endpoint' if fetch.endpoint else 'region'} and the network"
+        self._ids: list[str] | None = None  # once listed, of half a million in 535 pages
         self._has_answered = False  # for the bucket: what it then refuses is one object
         self._failed_in_a_row, self._lock = 0, threading.Lock()
 
     def ids(self) -> list[str]:
-        return record_ids((name for name, _ in self._listed(RECORDS)), self._name)
+        if self._ids is None:
+            self._ids = record_ids((name for name, _ in self._listed(RECORDS)), self._name)
+        return self._ids
 
     def digests(self) -> Iterator[tuple[str, str]]:
+        records = list[str]()
         for folder in (RECORDS, IMAGES):
-            yield from ((f"{folder}/{name}", md5) for name, md5 in self._listed(folder) if md5)
+            for name, md5 in self._listed(folder):
+                if folder == RECORDS:
+                    records.append(name)
+                if md5:
+                    yield f"{folder}/{name}", md5
+        self._ids = record_ids(records, self._name)
 
     def read(
         self, keys: Sequence[str], known: Mapping[str, str] | None = None

@@ -33,14 +33,16 @@ def predict_encoded(
     device = device or default_device()
     network.to(device).eval()
     model = network.heads() if encoded.encoding.kind == "features" else network
-    logs: list[NDArray[np.float32]] = []
-    tables: list[NDArray[np.float32]] = []
+    predicted: list[NDArray[np.float32]] = []
     with progress("predict", len(rows), "images") as advance:
         for start in range(0, max(len(rows), 1), BATCH_SIZE):  # no rows are a batch, too: shapes need one
             inputs = torch.from_numpy(encoded.rows.take(rows[start : start + BATCH_SIZE])).to(device)
             if encoded.encoding.kind == "pixels":
                 inputs = stack_views(inputs, mirror)
-            for values, found in zip((logs, tables), predict_views(model, inputs), strict=True):
-                values.append(found.float().cpu().numpy())
+            of_batch = predict_views(model, inputs)
+            predicted = predicted or [np.empty((len(rows), *found.shape[1:]), np.float32) for found in of_batch]
+            for values, found in zip(predicted, of_batch, strict=True):
+                values[start : start + len(inputs)] = found.float().cpu().numpy()
             advance(len(inputs))
-    return np.concatenate(logs), np.concatenate(tables)
+    log_probabilities, tables = predicted
+    return log_probabilities, tables

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bintally.errors import UserError
 from bintally.scoring.decoding import DECODINGS, decode_counts
 
 BINS = 10  # of confidence
@@ -30,23 +28,6 @@ class LabelledPredictions:
     """(n,) photographs of the same bin have the same group."""
     counts: Sequence[int]
     """The count each class stands for, ascending."""
-
-
-def read_outputs(path: Path, shape: tuple[int, ...], rows: Sequence[int]) -> NDArray[np.float32]:
-    """What the network says of some of the bins, (len(rows), ...), from an array of ``shape``, whose rows are bins.
-
-    Raises UserError if the file does not have them: it is damaged, or of other bins or classes than there are now.
-    """
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        read = array[rows] if array.shape == shape else None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}); run `dvc repro`") from error
-    if read is None:
-        raise UserError(f"{path} has the shape {array.shape}, not {shape}: it is of other bins; `dvc repro`")
-    if missing := int(np.isnan(read.reshape(len(rows), -1)).any(1).sum()):
-        raise UserError(f"{path} lacks {missing:,} of the {len(rows):,} bins: it is of another split; run `dvc repro`")
-    return np.asarray(read)
 
 
 def columns(scored: LabelledPredictions) -> dict[str, Floats]:

@@ -22,7 +22,8 @@ from bintally.scoring.compositions import count_by_products, learn_compositions
 from bintally.scoring.decoding import DECODINGS
 from bintally.scoring.evidence import FEATURES, load_list_features, log_evidence
 from bintally.scoring.lists import Lists
-from bintally.scoring.metrics import DECIMALS, LabelledPredictions, evaluate, read_outputs
+from bintally.scoring.metrics import DECIMALS, LabelledPredictions, evaluate
+from bintally.scoring.outputs import read_outputs
 from bintally.scoring.record_errors import Totals
 from bintally.scoring.record_model import (
     ReadWithList,

@@ -8,7 +8,7 @@ import numpy as np
 from bintally import paths
 from bintally.bins.contents import read_contents
 from bintally.bins.images import decode_fetched
-from bintally.bins.shards import ShardReader, read_index
+from bintally.bins.shards import ShardReader, iter_index
 from bintally.errors import UserError
 from bintally.files import METRIC_DIGITS, read_columns, write_csv, write_json
 from bintally.params import Params
@@ -22,10 +22,10 @@ from bintally.scoring.metrics import (
     confusion,
     evaluate,
     per_class,
-    read_outputs,
     reliability,
     risk_coverage,
 )
+from bintally.scoring.outputs import read_outputs
 from bintally.scoring.record_model import require_record_model
 from bintally.stages import run
 
@@ -123,7 +123,7 @@ def _write_predictions(
         header += [prefix + name for name in names]
         by_rule = [predictions.by_rule[rule] for rule in DECODINGS]
         columns += [*by_rule, predictions.low, predictions.high, predictions.unsure.astype(int)]
-        columns += scored.probabilities.T.tolist()
+        columns += list(scored.probabilities.T)
     write_csv(paths.PREDICTIONS, header, zip(*columns, strict=True), PROBABILITY_DIGITS)
 
 
@@ -140,8 +140,9 @@ def _write_tables(scored: LabelledPredictions) -> None:
 
 def _draw_examples(ids: list[str], scored: LabelledPredictions, title: str) -> None:
     shown = np.sort(np.random.default_rng(SEED).permutation(len(ids))[:EXAMPLES])
-    reader, entries = ShardReader(paths.BINS), {entry.id: entry for entry in read_index(paths.BINS)}
-    images = (decode_fetched(reader.image(entries[ids[row]]), ids[row]) for row in shown)
+    chosen = {ids[row] for row in shown}
+    reader, entries = ShardReader(paths.BINS), (entry for entry in iter_index(paths.BINS) if entry.id in chosen)
+    images = (decode_fetched(reader.image(entry), entry.id) for entry in entries)
     records = scored.truth[shown].tolist()
     figure = figures.examples_figure(images, records, scored.probabilities[shown], scored.counts, title)
     figures.save(figure, paths.EXAMPLES_FIGURE)

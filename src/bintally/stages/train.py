@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bintally.distributed.rank import run_as_rank
-from bintally.files import METRIC_DIGITS, SCRATCH, atomic_write, round_floats, write_json
+from bintally.files import METRIC_DIGITS, SCRATCH, round_floats, write_json
 from bintally.interruption import Stopped, StopRequest
 from bintally.monitor import TrainingMonitor, tensorboard_folder
 from bintally.params import Params
@@ -86,16 +86,14 @@ def _write_outs(params: Params, setup: "TrainingSetup", device: "torch.device", 
     from bintally.model.card import ModelCard, save_model
     from bintally.model.network import CountingNetwork
     from bintally.model.prediction import predict_encoded
+    from bintally.scoring.outputs import write_outputs
     from bintally.training.distance import fit_distance
 
     network, model = CountingNetwork.of(setup.networks), params.model
     rows = np.flatnonzero(np.isin(setup.splits, ("validation", "test")))
     predicted = predict_encoded(network, model.mirror, setup.encoded, rows, device)
     for path, values in zip((LOG_PROBABILITIES, EVIDENCE), predicted, strict=True):
-        of_bins = np.full((len(setup.splits), *values.shape[1:]), np.nan, np.float32)
-        of_bins[rows] = values
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.save(file, of_bins)
+        write_outputs(path, len(setup.splits), rows, values)
     fitted = fit_distance(network, model.mirror, setup.encoded, setup.train.rows, setup.validation.rows, device)
     network.distance, distances = fitted or (None, None)
     photographs = load_digests(ENCODED / ENCODED_FILE)[setup.train.rows]
