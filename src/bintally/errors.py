@@ -1,6 +1,7 @@
 """The one exception a user is meant to read, and its words for what pydantic and the system say."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -59,3 +60,15 @@ def disk_full_as_user_error(where: object) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(f"the disk is full: could not write {where}; free some space and run it again") from error
+
+
+@contextmanager
+def missing_out_as_user_error() -> Iterator[None]:
+    """Turn "no such file" below into a :class:`UserError` if it is one that an earlier stage writes."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        name = os.fsdecode(error.filename or "")
+        if not name.startswith(("data/", "models/", "metrics/")):  # of dvc.yaml, as bintally.paths has them
+            raise
+        raise UserError(f"{name} does not exist: `dvc repro` creates it") from error

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from bintally.errors import UserError, disk_full_as_user_error, printable
+from bintally.errors import UserError, disk_full_as_user_error, missing_out_as_user_error, printable
 from bintally.interruption import Stopped, StopRequest, terminate_with_parent
 from bintally.params import Params, load_params
 from bintally.progress import log_to_stderr
@@ -25,7 +25,7 @@ def run_as_rank(stage: str, work: Callable[[Params, StopRequest], None]) -> int:
     configure_malloc()
     log_to_stderr()
     try:
-        with disk_full_as_user_error("the outs of " + stage):
+        with disk_full_as_user_error("the outs of " + stage), missing_out_as_user_error():
             work(load_params(), stop)
     except Stopped:
         return STOPPED

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from bintally.errors import UserError, disk_full_as_user_error, printable
+from bintally.errors import UserError, disk_full_as_user_error, missing_out_as_user_error, printable
 from bintally.interruption import terminate_with_parent
 from bintally.params import Params, load_params
 from bintally.progress import log_to_stderr
@@ -27,7 +27,7 @@ def run(stage: str, main: Callable[[Params], None], ranks: Callable[[Params], in
     log_to_stderr()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with disk_full_as_user_error("the outs of " + stage):
+        with disk_full_as_user_error("the outs of " + stage), missing_out_as_user_error():
             params = load_params()
             limit_resources(ranks(params))
             main(params)
