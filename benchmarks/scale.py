@@ -31,7 +31,7 @@ from bintally.files import read_csv
 from bintally.yaml_files import read_yaml
 from common import ROOT, environment, report, rounded, say
 from common.bucket import NAME, Bucket, BucketServer, bucket_server, render
-from common.usage import Usage, disk_usage, run_measured
+from common.usage import MIB, Usage, disk_usage, run_measured
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,12 @@ def _measure(
     _remove_outs(step, folder)
     if name == "fetch":
         return _measure_fetch(step, folder, variables, server, bucket)
+    disk_before = disk_usage(folder)
     usage = run_measured(step.command, folder, variables)
     figures: dict[str, Any] = {
         "seconds": rounded(usage.seconds, 4),
         "peak_mib": round(usage.peak_mib),
+        "peak_disk_mib": rounded((usage.peak_disk - disk_before) / MIB),
         "bins_per_second": rounded(bucket.bins / usage.seconds),
     }
     return figures | (_interrupt(step, folder, variables, usage) if name in interrupted else {})
@@ -171,6 +173,7 @@ def _measure_fetch(
         ],
         "served": dict(served - before),
         **checked,
+        "peak_disk_mib": rounded(peak_disk / MIB),
         "peak_disk_of_data": rounded(peak_disk / checked["data_bytes"]),
     }
 

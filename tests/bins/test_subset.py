@@ -271,6 +271,15 @@ def test_a_source_that_denies_every_record_is_an_error_before_all_are_asked(
     assert source.reads.total() == 10
 
 
+def test_photographs_that_are_all_denied_are_an_error_with_the_remedy(tmp_path: Path) -> None:
+    objects: dict[str, bytes | Unread] = dict(make_objects(3, defects=False))
+    objects |= {key: DENIED for key in objects if key.endswith(".jpg")}
+    staging = Staging(tmp_path / "objects.sqlite")
+    with pytest.raises(UserError, match=r"most often: image .*: access denied; set fetch\.anonymous: false"):
+        select_bins(MemorySource(objects), fetch_params(), staging)
+    staging.close()
+
+
 def test_the_largest_photograph_may_wait_to_be_decoded() -> None:
     assert MAX_BYTES <= subset.MAX_BYTES_WAITING
 

@@ -322,5 +322,11 @@ def test_a_table_in_a_bucket_and_photographs_in_buckets(tmp_path: Path) -> None:
         assert isinstance(records(opened)[next(one for one in opened.ids() if one.startswith("_b_1_jpg"))], Unread)
         with pytest.raises(UserError, match=r"s3://bucket/b\.csv does not exist"):
             source("s3://bucket/b.csv", stub.endpoint)
+    with (
+        stub_server(lambda _: error(403, "AccessDenied")) as private,
+        pytest.raises(UserError, match=r"list\.csv cannot be read: access denied; .* fetch\.anonymous: false"),
+    ):
+        source("s3://bucket/a/list.csv", private.endpoint)
+    with stub_server(answer) as stub:
         local = source(table(tmp_path, "photograph,count,id", "s3://other/d.jpg,1,x"), stub.endpoint)
         assert dict(local.read([image_key("x")])) == {image_key("x"): b"d"}

@@ -30,6 +30,7 @@ AUDIT, PREDICT, SERVER = (
     "tests/apps/test_predict.py",
     "tests/serving/test_server.py",
 )
+TABLE = "tests/e2e/test_table.py"
 SCRIPTS = "tests/docs/test_scripts.py"
 EXP_RUN, QUEUE = '"exp", "run"', "tests/e2e/test_watching.py"
 RUN_BY = {
@@ -107,7 +108,9 @@ RUN_BY = {
     "bintally use exports/stock/columns.yaml": (SCRIPTS, "columns.yaml"),
     "bintally audit exports/stock/Bestand.csv --budget 10": (SCRIPTS, "Bestand.csv"),
     "bintally audit exports/stock/Bestand.csv --budget 10 --by value --tolerance 1": (SCRIPTS, '"--by", "value"'),
-    "dvc exp run -S fetch.source=../stock/Bestand.csv -S fetch.per_count=null": ("tests/e2e/test_table.py", "Bestand"),
+    "dvc exp run -S fetch.source=exports/stock/Bestand.csv -S fetch.per_count=null": (TABLE, "Bestand"),
+    "dvc exp run -S fetch.source=exports/stock/Bestand.csv -S fetch.per_count=null -S 'fetch.counts=[1,2,3,4,5]' "
+    "-S fetch.open_ended=false": (TABLE, "fetch.open_ended"),
     "python docs/judge_bin.py 02133": (SCRIPTS, "docs/judge_bin.py"),
     "python docs/recount_demo.py 50": (SCRIPTS, "docs/recount_demo.py"),
     "python docs/generate.py": ("tests/docs/test_generated.py", "docs/generate.py"),

@@ -1,22 +1,21 @@
 """A table of photographs and counts as the source of the whole graph, where no record names its products."""
 
 import json
-import subprocess
-import sys
+from itertools import chain
 from pathlib import Path
 
 from bintally.files import read_csv
-from project import ROOT, make_project
+from project import make_project
 
 
 def test_the_graph_runs_on_a_spreadsheet(tmp_path: Path) -> None:
-    stock = tmp_path / "stock"
-    subprocess.run([sys.executable, str(ROOT / "docs/example_stock.py"), str(stock)], check=True, capture_output=True)
-    (tmp_path / "repository").mkdir()
-    project = make_project(tmp_path / "repository")
-    project.must("bintally", "use", str(stock / "columns.yaml"))
+    project = make_project(tmp_path)
+    project.must("python", "docs/example_stock.py", "exports/stock")
+    project.must("bintally", "use", "exports/stock/columns.yaml")
     project.commit("Columns")
-    project.must(*("dvc", "exp", "run", "-S", "fetch.source=../stock/Bestand.csv", "-S", "fetch.per_count=null"))
+    changes = ["fetch.per_count=null", "fetch.counts=[1,2,3,4,5]", "fetch.open_ended=false"]
+    settings = (("-S", change) for change in ("fetch.source=exports/stock/Bestand.csv", *changes))
+    project.must("dvc", "exp", "run", *chain.from_iterable(settings))
     folder = project.folder
     assert len(read_csv(folder / "data/bins/index.csv")) == 60
     rejected = {row["reason"].rpartition(" row ")[2] for row in read_csv(folder / "data/bins/rejected.csv")}

@@ -59,12 +59,14 @@ def quality_sections(bins: Collection) -> Iterator[tuple[str, Figure, str]]:
         )
     odd = np.flatnonzero(["odd_size" in one for one in reasons])
     if len(odd):
-        rows = odd[:SHOWN]
+        logs = np.log(bins.sizes)
+        distances = np.abs(logs - np.median(logs, 0)).max(1)[odd]
+        rows = odd[np.argsort(-distances, kind="stable")[:SHOWN]]
         titles = [f"{bins.entries[row].id}: {bins.sizes[row][0]} x {bins.sizes[row][1]}" for row in rows]
         yield (
             f"Photographs of odd size: {len(odd):,}",
             data_figures.photographs_figure(bins.images(rows), titles, grid_columns=4),
-            f"The first. The logarithm of a side is more than {ODD_SIZE:g} interquartile ranges from the quartiles.",
+            f"The oddest. The logarithm of a side is more than {ODD_SIZE:g} interquartile ranges from the quartiles.",
         )
     yield from _near_duplicates(bins)
     yield _improbable_records(bins)

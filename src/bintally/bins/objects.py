@@ -37,6 +37,7 @@ class Unread:
 
 
 DENIED = Unread("cannot be read: access denied")
+SIGN = "set fetch.anonymous: false to sign with AWS credentials"
 UNCHANGED = Unread("is unchanged")
 
 

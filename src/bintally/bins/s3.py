@@ -16,6 +16,7 @@ from bintally.bins.objects import (
     DENIED,
     IMAGES,
     RECORDS,
+    SIGN,
     UNCHANGED,
     Memory,
     Unread,
@@ -259,7 +260,7 @@ class S3Source:
     def _denied(self, purpose: str) -> UserError:
         return UserError(
             f"{self._name} cannot {purpose}: access denied; check that fetch.source exists, list the ids in "
-            "fetch.ids if only listing is forbidden, or set fetch.anonymous: false to sign with AWS credentials"
+            f"fetch.ids if only listing is forbidden, or {SIGN}"
         )
 
     def _unusable(self, purpose: str, why: str) -> UserError:

@@ -14,7 +14,7 @@ import numpy as np
 from bintally.bins.groups import group_bins
 from bintally.bins.id_list import read_id_list, with_lost_zeros
 from bintally.bins.images import BadImage, decode_image
-from bintally.bins.objects import DENIED, MemoryLimit, Unread, image_key, record_key
+from bintally.bins.objects import DENIED, SIGN, MemoryLimit, Unread, image_key, record_key
 from bintally.bins.record import BadBin, parse_record
 from bintally.bins.shards import Bin
 from bintally.bins.source import Source
@@ -83,7 +83,7 @@ def select_bins(source: Source, fetch: Fetch, staging: Staging) -> Subset:
                 if labels[bin_id] in fetch.counts:
                     usable.append(bin_id)
             if not asins and set(rejected.values()) == {f"record {DENIED.reason}"}:
-                remedy = "check fetch.source, or set fetch.anonymous: false to sign with AWS credentials"
+                remedy = f"check fetch.source, or {SIGN}"
                 records_denied = f"each of {len(rejected)} records, such as {record_key(batch[0])}"
                 raise UserError(f"{fetch.source}: access denied to {records_denied}; {remedy}")
             if not fetch.per_count:  # the goal is then all candidates, those of other counts included
@@ -111,6 +111,7 @@ def select_bins(source: Source, fetch: Fetch, staging: Staging) -> Subset:
     if not counts:
         reasons = Counter(rejected.values()).most_common(1)
         why = f"most often: {reasons[0][0]}" if reasons else "none has one of the counts"
+        why += f"; {SIGN}" if reasons and reasons[0][0].endswith(DENIED.reason) else ""
         subject = f"none of {len(candidates)} bins of {fetch.source} with counts {fetch.counts}"
         raise UserError(f"{subject} can be used; {why}")
     for count in fetch.counts:

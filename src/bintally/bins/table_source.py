@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bintally.bins.folder import FolderSource
-from bintally.bins.objects import Unread, record_key
+from bintally.bins.objects import DENIED, SIGN, Unread, record_key
 from bintally.bins.record import ID_PATTERN, MAX_PATH
 from bintally.bins.s3 import S3Source
 from bintally.bins.table_records import TableRecords
@@ -172,9 +172,10 @@ class TableSource:
         store = S3Source(root) if bucket else FolderSource(Path(folder), folder, 1)
         ((_, body),) = store.read([key])
         if not isinstance(body, bytes):
+            sign = f", or {SIGN}" if body == DENIED else ""
             raise UserError(
                 f"{name} {body.reason if isinstance(body, Unread) else 'does not exist'}; check "
-                f"{'fetch.source' if name == self._fetch.source else 'fetch.table.items_file'}"
+                f"{'fetch.source' if name == self._fetch.source else 'fetch.table.items_file'}{sign}"
             )
         by_name, column = {one.casefold(): one for one in self._names().values()}, getattr(self._columns, needed)
         bad: tuple[int, BadRow] | None = None
