@@ -1,6 +1,7 @@
 """The bins and predictions of the last `dvc repro`, as arrays, for the report and the notebook."""
 
 import json
+import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from bintally import paths
 from bintally.bins.images import decode_fetched
 from bintally.bins.shards import Entry, ShardReader, read_index
 from bintally.errors import UserError
-from bintally.files import read_columns, read_csv
+from bintally.files import iter_csv, read_columns
 from bintally.scoring.decoding import DECODINGS, FOR_ACCURACY
 from bintally.scoring.metrics import Counts, Floats, LabelledPredictions
 from bintally.scoring.references import BenchmarkRow
@@ -112,23 +113,29 @@ def load_collection() -> Collection:
 
 
 def _read_outs() -> Collection:
-    entries, predictions = read_index(paths.BINS), read_csv(paths.PREDICTIONS)
+    entries = read_index(paths.BINS)
     ids, counts, splits = read_columns(paths.SPLITS, "id", "count", "split")
-    judged, near_duplicate_of, reasons, *measures = read_columns(
-        paths.QUALITY, "id", "near_duplicate_of", "reasons", *MEASURES
-    )
+    judged, near_duplicate_of, reasons = read_columns(paths.QUALITY, "id", "near_duplicate_of", "reasons")
+    measures = _measures()
     benchmark, metrics = (
         json.loads(path.read_text(encoding="utf-8")) for path in (paths.BENCHMARK, paths.TEST_METRICS)
     )
     for path, column in ((paths.QUALITY, judged), (paths.SPLITS, ids)):
         if column != [entry.id for entry in entries]:
             raise UserError(f"{path} has other bins than {paths.BINS}; run `dvc repro`")
-    classes = [int(name[1:]) for name in predictions[0] if name[0] == "p" and name[1:].isdecimal()]
+    classes = [int(name[1:]) for name in next(iter_csv(paths.PREDICTIONS), {}) if re.fullmatch("p[0-9]+", name)]
+    if not classes:
+        raise ValueError(f"{paths.PREDICTIONS} has no row with probabilities")
+    test_ids, test_groups, truth, low, high, unsure = read_columns(
+        paths.PREDICTIONS, "id", "group", "count", "low", "high", "unsure"
+    )
+    predicted = dict(zip(DECODINGS, read_columns(paths.PREDICTIONS, *DECODINGS), strict=True))
+    probabilities = read_columns(paths.PREDICTIONS, *(f"p{count}" for count in classes))
     bins = zip(ids, counts, splits, strict=True)
     test = [(bin_id, count) for bin_id, count, split in bins if split == "test" and int(count) in classes]
-    if [(line["id"], line["count"]) for line in predictions] != test:
+    if list(zip(test_ids, truth, strict=True)) != test:
         raise UserError(f"{paths.PREDICTIONS} has other test bins than {paths.SPLITS}; run `dvc repro`")
-    right = np.mean([line[FOR_ACCURACY] == line["count"] for line in predictions])
+    right = np.mean(np.array(predicted[FOR_ACCURACY]) == np.array(truth))
     if abs(metrics[FOR_ACCURACY]["accuracy"] - right) > 1e-5:
         raise UserError(f"{paths.TEST_METRICS} is not of {paths.PREDICTIONS}; run `dvc repro`, or `dvc checkout`")
     reader = ShardReader(paths.BINS)
@@ -142,27 +149,29 @@ def _read_outs() -> Collection:
         counts=np.array([entry.count for entry in entries]),
         groups=[entry.group for entry in entries],
         splits=splits,
-        quality=Quality(
-            {
-                name: np.array([float(one or "nan") for one in column])
-                for name, column in zip(MEASURES, measures, strict=True)
-            },
-            [row_of[first] if first else None for first in near_duplicate_of],
-            reasons,
-        ),
+        quality=Quality(measures, [row_of[first] if first else None for first in near_duplicate_of], reasons),
         products=_products(map(reader.record, entries)),
-        test_rows=np.array([row_of[line["id"]] for line in predictions]),
+        test_rows=np.array([row_of[bin_id] for bin_id in test_ids]),
         predictions=LabelledPredictions(
-            np.array([[float(line[f"p{count}"]) for count in classes] for line in predictions]),
-            np.array([int(line["count"]) for line in predictions]),
-            [line["group"] for line in predictions],
+            np.stack([np.array(column, np.float64) for column in probabilities], 1),
+            np.array(truth, np.int64),
+            test_groups,
             classes,
         ),
-        predicted_counts={rule: np.array([int(line[rule]) for line in predictions]) for rule in DECODINGS},
-        prediction_sets=np.array([[int(line["low"]), int(line["high"])] for line in predictions]),
-        unsure=np.array([line["unsure"] == "1" for line in predictions]),
+        predicted_counts={rule: np.array(column, np.int64) for rule, column in predicted.items()},
+        prediction_sets=np.stack([np.array(low, np.int64), np.array(high, np.int64)], 1),
+        unsure=np.array(unsure) == "1",
         reader=reader,
     )
+
+
+def _measures() -> dict[str, Floats]:
+    """MEASURES of all bins: as numbers from the start, as half a million rows of text take 300 MiB."""
+    columns = {name: array("d") for name in MEASURES}
+    for row in iter_csv(paths.QUALITY):
+        for name, column in columns.items():
+            column.append(float(row[name] or "nan"))
+    return {name: np.array(column) for name, column in columns.items()}
 
 
 def _products(records: Iterable[bytes]) -> Products:
