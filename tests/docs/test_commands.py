@@ -153,7 +153,7 @@ NOT_RUN = {
     "python benchmarks/scale.py --image-size 32 --epochs 3": BENCHMARK,
     "python benchmarks/scale.py --bins 10000 --image-size 32 --epochs 3 --interrupt": BENCHMARK,
     "python benchmarks/scale.py --bins 100000 --image-size 32 --epochs 3 --interrupt": BENCHMARK,
-    "python benchmarks/scale.py --bins 535234 --image-size 32 --only fetch": BENCHMARK,
+    "python benchmarks/scale.py --bins 535234 --image-size 32 --epochs 3 --interrupt": BENCHMARK,
     "python benchmarks/train.py": BENCHMARK,
     "python benchmarks/train.py --only stages --image-size 192": BENCHMARK,
     "python benchmarks/train.py --only full --backbone resnet50 --image-size 224 --batch-size 256 --bins 6144 "
