@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from bintally.paths import OUT_FOLDERS
+
 if TYPE_CHECKING:  # takes time, and commands begin with this module
     from pydantic import BaseModel, ValidationError
 
@@ -69,6 +71,6 @@ def missing_out_as_user_error() -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         name = os.fsdecode(error.filename or "")
-        if not name.startswith(("data/", "models/", "metrics/")):  # of dvc.yaml, as bintally.paths has them
+        if not name.startswith(OUT_FOLDERS):
             raise
         raise UserError(f"{name} does not exist: `dvc repro` creates it") from error

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+OUT_FOLDERS = ("data/", "models/", "metrics/")  # of what stages hand to each other
+
 BINS = Path("data/bins")
 CORRECTIONS = Path("data/corrections.csv")  # of no stage: `bintally audit --accept` writes it
 SPLITS = Path("data/splits.csv")

@@ -166,7 +166,7 @@ def _read_outs() -> Collection:
 
 
 def _measures() -> dict[str, Floats]:
-    """MEASURES of all bins: as numbers from the start, as half a million rows of text take 300 MiB."""
+    """MEASURES of all bins, read as numbers from the start, as half a million rows of text take much memory."""
     columns = {name: array("d") for name in MEASURES}
     for row in iter_csv(paths.QUALITY):
         for name, column in columns.items():
